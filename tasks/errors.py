@@ -1,0 +1,190 @@
+"""Every error that Keepwarm raises on purpose. The name is the fact, the fields are the evidence.
+
+    KeepwarmError
+    ├── InvalidRequest            the client sent something that can never work
+    │   ├── PromptTooLong
+    │   ├── IdempotencyMismatch
+    │   └── InvalidSetting        a setting or models.yaml entry, named
+    ├── NotFound
+    │   ├── UnknownModel
+    │   └── JobNotFound
+    ├── CapacityError             it could work, but not now or not here
+    │   ├── QueueFull
+    │   └── ModelDoesNotFit
+    ├── StoreUnavailable
+    ├── ModelError
+    │   ├── ModelNotLoaded        retryable: another worker, or this one a little later
+    │   └── ModelLoadFailed
+    ├── RunnerError               retryable: the job goes on in a new attempt
+    │   ├── RunnerCrashed
+    │   └── RunnerStalled
+    └── LeaseLost                 somebody else owns the job now: stop, write nothing
+
+`code` is what clients, job records and metrics see; it is stable. `is_retryable` says whether a new attempt
+of the same job can succeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class KeepwarmError(Exception):
+    """Base of all; str(error) is a sentence a person can act on."""
+
+    code: ClassVar[str] = "internal_error"
+    is_retryable: ClassVar[bool] = False
+
+
+class InvalidRequest(KeepwarmError):
+    """The request can't be served in this form; `param` names the offending field."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room in the model's context for a single new token."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens, but this model's context holds {context_length} "
+            f"(at least one must stay free for the answer). Shorten the prompt by "
+            f"{prompt_tokens - context_length + 1} tokens or raise context_length in models.yaml.",
+            param="messages",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class IdempotencyMismatch(InvalidRequest):
+    """The Idempotency-Key was used before with another body."""
+
+    code = "idempotency_mismatch"
+
+
+class InvalidSetting(InvalidRequest):
+    """A setting has a value that can't work; the message names the variable and what would be right."""
+
+    code = "invalid_setting"
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}", param=name)
+
+
+class NotFound(KeepwarmError):
+    """The named thing does not exist (any more)."""
+
+    code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """No worker serves a model of this name."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, nearest: Sequence[str]) -> None:
+        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " No worker offers any model right now."
+        super().__init__(f"The model '{model}' does not exist.{hint}")
+        self.model = model
+        self.nearest = tuple(nearest)
+
+
+class JobNotFound(NotFound):
+    """No job of this id: never admitted, or past its retention."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job '{job_id}': it was never admitted here, or its retention ended.")
+
+
+class CapacityError(KeepwarmError):
+    """Nothing wrong with the request; there is no room for it."""
+
+    code = "capacity"
+
+
+class QueueFull(CapacityError):
+    """The waiting line of the model, or of all models, is at its bound."""
+
+    code = "queue_full"
+
+    def __init__(self, *, scope: str, depth: int, limit: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"{depth} jobs already wait for {scope} (limit {limit}). Retry in about {retry_after_s} s."
+        )
+        self.retry_after_s = retry_after_s
+
+
+class ModelDoesNotFit(CapacityError):
+    """The model needs more bytes than the worker's budget can give even when everything else is evicted."""
+
+    code = "model_does_not_fit"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class StoreUnavailable(KeepwarmError):
+    """Redis/Valkey can't be reached, or refuses writes."""
+
+    code = "store_unavailable"
+    is_retryable = True
+
+
+class ModelError(KeepwarmError):
+    """A model can't serve."""
+
+    code = "model_error"
+
+
+class ModelNotLoaded(ModelError):
+    """The worker has no ready runner for this model."""
+
+    code = "model_not_loaded"
+    is_retryable = True
+
+
+class ModelLoadFailed(ModelError):
+    """llama.cpp refused the file, the load stalled, or the runner died while loading."""
+
+    code = "model_load_failed"
+
+
+class RunnerError(KeepwarmError):
+    """The runner process that held the model failed while the job ran."""
+
+    code = "runner_error"
+    is_retryable = True
+
+
+class RunnerCrashed(RunnerError):
+    """The runner process is gone; `exit_code` is negative for a signal."""
+
+    code = "runner_crashed"
+
+    def __init__(self, model: str, exit_code: int | None) -> None:
+        super().__init__(f"The runner of '{model}' died (exit code {exit_code}).")
+        self.exit_code = exit_code
+
+
+class RunnerStalled(RunnerError):
+    """The runner made no step for too long and was killed."""
+
+    code = "runner_stalled"
+
+    def __init__(self, model: str, silent_s: float) -> None:
+        super().__init__(f"The runner of '{model}' made no step for {silent_s:.0f} s and was killed.")
+
+
+class LeaseLost(KeepwarmError):
+    """A higher attempt owns the job; this one must stop and may write nothing."""
+
+    code = "lease_lost"

@@ -1,0 +1,124 @@
+"""What workers offer and hold, and what the controller wants them to hold. Frozen values, stored as JSON. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from tasks.jobs import WorkerId
+
+
+class RunnerState(StrEnum):
+    """Life of one runner process. Draining is irreversible; a stopped or crashed runner is replaced, never revived."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+
+
+RUNNER_NEXT: dict[RunnerState, frozenset[RunnerState]] = {
+    RunnerState.STARTING: frozenset({RunnerState.READY, RunnerState.STOPPED, RunnerState.CRASHED}),
+    RunnerState.READY: frozenset({RunnerState.DRAINING, RunnerState.STOPPED, RunnerState.CRASHED}),
+    RunnerState.DRAINING: frozenset({RunnerState.STOPPED, RunnerState.CRASHED}),
+    RunnerState.STOPPED: frozenset(),
+    RunnerState.CRASHED: frozenset(),
+}
+
+
+class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """One model that a worker could serve, with what is known of its cost there."""
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    context_length: int  # tokens per sequence
+    slots: int
+    bytes: int  # to reserve: measured before if possible, else estimated
+    load_ms: int  # measured before if possible, else estimated from the bytes
+    file_bytes: int = 0
+    description: str = ""  # e.g. "llama 1.8M Q8_0"
+    pinned: bool = False
+    ttl_s: int | None = None  # unload after this long without a job
+    replicas: int = 0  # keep at least this many warm
+    max_replicas: int = 1
+    fallback: str | None = None
+    failure: str | None = None  # why the last load failed; cleared when the file changes or a retry succeeds
+
+
+class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One runner as its worker sees it."""
+
+    pid: int
+    model: str
+    state: RunnerState
+    bytes: int
+    slots: int
+    in_flight: int
+    since_ms: int  # when it entered this state
+    idle_since_ms: int | None = None  # None while something runs
+    progress: float = 1.0  # of the load
+
+
+class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's heartbeat; a worker without a fresh one is gone."""
+
+    id: WorkerId
+    pid: int
+    host: str
+    device: str  # "cpu", "cuda:0 NVIDIA H100"
+    budget_bytes: int
+    used_bytes: int
+    started_ms: int
+    is_draining: bool = False
+    placement_epoch: int = 0  # newest placement that this worker has acted on
+    offers: tuple[ModelOffer, ...] = ()
+    runners: tuple[RunnerReport, ...] = ()
+
+
+class WorkerPlacement(msgspec.Struct, frozen=True, kw_only=True):
+    """Desired state of one worker. What it holds beyond `hold` may be evicted when bytes are needed;
+    what is in `evict` goes at once (drained first)."""
+
+    hold: tuple[str, ...] = ()
+    evict: tuple[str, ...] = ()
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Desired state of the fleet. A higher epoch always wins."""
+
+    epoch: int = 0
+    workers: dict[str, WorkerPlacement] = {}
+
+
+class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs of one model that wait."""
+
+    model: str
+    depth: int
+    oldest_age_ms: int
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """All live workers at one moment of the store's clock."""
+
+    now_ms: int
+    workers: tuple[WorkerReport, ...] = ()
+
+    def offers(self) -> dict[str, ModelOffer]:
+        """One offer per model id; a worker where the model works wins over one where it failed."""
+        best: dict[str, ModelOffer] = {}
+        for worker in self.workers:
+            for offer in worker.offers:
+                known = best.get(offer.id)
+                if known is None or (known.failure and not offer.failure):
+                    best[offer.id] = offer
+        return best
+
+    def has_ready_runner(self, model: str) -> bool:
+        return any(
+            runner.model == model and runner.state is RunnerState.READY
+            for worker in self.workers
+            for runner in worker.runners
+        )

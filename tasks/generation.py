@@ -1,0 +1,75 @@
+"""What a job asks the engine for. Validated at the HTTP edge, stored as JSON in the job record. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn, text only; `role` is system, developer, user, assistant or tool."""
+
+    role: str
+    content: str = ""
+    name: str | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How tokens are drawn; the defaults are llama-server's. Temperature 0 is greedy and ignores the filters.
+
+    `seed` is drawn at admission when the client gives none, so that a later attempt continues the same
+    random stream: token number n of a job always uses the uniform number (seed, n).
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40  # 0 = off
+    top_p: float = 0.95  # 1 = off
+    min_p: float = 0.05  # 0 = off
+    typical_p: float = 1.0  # 1 = off
+    repeat_penalty: float = 1.0  # 1 = off
+    repeat_last_n: int = 64  # tokens that the penalties look back on
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[str, float] = {}  # token id (decimal) → added to its logit
+    seed: int = 0  # 0 ≤ seed < 2**63
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The whole request of one job: exactly one of `messages` and `prompt` is set."""
+
+    model: str
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    sampling: SamplingParams = SamplingParams()
+    max_tokens: int | None = None  # None: until the context is full
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: off; 0: of the chosen token only; n: and the n most likely
+
+
+FinishReason = Literal["stop", "length"]
+
+
+def decode_request(payload: bytes) -> GenerationRequest:
+    """The stored JSON back as a request; raises msgspec.ValidationError on a record from another version."""
+    return _DECODER.decode(payload)
+
+
+def encode_request(request: GenerationRequest) -> bytes:
+    return _ENCODER.encode(request)
+
+
+_DECODER = msgspec.json.Decoder(GenerationRequest)
+_ENCODER = msgspec.json.Encoder()
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Natural-log probability of one generated token and of its likeliest rivals (text, logprob)."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+JsonObject = dict[str, Any]

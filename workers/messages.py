@@ -1,0 +1,110 @@
+"""What a worker and its runner processes say to each other: two closed unions, msgpack frames over a socket pair.
+
+No pickle: a runner is a sandbox for native code and untrusted model files, so its bytes are parsed, never executed.
+A frame is a 4-byte big-endian length and a msgpack map. Closing the socket ends the runner.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tasks.generation import FinishReason, GenerationRequest, TokenLogprob
+from tasks.jobs import JobError
+
+# ---- worker → runner
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Start a sequence under `key` (unique in this runner's life)."""
+
+    key: int
+    request: GenerationRequest
+    forced_ids: tuple[int, ...] = ()  # already published: prefill them, don't emit their text again
+    emitted_text: str = ""  # already published text of the forced ids
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """End the sequence within one step; answered by Done with reason None."""
+
+    key: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Free the model and exit with 0."""
+
+
+ToRunner = Generate | Cancel | Shutdown
+
+# ---- runner → worker
+
+
+class LoadProgress(msgspec.Struct, frozen=True, tag=True):
+    """0 to 1; sent at most every 100 ms while the weights load."""
+
+    fraction: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The model is warm."""
+
+    context_length: int  # tokens per sequence
+    slots: int
+    load_ms: int
+    weight_bytes: int  # size of all tensors
+    kv_bytes: int
+    compute_bytes: int
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model can't be loaded; the runner exits."""
+
+    reason: str
+
+
+class Accepted(msgspec.Struct, frozen=True, tag=True):
+    """The prompt was rendered and counted; prefill follows."""
+
+    key: int
+    prompt_tokens: int
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """The request can't run (prompt too long, template error, …); nothing was generated."""
+
+    key: int
+    error: JobError
+
+
+class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """New text of one sequence, with the ids of all tokens since its previous TokenOut."""
+
+    key: int
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Done(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The sequence ended and its slot is free. `finish_reason` None: it was cancelled."""
+
+    key: int
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int  # forced ids included
+    cached_tokens: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """All output of one engine step. `number` counts steps: its movement is the proof of life."""
+
+    number: int
+    outputs: tuple[TokenOut | Done, ...]
+
+
+class Fatal(msgspec.Struct, frozen=True, tag=True):
+    """The engine can't go on; the runner exits right after."""
+
+    reason: str
+
+
+FromRunner = LoadProgress | Ready | LoadFailed | Accepted | Rejected | Step | Fatal
