@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from workers.messages import Done, Generate, Ready, TokenOut
+
+if TYPE_CHECKING:  # a worker needs EngineConfig, not numpy
+    from workers.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,21 +27,29 @@ class EngineConfig:
     prefill_chunk: int = 512  # prompt tokens per step at most
 
 
+class EngineFailed(Exception):
+    """The engine can't go on: the runner reports Fatal and exits; its jobs continue in new attempts elsewhere."""
+
+
+class ProgressCallback(Protocol):
+    def __call__(self, fraction: float) -> None: ...
+
+
 class Engine(Protocol):
-    """Single-threaded: every method is called by the one thread that owns the context."""
+    """Single-threaded: every method is called by the one thread that owns the context, `prepare` excepted."""
 
     def load(self, progress: ProgressCallback) -> Ready:
         """Load the weights and create the context. Raises ModelLoadFailed."""
         ...
 
-    def prepare(self, message: Generate) -> PreparedPrompt:
-        """Render the chat template and tokenise. The one method that any thread may call after load.
+    def prepare(self, message: Generate) -> Sequence:
+        """Render the chat template, tokenise, replay the forced ids. Any thread may call this after load.
 
         Raises InvalidRequest (PromptTooLong among others)."""
         ...
 
-    def add(self, prompt: PreparedPrompt) -> None:
-        """Start a sequence at the next step; waits inside the engine while no slot is free."""
+    def add(self, sequence: Sequence) -> None:
+        """Start a sequence at the next step; it waits inside the engine while no slot is free."""
         ...
 
     def cancel(self, key: int) -> None:
@@ -49,19 +60,7 @@ class Engine(Protocol):
     def has_work(self) -> bool: ...
 
     def step(self) -> tuple[TokenOut | Done, ...]:
-        """Decode one batch and return what it produced, in order."""
+        """Decode one batch and return what it produced, in order. Raises EngineFailed."""
         ...
 
     def close(self) -> None: ...
-
-
-class ProgressCallback(Protocol):
-    def __call__(self, fraction: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedPrompt:
-    """A tokenised request, ready to be scheduled."""
-
-    message: Generate
-    prompt_ids: tuple[int, ...]

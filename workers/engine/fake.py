@@ -1,0 +1,157 @@
+"""An engine without a model: deterministic text at a configurable pace, for tests and for measuring everything else.
+
+Its "model" is a hash of all tokens so far, so a slip in positions, prefixes or slots changes the text. The words come
+from a small list; the prompt is counted in UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import zlib
+from collections.abc import Sequence as Items
+
+import numpy as np
+
+from tasks.errors import ModelLoadFailed
+from tasks.generation import GenerationRequest
+from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
+from workers.engine.fake_behaviour import FakeBehaviour
+from workers.engine.sampling import Floats
+from workers.engine.sequence import Sequence
+from workers.engine.step_loop import Slice, StepLoop
+from workers.engine.vocabulary import Vocabulary
+from workers.messages import Done, Generate, Ready, TokenOut
+
+_WORDS = (
+    "warm cold pool queue model token river stone light water seven eleven green amber north quiet "
+    "runs waits holds sings moves grows turns falls over under near after with from into and"
+).split()
+_SIGNS = (".", ",", "!", "?", "\n", " Ü", " 本", " 🙂")
+EOG_ID = 256 + len(_WORDS) + len(_SIGNS)
+VOCABULARY = Vocabulary(
+    pieces=(
+        *(bytes([byte]) for byte in range(256)),
+        *(b" " + word.encode() for word in _WORDS),
+        *(sign.encode() for sign in _SIGNS),
+        b"",
+    ),
+    eog_ids=frozenset({EOG_ID}),
+)
+
+
+class FakeBackend:
+    """Remembers the tokens of each slot like a KV cache, and hashes them into logits."""
+
+    vocabulary = VOCABULARY
+
+    def __init__(self, slots: int, behaviour: FakeBehaviour) -> None:
+        self._kv: list[list[int]] = [[] for _ in range(slots)]
+        self._hashes: list[list[int]] = [[] for _ in range(slots)]  # running CRC after each token
+        self._behaviour = behaviour
+        self.batch_sizes: list[int] = []
+
+    def decode(self, batch: Items[Slice]) -> Floats:
+        self._pace(sum(len(part.tokens) for part in batch))
+        rows = []
+        for part in batch:
+            kv, hashes = self._kv[part.slot], self._hashes[part.slot]
+            if part.start != len(kv):
+                raise EngineFailed(f"slot {part.slot} holds {len(kv)} tokens, but the batch starts at {part.start}")
+            for token in part.tokens:
+                kv.append(token)
+                hashes.append(zlib.crc32(token.to_bytes(4, "big"), hashes[-1] if hashes else 0))
+            self._act_on(part)
+            if part.wants_logits:
+                rows.append(self._logits(hashes[-1]))
+        return np.array(rows, dtype=np.float32).reshape(len(rows), len(VOCABULARY))
+
+    def keep_prefix(self, slot: int, length: int) -> int:
+        del self._kv[slot][length:]
+        del self._hashes[slot][length:]
+        return length
+
+    def _pace(self, tokens: int) -> None:
+        behaviour = self._behaviour
+        delay_s = behaviour.step_ms / 1e3 + tokens * behaviour.prefill_us_per_token / 1e6
+        if delay_s > 0:
+            time.sleep(delay_s)
+
+    def _act_on(self, part: Slice) -> None:
+        behaviour = self._behaviour
+        if len(part.tokens) == 1 or not (behaviour.crash_on or behaviour.stall_on or behaviour.fail_on):
+            return
+        text = b"".join(VOCABULARY.pieces[token] for token in self._kv[part.slot]).decode("utf-8", "replace")
+        if behaviour.crash_on and behaviour.crash_on in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if behaviour.stall_on and behaviour.stall_on in text:
+            time.sleep(3600)
+        if behaviour.fail_on and behaviour.fail_on in text:
+            raise EngineFailed("The fake engine was told to fail.")
+
+    def _logits(self, digest: int) -> Floats:
+        logits = np.full(len(VOCABULARY), -20.0, dtype=np.float32)
+        # A handful of rivals, far enough apart that the draw and the argmax have something to choose from.
+        for rank in range(6):
+            digest = zlib.crc32(b"rival", digest)
+            logits[256 + digest % (len(_WORDS) + len(_SIGNS))] = 6.0 - rank
+        if digest % self._behaviour.mean_tokens == 0:
+            logits[EOG_ID] = 9.0
+        return logits
+
+
+class FakeEngine:
+    """Engine over FakeBackend; see `workers.engine.base.Engine` for the contract."""
+
+    def __init__(self, config: EngineConfig, behaviour: FakeBehaviour | None = None) -> None:
+        self._config = config
+        self._behaviour = behaviour or FakeBehaviour()
+        self._loop = StepLoop(
+            FakeBackend(config.slots, self._behaviour),
+            slots=config.slots,
+            context_length=config.context_length,
+            prefill_chunk=config.prefill_chunk,
+        )
+
+    def load(self, progress: ProgressCallback) -> Ready:
+        started = time.monotonic()
+        for tenth in range(1, 11):
+            if self._behaviour.load_s > 0:
+                time.sleep(self._behaviour.load_s / 10)
+            progress(tenth / 10)
+        if self._behaviour.load_error:
+            raise ModelLoadFailed(self._behaviour.load_error)
+        return Ready(
+            context_length=self._config.context_length,
+            slots=self._config.slots,
+            load_ms=round((time.monotonic() - started) * 1e3),
+            weight_bytes=self._behaviour.weight_bytes,
+            kv_bytes=self._config.context_length * self._config.slots * 64,
+            compute_bytes=0,
+        )
+
+    def prepare(self, message: Generate) -> Sequence:
+        return self._loop.sequence(message, tuple(_prompt_text(message.request).encode()))
+
+    def add(self, sequence: Sequence) -> None:
+        self._loop.add(sequence)
+
+    def cancel(self, key: int) -> None:
+        self._loop.cancel(key)
+
+    @property
+    def has_work(self) -> bool:
+        return self._loop.has_work
+
+    def step(self) -> tuple[TokenOut | Done, ...]:
+        return self._loop.step()
+
+    def close(self) -> None:
+        pass
+
+
+def _prompt_text(request: GenerationRequest) -> str:
+    if request.messages is None:
+        return request.prompt or "\n"
+    return "".join(f"{turn.role}: {turn.content}\n" for turn in request.messages) + "assistant:"

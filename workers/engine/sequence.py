@@ -1,0 +1,186 @@
+"""One generation: its ids, the text they make, and when it ends. Pure: no llama.cpp, no clock.
+
+Text leaves a sequence only when later tokens can't take it back: bytes wait until their character is complete,
+and characters wait while they may be the start of a stop string.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence as Ids
+
+from tasks.errors import InvalidRequest
+from tasks.generation import FinishReason, TokenLogprob
+from workers.engine.sampling import Sampler
+from workers.engine.vocabulary import Vocabulary
+from workers.messages import Done, Generate, TokenOut
+
+
+class TextAssembler:
+    """Turns pieces into text that may be shown: whole characters, cut before the first stop string."""
+
+    __slots__ = ("_decode", "_stops", "held", "stopped")
+
+    def __init__(self, stops: Ids[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.held = ""  # whole characters that may be the start of a stop string
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        """The text that became certain with this piece. Sets `stopped` when a stop string is complete."""
+        text = self._decode(piece)
+        if not self._stops or not text:
+            return text
+        return self._release(self.held + text)
+
+    def flush(self) -> str:
+        """All that was held back, at the end of a generation; an incomplete character becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        text = self.held + self._decode(b"", True)
+        self.held = ""
+        return text
+
+    def _release(self, text: str) -> str:
+        found = [at for at in map(text.find, self._stops) if at >= 0]
+        if found:
+            self.stopped, self.held = True, ""
+            return text[: min(found)]
+        certain = len(text) - max(possible_overlap(text, stop) for stop in self._stops)
+        self.held = text[certain:]
+        return text[:certain]
+
+
+def possible_overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper start of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+class Sequence:
+    """A generation in the engine: `tokens` is prompt + completion, of which the KV cache holds the first `decoded`.
+
+    A resumed generation replays its forced ids here, so that everything below goes on as if it had never stopped.
+    """
+
+    __slots__ = (
+        "_assembler",
+        "_backlog",
+        "_eog_ids",
+        "_limit",
+        "_logprobs",
+        "_new_ids",
+        "_pieces",
+        "_skip",
+        "cached_tokens",
+        "decoded",
+        "finish_reason",
+        "key",
+        "prompt_tokens",
+        "sampler",
+        "slot",
+        "tokens",
+    )
+
+    def __init__(
+        self, message: Generate, prompt_ids: Ids[int], vocabulary: Vocabulary, context_length: int
+    ) -> None:
+        """Raises InvalidRequest when a bias or a forced id doesn't fit the model, or the published text the ids."""
+        request = message.request
+        self.key = message.key
+        self.slot = -1
+        self.tokens = list(prompt_ids)
+        self.prompt_tokens = len(self.tokens)
+        self.decoded = 0
+        self.cached_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.sampler = Sampler(request, vocabulary)
+        self._pieces = vocabulary.pieces
+        self._eog_ids: frozenset[int] = frozenset() if request.ignore_eos else vocabulary.eog_ids
+        self._assembler = TextAssembler(request.stop)
+        # Both limits are one bound on the number of all tokens.
+        budget = context_length if request.max_tokens is None else self.prompt_tokens + request.max_tokens
+        self._limit = min(context_length, budget)
+        self._new_ids: list[int] = []  # since the last TokenOut
+        self._logprobs: list[TokenLogprob] = []
+        self._backlog = ""  # certain text that was not published before the resume
+        self._skip = 0  # characters to come that were
+        self._replay(message.forced_ids, message.emitted_text)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the model has not seen yet: more than one in prefill, exactly one while generating."""
+        return len(self.tokens) - self.decoded
+
+    def accept(self, token: int, logprob: TokenLogprob | None = None) -> TokenOut | None:
+        """Take the next sampled token; the output it makes certain, if any. May set `finish_reason`."""
+        self._new_ids.append(token)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        text = self._advance(token)
+        if self.finish_reason is not None:
+            text += self._assembler.flush()
+        return self._publish(text) if text else None
+
+    def leftover(self) -> TokenOut | None:
+        """What a resume found certain but unpublished; asked once, when the sequence starts."""
+        text, self._backlog = self._backlog, ""
+        return self._publish(text) if text else None
+
+    def done(self) -> Done:
+        return Done(
+            key=self.key,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+        )
+
+    def _advance(self, token: int) -> str:
+        # 1 end token, 2 stop string, 3 limits: the first that holds gives the reason.
+        self.tokens.append(token)
+        if token in self._eog_ids:
+            self.finish_reason = "stop"
+            return ""
+        text = self._assembler.push(self._pieces[token])
+        if self._assembler.stopped:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self._limit:
+            self.finish_reason = "length"
+        return text
+
+    def _publish(self, text: str) -> TokenOut | None:
+        if self._skip:
+            skipped = min(self._skip, len(text))
+            self._skip -= skipped
+            text = text[skipped:]
+            if not text:
+                return None
+        output = TokenOut(self.key, text, tuple(self._new_ids), tuple(self._logprobs))
+        self._new_ids.clear()
+        self._logprobs.clear()
+        return output
+
+    def _replay(self, forced_ids: Ids[int], emitted_text: str) -> None:
+        if any(not 0 <= token < len(self._pieces) for token in forced_ids):
+            raise InvalidRequest("The published tokens are not of this model.", param="forced_ids")
+        text = ""
+        if len(self.tokens) >= self._limit:
+            self.finish_reason = "length"  # max_tokens 0
+        for token in forced_ids:
+            if self.finish_reason is not None:
+                break
+            text += self._advance(token)
+        if self.finish_reason is not None:
+            text += self._assembler.flush()
+        if not (text + self._assembler.held).startswith(emitted_text):
+            raise InvalidRequest("The published text is not what the published tokens make.", param="emitted_text")
+        self._backlog = text[len(emitted_text) :]
+        self._skip = max(0, len(emitted_text) - len(text))

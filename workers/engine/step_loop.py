@@ -1,0 +1,177 @@
+"""The continuous-batching loop: waiting sequences take slots, every step decodes one batch of all of them.
+
+Knows nothing of llama.cpp: a Backend decodes. One step = admit → share out the batch → decode → sample → publish.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Items
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from tasks.errors import PromptTooLong
+from workers.engine import scheduler
+from workers.engine.base import EngineFailed
+from workers.engine.sampling import Floats
+from workers.engine.sequence import Sequence
+from workers.engine.vocabulary import Vocabulary
+from workers.messages import Done, Generate, TokenOut
+
+
+class Slice(NamedTuple):
+    """Tokens of one slot in a batch."""
+
+    slot: int
+    start: int  # position of the first one
+    tokens: list[int]
+    wants_logits: bool  # of the last one
+
+
+class NoRoom(Exception):
+    """The KV cache can't take this batch; nothing was changed."""
+
+
+class Backend(Protocol):
+    """A model that decodes batches; one thread owns it."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def decode(self, batch: Items[Slice]) -> Floats:
+        """One row of logits per slice that wants them, in order, valid until the next call.
+
+        Slices come in ascending order of their slots. Raises NoRoom or EngineFailed."""
+        ...
+
+    def keep_prefix(self, slot: int, length: int) -> int:
+        """Forget all but the first `length` tokens of a slot; the number really kept (0 where tails can't be cut)."""
+        ...
+
+
+class StepLoop:
+    """Sequences, slots and steps on top of one backend."""
+
+    def __init__(self, backend: Backend, *, slots: int, context_length: int, prefill_chunk: int) -> None:
+        self._backend = backend
+        self._context_length = context_length
+        self._prefill_chunk = prefill_chunk
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
+        self._free = set(range(slots))
+        self._cached: list[list[int]] = [[] for _ in range(slots)]  # what each free slot's KV cache holds
+        self._used_at = dict.fromkeys(range(slots), 0)
+        self._outbox: list[TokenOut | Done] = []  # outputs that need no decode: cancelled, already complete
+        self._steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting or self._outbox)
+
+    def sequence(self, message: Generate, prompt_ids: Items[int]) -> Sequence:
+        """Raises PromptTooLong, or InvalidRequest for what doesn't fit the vocabulary. Safe in any thread."""
+        if len(prompt_ids) + 1 > self._context_length:
+            raise PromptTooLong(prompt_tokens=len(prompt_ids), context_length=self._context_length)
+        return Sequence(message, prompt_ids, self._backend.vocabulary, self._context_length)
+
+    def add(self, sequence: Sequence) -> None:
+        leftover = sequence.leftover()
+        if leftover is not None:
+            self._outbox.append(leftover)
+        if sequence.finish_reason is not None:  # the forced ids were already the whole text
+            self._outbox.append(sequence.done())
+        else:
+            self._waiting.append(sequence)
+
+    def cancel(self, key: int) -> None:
+        for sequence in self._running:
+            if sequence.key == key:
+                self._release(sequence)
+                self._outbox.append(sequence.done())
+                return
+        for sequence in self._waiting:
+            if sequence.key == key:
+                self._waiting.remove(sequence)
+                self._outbox.append(sequence.done())
+                return
+
+    def step(self) -> tuple[TokenOut | Done, ...]:
+        self._steps += 1
+        outputs, self._outbox = self._outbox, []
+        while self._waiting and self._free:
+            self._admit(self._waiting.popleft())
+        if self._running:
+            self._decode_and_sample(outputs)
+        return tuple(outputs)
+
+    def _admit(self, sequence: Sequence) -> None:
+        # The last token is always decoded again: its logits are needed and were not kept.
+        reusable = {
+            slot: min(scheduler.common_prefix(self._cached[slot], sequence.tokens), len(sequence.tokens) - 1)
+            for slot in self._free
+        }
+        busy = {other.slot for other in self._running}
+        slot = scheduler.choose_slot(reusable, len(sequence.tokens), busy, self._used_at)
+        sequence.slot = slot
+        sequence.decoded = self._backend.keep_prefix(slot, reusable[slot])
+        sequence.cached_tokens = min(sequence.decoded, sequence.prompt_tokens)
+        self._free.remove(slot)
+        self._running.append(sequence)
+        self._running.sort(key=lambda running: running.slot)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._free.add(sequence.slot)
+        self._cached[sequence.slot] = sequence.tokens[: sequence.decoded]
+        self._used_at[sequence.slot] = self._steps
+
+    def _decode_and_sample(self, outputs: list[TokenOut | Done]) -> None:
+        sampled, logits = self._decode()
+        if not sampled:
+            return
+        if np.isnan(logits[:, 0]).any():
+            raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
+        likeliest = logits.argmax(axis=1).tolist()
+        for row, sequence in enumerate(sampled):
+            sampler = sequence.sampler
+            if sampler.is_argmax:
+                output = sequence.accept(likeliest[row])
+            else:
+                token = sampler.pick(logits[row], sequence.tokens, sequence.completion_tokens)
+                wants = sampler.logprobs is not None
+                output = sequence.accept(token, sampler.logprob_of(logits[row], token) if wants else None)
+            if output is not None:
+                outputs.append(output)
+            if sequence.finish_reason is not None:
+                self._release(sequence)
+                outputs.append(sequence.done())
+
+    def _decode(self) -> tuple[list[Sequence], Floats]:
+        """Decode the next batch, with less prefill while the KV cache has no room for it."""
+        chunk = self._prefill_chunk
+        while True:
+            granted = scheduler.shares([sequence.pending for sequence in self._running], chunk, self._steps)
+            batch = [
+                Slice(
+                    sequence.slot,
+                    sequence.decoded,
+                    sequence.tokens[sequence.decoded : sequence.decoded + count],
+                    count == sequence.pending,
+                )
+                for sequence, count in zip(self._running, granted, strict=True)
+                if count
+            ]
+            try:
+                logits = self._backend.decode(batch)
+                break
+            except NoRoom:
+                if chunk <= 1:
+                    raise EngineFailed("The KV cache has no room for the running sequences.") from None
+                chunk //= 2
+        sampled = []
+        for sequence, count in zip(self._running, granted, strict=True):
+            sequence.decoded += count
+            if count and sequence.decoded == len(sequence.tokens):
+                sampled.append(sequence)
+        return sampled, logits

@@ -1,0 +1,22 @@
+"""What the step loop needs to know about a model's tokens. Pure data; each backend builds one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """Token id → bytes, and the ids that end a text."""
+
+    pieces: tuple[bytes, ...]  # UTF-8 fragment of each id; empty for control tokens, which never become text
+    eog_ids: frozenset[int]  # every one of them ends a generation
+    bos_text: str = ""
+    eos_text: str = ""
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def text_of(self, token: int) -> str:
+        """One token on its own, for log-probability lists; parts of characters become U+FFFD."""
+        return self.pieces[token].decode("utf-8", "replace")

@@ -1,0 +1,81 @@
+"""Start a runner process: the parent's half of `workers.runner_process`.
+
+The child gets one end of a socket pair and reads its RunnerConfig from it as one JSON frame (same 4-byte length as
+every other frame). It leads a session of its own, so that a Ctrl-C in the worker's terminal doesn't reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from workers.engine.base import EngineConfig
+from workers.engine.fake_behaviour import FakeBehaviour
+from workers.framing import HEADER_BYTES
+
+EngineKind = Literal["llama_cpp", "fake"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerConfig:
+    """Everything that a runner process needs to know."""
+
+    model: str  # id, for the process title and the log
+    engine: EngineConfig
+    kind: EngineKind = "llama_cpp"
+    fake: FakeBehaviour = field(default_factory=FakeBehaviour)  # read by kind "fake" only
+
+
+def spawn(config: RunnerConfig, log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a runner; its stdout and stderr are appended to `log_path`.
+
+    Closing the socket ends the process. The caller reaps it (`Popen.wait`). Raises OSError."""
+    parent_end, child_end = socket.socketpair()
+    try:
+        with child_end, log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workers.runner_process", "--fd", str(child_end.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(child_end.fileno(),),
+                start_new_session=True,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # ggml would run gdb on an abort
+            )
+        send_config(parent_end, config)
+    except BaseException:
+        parent_end.close()
+        raise
+    return process, parent_end
+
+
+def send_config(connection: socket.socket, config: RunnerConfig) -> None:
+    body = msgspec.json.encode(config, enc_hook=str)
+    connection.sendall(len(body).to_bytes(HEADER_BYTES, "big") + body)
+
+
+def receive_config(connection: socket.socket) -> RunnerConfig:
+    """The child's side of `send_config`. Raises EOFError when the worker has gone already."""
+    size = int.from_bytes(_read_exactly(connection, HEADER_BYTES), "big")
+    return msgspec.json.decode(_read_exactly(connection, size), type=RunnerConfig, dec_hook=_decode_path)
+
+
+def _read_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise EOFError("the worker closed the connection before the runner had started")
+        data += part
+    return data
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    return Path(value) if kind is Path else value

@@ -1,0 +1,234 @@
+"""The main program of a runner: one process, one model, one socket to its worker.
+
+Threads: `receive` parses frames and notices at once that the worker is gone; `prepare` renders and tokenises, so that a
+long prompt never stalls a step; the main thread owns the engine and loops over its steps. Signals are ignored: the
+worker decides, by Shutdown, by closing the socket, or with SIGKILL.
+
+Exit codes: 0 told to go (or the worker is gone), 3 the model could not be loaded, 4 the engine failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, assert_never
+
+import setproctitle
+
+from tasks.errors import KeepwarmError, ModelLoadFailed
+from tasks.jobs import JobError
+from workers.engine.base import Engine, EngineFailed
+from workers.engine.sequence import Sequence
+from workers.framing import BrokenFrame, FrameReader, FrameWriter, RequestDecoder
+from workers.messages import (
+    Accepted,
+    Cancel,
+    Fatal,
+    FromRunner,
+    Generate,
+    LoadFailed,
+    LoadProgress,
+    Rejected,
+    Shutdown,
+    Step,
+)
+from workers.runner_launch import RunnerConfig, receive_config
+
+EXIT_OK, EXIT_LOAD_FAILED, EXIT_ENGINE_FAILED = 0, 3, 4
+PROGRESS_INTERVAL_S = 0.1
+
+Work = Sequence | Cancel | Shutdown  # what reaches the engine thread
+Prepare = Callable[[Generate], Sequence]
+Send = Callable[[FromRunner], None]
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="python -m workers.runner_process", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the worker")
+    connection = socket.socket(fileno=parser.parse_args(arguments).fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        config = receive_config(connection)
+    except (EOFError, OSError):
+        exit_now(EXIT_OK)
+    setproctitle.setproctitle(f"keepwarm runner: {config.model}")
+    RunnerProcess(config, connection).run()
+
+
+def exit_now(code: int) -> NoReturn:
+    """Without interpreter teardown: native threads may be in the middle of a decode."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class RunnerProcess:
+    """Wires socket, threads and engine together."""
+
+    def __init__(self, config: RunnerConfig, connection: socket.socket) -> None:
+        self._config = config
+        self._reader = FrameReader(connection, RequestDecoder())
+        self._writer = FrameWriter(connection)
+        self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._intake = Intake(self._work, self._send)
+        self._is_loaded = False
+
+    def run(self) -> NoReturn:
+        threading.Thread(target=self._receive, name="receive", daemon=True).start()
+        engine = self._load()
+        self._is_loaded = True
+        threading.Thread(target=self._intake.prepare_forever, args=(engine.prepare,), name="prepare", daemon=True).start()
+        try:
+            self._step_until_shutdown(engine)
+        except EngineFailed as error:
+            self._send(Fatal(str(error)))
+            exit_now(EXIT_ENGINE_FAILED)
+        engine.close()
+        exit_now(EXIT_OK)
+
+    def _load(self) -> Engine:
+        try:
+            engine = build_engine(self._config)
+            ready = engine.load(ThrottledProgress(self._send))
+        except ModelLoadFailed as error:
+            self._send(LoadFailed(str(error)))
+            exit_now(EXIT_LOAD_FAILED)
+        self._send(ready)
+        return engine
+
+    def _step_until_shutdown(self, engine: Engine) -> None:
+        number = 0
+        while True:
+            for work in self._take_work(wait=not engine.has_work):
+                match work:
+                    case Sequence():
+                        engine.add(work)
+                    case Cancel(key):
+                        engine.cancel(key)
+                    case Shutdown():
+                        return
+                    case _:
+                        assert_never(work)
+            if engine.has_work:
+                number += 1
+                self._send(Step(number, engine.step()))  # also when empty: its number is the proof of life
+
+    def _take_work(self, *, wait: bool) -> list[Work]:
+        """All that has arrived; blocks for the first item when the engine is idle."""
+        taken = [self._work.get()] if wait else []
+        while not self._work.empty():  # the only consumer: what is there stays there
+            taken.append(self._work.get())
+        return taken
+
+    def _receive(self) -> None:
+        """Ends the process when the worker closes the socket or sends garbage, also during a load or a decode."""
+        try:
+            for message in self._reader:
+                match message:
+                    case Generate():
+                        self._intake.generate(message)
+                    case Cancel():
+                        self._intake.cancel(message)
+                    case Shutdown():
+                        if not self._is_loaded:
+                            exit_now(EXIT_OK)
+                        self._work.put(message)
+                    case _:
+                        assert_never(message)
+        except (BrokenFrame, OSError) as error:
+            print(f"runner: lost the worker: {error}", file=sys.stderr)
+        exit_now(EXIT_OK)
+
+    def _send(self, message: FromRunner) -> None:
+        try:
+            self._writer.send(message)
+        except OSError:  # the worker is gone; nobody needs this process any more
+            exit_now(EXIT_OK)
+
+
+class Intake:
+    """Prepares prompts in their own thread and keeps each Cancel behind the sequence that it ends."""
+
+    def __init__(self, work: queue.SimpleQueue[Work], send: Send) -> None:
+        self._work = work
+        self._send = send
+        self._requests: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._preparing: dict[int, Cancel | None] = {}  # key → the Cancel that came meanwhile
+
+    def generate(self, message: Generate) -> None:
+        with self._lock:
+            self._preparing[message.key] = None
+        self._requests.put(message)
+
+    def cancel(self, message: Cancel) -> None:
+        with self._lock:
+            if message.key in self._preparing:
+                self._preparing[message.key] = message
+                return
+        self._work.put(message)
+
+    def prepare_forever(self, prepare: Prepare) -> None:
+        while True:
+            self._prepare(self._requests.get(), prepare)
+
+    def _prepare(self, message: Generate, prepare: Prepare) -> None:
+        try:
+            sequence = prepare(message)
+        except Exception as error:
+            with self._lock:
+                del self._preparing[message.key]
+            self._send(Rejected(message.key, as_job_error(error)))
+            return
+        self._send(Accepted(message.key, sequence.prompt_tokens))
+        with self._lock:
+            cancel = self._preparing.pop(message.key)
+            self._work.put(sequence)
+            if cancel is not None:
+                self._work.put(cancel)
+
+
+class ThrottledProgress:
+    """Sends load progress at most every PROGRESS_INTERVAL_S, and always the end."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._sent_at = -PROGRESS_INTERVAL_S
+
+    def __call__(self, fraction: float) -> None:
+        now = time.monotonic()
+        if fraction >= 1 or now - self._sent_at >= PROGRESS_INTERVAL_S:
+            self._sent_at = now
+            self._send(LoadProgress(fraction))
+
+
+def as_job_error(error: Exception) -> JobError:
+    """What the client may see of an error in `prepare`: ours in full, a bug by its type only."""
+    if isinstance(error, KeepwarmError):
+        return JobError(code=error.code, message=str(error), param=getattr(error, "param", None))
+    traceback.print_exception(error)  # to the runner's log
+    return JobError(code=KeepwarmError.code, message=f"The request could not be prepared ({type(error).__name__}).")
+
+
+def build_engine(config: RunnerConfig) -> Engine:
+    """Imported late: a fake engine needs no llama.cpp, and importing that takes a quarter of a second."""
+    if config.kind == "fake":
+        from workers.engine.fake import FakeEngine
+
+        return FakeEngine(config.engine, config.fake)
+    from workers.engine.llama_cpp import LlamaEngine
+
+    return LlamaEngine(config.engine)
+
+
+if __name__ == "__main__":
+    main()
