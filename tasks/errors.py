@@ -117,9 +117,7 @@ class QueueFull(CapacityError):
     code = "queue_full"
 
     def __init__(self, *, scope: str, depth: int, limit: int, retry_after_s: int) -> None:
-        super().__init__(
-            f"{depth} jobs already wait for {scope} (limit {limit}). Retry in about {retry_after_s} s."
-        )
+        super().__init__(f"{depth} jobs already wait for {scope} (limit {limit}). Retry in about {retry_after_s} s.")
         self.retry_after_s = retry_after_s
 
 

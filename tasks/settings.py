@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
@@ -44,7 +44,7 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
-def load_settings(cls: type[SettingsT], **overrides: object) -> SettingsT:
+def load_settings(cls: type[SettingsT], **overrides: Any) -> SettingsT:
     """Read the class from the environment. Raises InvalidSetting that names the variable and what would be right."""
     try:
         return cls(**{name: value for name, value in overrides.items() if value is not None})

@@ -61,8 +61,8 @@ Notice = Queued | Loading | Started
 StreamEvent = NumberedEvent | Notice
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(NumberedEvent)
-_ANY_DECODER = msgspec.json.Decoder(StreamEvent)
+_DECODER: msgspec.json.Decoder[NumberedEvent] = msgspec.json.Decoder(NumberedEvent)
+_ANY_DECODER: msgspec.json.Decoder[StreamEvent] = msgspec.json.Decoder(StreamEvent)
 
 
 def encode_event(event: StreamEvent) -> bytes:

@@ -1,0 +1,21 @@
+"""The Celery application: settings from celeryconfig.py, broker from the environment, our tasks."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from tasks.settings import StoreSettings, load_settings
+
+GENERATE = "keepwarm.generate"
+PLAN = "keepwarm.plan"
+DOORBELL = "keepwarm.doorbell"
+
+
+def create_celery_app(settings: StoreSettings) -> Celery:
+    """An application bound to the store of these settings; no connection is made yet."""
+    celery_app = Celery("keepwarm", broker=settings.broker_url, include=["tasks.generate", "tasks.control"])
+    celery_app.config_from_object("celeryconfig")
+    return celery_app
+
+
+app = create_celery_app(load_settings(StoreSettings))

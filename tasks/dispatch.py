@@ -1,0 +1,65 @@
+"""Admission as the front uses it: write the record, send the wake-up, nudge the controller for a cold model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.fleet import Fleet, ModelOffer
+from tasks.generation import GenerationRequest
+from tasks.jobs import Job, Priority, new_job_id
+from tasks.store.fleet_store import FleetStore
+from tasks.store.job_store import JobStore
+from tasks.wakeups import Wakeups
+
+FLEET_CACHE_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    job: Job
+    is_new: bool  # False: an Idempotency-Key attached to a job admitted before
+    position: int
+
+
+class Dispatcher:
+    """Synchronous (Celery's producer is); async callers use a thread."""
+
+    def __init__(
+        self, jobs: JobStore, fleet: FleetStore, wakeups: Wakeups, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._jobs = jobs
+        self._fleet = fleet
+        self._wakeups = wakeups
+        self._clock = clock
+        self._fleet_seen: Fleet | None = None
+        self._fleet_seen_at = 0.0
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        offer: ModelOffer,
+        priority: Priority,
+        deadline_ms: int | None,
+        idempotency_key: str | None,
+    ) -> Submission:
+        """Once this returns the job is acknowledged: it survives any crash of any process but the store's disk.
+
+        Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+        admission = self._jobs.admit(
+            new_job_id(), request, priority=priority, deadline_ms=deadline_ms, idempotency_key=idempotency_key
+        )
+        if admission.is_new:
+            self._wakeups.wake(admission.job_id, offer.id, priority)
+            if not self._current_fleet().has_ready_runner(offer.id):
+                self._wakeups.nudge_controller()
+        job = self._jobs.get(admission.job_id)
+        return Submission(job=job, is_new=admission.is_new, position=admission.position)
+
+    def _current_fleet(self) -> Fleet:
+        now = self._clock()
+        if self._fleet_seen is None or now - self._fleet_seen_at > FLEET_CACHE_S:
+            self._fleet_seen, self._fleet_seen_at = self._fleet.fleet(), now
+        return self._fleet_seen

@@ -1,0 +1,137 @@
+"""The Celery task behind every job, and the doorbell. Doors only: `run_attempt` holds the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, assert_never
+
+import structlog
+from celery import shared_task
+
+from tasks.celery_app import DOORBELL, GENERATE
+from tasks.celery_app import app as celery_app
+from tasks.jobs import JobError, JobId, JobResult, JobState, Priority
+from tasks.ports import (
+    Attempt,
+    Cancelled,
+    Failed,
+    Finished,
+    Lost,
+    ModelHost,
+    Outcome,
+    Parked,
+    Slot,
+    model_host,
+)
+from tasks.routing import model_of_queue
+from tasks.settings import StoreSettings, load_settings
+from tasks.store.connection import connect
+from tasks.store.job_store import JobStore
+from tasks.store.lease_store import JobIsLate, LeaseStore
+from tasks.store.token_writer import TokenWriter
+from tasks.stream_events import Started
+from tasks.wakeups import Wakeups
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStores:
+    """What an attempt writes to."""
+
+    jobs: JobStore
+    leases: LeaseStore
+    writer: TokenWriter
+    wakeups: Wakeups
+
+
+@shared_task(bind=True, name=GENERATE)  # type: ignore[untyped-decorator]
+def generate(self: Any, job_id: str) -> None:
+    delivery = self.request.delivery_info
+    model = model_of_queue(delivery["routing_key"])
+    if model is None:
+        _log.error("wakeup_in_wrong_queue", job_id=job_id, queue=delivery["routing_key"])
+        return
+    run_attempt(JobId(job_id), model, Priority(delivery["priority"] or 0), host=model_host(), stores=_stores())
+
+
+@shared_task(name=DOORBELL)  # type: ignore[untyped-decorator]
+def doorbell() -> None:
+    """Nothing to do: receiving it made the worker's pop return, and the next pop uses the new subscriptions."""
+
+
+def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHost, stores: AttemptStores) -> None:
+    """Take a slot, claim the job, generate, and write down how it ended.
+
+    A wake-up that finds no slot goes back to the queue; one that finds its job taken is dropped."""
+    slot = host.take_slot(model)
+    if slot is None:
+        stores.wakeups.wake(job_id, model, priority)
+        return
+    attempt = _claim(job_id, model, slot, host, stores)
+    if attempt is None:
+        return
+    stores.writer.notify([job_id], Started(attempt=attempt.number, worker=host.worker_id))
+    _log.info("attempt_started", job_id=job_id, attempt=attempt.number, model=model, forced=len(attempt.forced_ids))
+    outcome = slot.run(attempt)
+    conclude_attempt(attempt, outcome, stores)
+
+
+def _claim(job_id: JobId, model: str, slot: Slot, host: ModelHost, stores: AttemptStores) -> Attempt | None:
+    attempt = None
+    try:
+        attempt = stores.leases.claim(job_id, model, host.worker_id)
+    except JobIsLate:
+        stores.jobs.end_waiting(job_id, JobState.EXPIRED, deadline_error())
+    finally:
+        if attempt is None:
+            slot.give_back()
+    return attempt
+
+
+def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) -> None:
+    """Write the outcome, fenced: a terminal state, or back to the queue."""
+    job_id, number = attempt.job_id, attempt.number
+    _log.info("attempt_finished", job_id=job_id, attempt=number, outcome=type(outcome).__name__)
+    match outcome:
+        case Finished(text=text, finish_reason=reason, usage=usage):
+            result = JobResult(text=text, finish_reason=reason, usage=usage)
+            stores.leases.finish(job_id, number, JobState.SUCCEEDED, result=result)
+        case Cancelled(text=text, usage=usage, is_expired=is_expired):
+            result = JobResult(text=text, finish_reason=None, usage=usage)
+            state = JobState.EXPIRED if is_expired else JobState.CANCELLED
+            error = deadline_error() if is_expired else None
+            stores.leases.finish(job_id, number, state, result=result, error=error)
+        case Failed(error=error, is_retryable=False):
+            stores.leases.finish(job_id, number, JobState.FAILED, error=error)
+        case Failed(error=error):
+            _release(attempt, error, stores)
+        case Parked():
+            _release(attempt, None, stores)
+        case Lost():
+            pass
+        case _:
+            assert_never(outcome)
+
+
+def _release(attempt: Attempt, failure: JobError | None, stores: AttemptStores) -> None:
+    released = stores.leases.release(attempt.job_id, attempt.number, failure=failure)
+    if released is not None:
+        stores.wakeups.wake(attempt.job_id, released.model, released.priority)
+
+
+def deadline_error() -> JobError:
+    return JobError(code="deadline_exceeded", message="The job's deadline passed before it ended.")
+
+
+@cache
+def _stores() -> AttemptStores:
+    settings = load_settings(StoreSettings)
+    client = connect(settings)
+    return AttemptStores(
+        jobs=JobStore(client, settings),
+        leases=LeaseStore(client, settings),
+        writer=TokenWriter(client),
+        wakeups=Wakeups(celery_app),
+    )

@@ -1,0 +1,99 @@
+"""Connections to Redis/Valkey, and the one place where its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib import resources
+from typing import Any, ParamSpec, TypeVar
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.commands.core import Script
+from redis.retry import Retry
+
+from tasks.errors import StoreUnavailable
+from tasks.settings import StoreSettings
+
+CONNECT_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 5.0
+HEALTH_CHECK_INTERVAL_S = 10  # a connection idle for longer is pinged before use
+
+# redis.Redis and redis.asyncio.Redis. Their reply types are unions over every option at once, which no caller
+# could narrow honestly; the stores annotate what they return instead.
+Client = Any
+AsyncClient = Any
+
+# What a caller can only answer with "not now": gone, slow, loading its AOF, full, demoted to a replica.
+_UNAVAILABLE = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.TryAgainError,
+    OSError,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn redis-py's errors for an unreachable or full server into StoreUnavailable."""
+    try:
+        yield
+    except _UNAVAILABLE as error:
+        raise StoreUnavailable(f"The store can't serve this right now: {error}") from error
+    except redis.exceptions.ResponseError as error:
+        # A script that met a full or read-only server reports it as a plain response error.
+        if any(word in str(error) for word in ("OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN")):
+            raise StoreUnavailable(f"The store refuses writes: {error}") from error
+        raise
+
+
+def translated(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator form of `store_errors` for the public methods of a store."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with store_errors():
+            return method(*args, **kwargs)
+
+    return call
+
+
+def connect(settings: StoreSettings) -> Client:
+    """A thread-safe client with a connection pool. Replies are bytes. No connection is made yet."""
+    return redis.Redis.from_url(settings.store_url, retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), 2), **_OPTIONS)
+
+
+def connect_async(settings: StoreSettings) -> AsyncClient:
+    """The same for asyncio."""
+    retry = redis.asyncio.retry.Retry(ExponentialBackoff(base=0.05, cap=0.5), 2)
+    return redis.asyncio.Redis.from_url(settings.store_url, retry=retry, **_OPTIONS)
+
+
+@translated
+def ping(client: Client) -> None:
+    """Raises StoreUnavailable unless the server answers."""
+    client.ping()
+
+
+def load_script(client: Client, name: str) -> Script:
+    """The script `lua/<name>.lua` behind the common prelude; sent by hash, loaded by the server on first use."""
+    folder = resources.files("tasks.store") / "lua"
+    source = (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    script: Script = client.register_script(source)
+    return script
+
+
+_OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "socket_timeout": REPLY_TIMEOUT_S,
+    "health_check_interval": HEALTH_CHECK_INTERVAL_S,
+    "protocol": 2,
+}

@@ -1,0 +1,137 @@
+"""Workers' heartbeats, the desired placement, queue depths: the controller's inputs and outputs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from tasks.fleet import Fleet, ModelOffer, Placement, QueueReport, WorkerReport
+from tasks.jobs import WorkerId
+from tasks.store import keys
+from tasks.store.connection import Client, load_script, translated
+
+WORKER_TTL_MS = 5_000  # a worker without a heartbeat for this long is gone
+SCORE_PER_PRIORITY = 10**13  # see kw:waiting in keys
+
+Ask = Literal["warm", "evict"]
+
+_REPORT = msgspec.json.Decoder(WorkerReport)
+_OFFER = msgspec.json.Decoder(ModelOffer)
+_PLACEMENT = msgspec.json.Decoder(Placement)
+
+
+class FleetStore:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._place = load_script(client, "place")
+        self._lead = load_script(client, "lead")
+
+    @translated
+    def heartbeat(self, report: WorkerReport) -> None:
+        """Publish what a worker holds; its offers outlive it so that jobs can be admitted while it restarts."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hset(keys.WORKERS, report.id, msgspec.json.encode(report))
+        pipe.zadd(keys.WORKERS_SEEN, {report.id: self._now_ms()})
+        if report.offers:
+            pipe.hset(keys.OFFERS, mapping={offer.id: msgspec.json.encode(offer) for offer in report.offers})
+        pipe.execute()
+
+    @translated
+    def forget_worker(self, worker_id: WorkerId) -> None:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hdel(keys.WORKERS, worker_id)
+        pipe.zrem(keys.WORKERS_SEEN, worker_id)
+        pipe.execute()
+
+    @translated
+    def fleet(self) -> Fleet:
+        """Workers with a fresh heartbeat, in order of their ids."""
+        now_ms = self._now_ms()
+        pipe = self._client.pipeline(transaction=False)
+        pipe.zrangebyscore(keys.WORKERS_SEEN, now_ms - WORKER_TTL_MS, "+inf")
+        pipe.hgetall(keys.WORKERS)
+        alive, reports = pipe.execute()
+        workers = [_REPORT.decode(reports[worker_id]) for worker_id in sorted(alive) if worker_id in reports]
+        return Fleet(now_ms=now_ms, workers=tuple(workers))
+
+    @translated
+    def silent_workers(self) -> list[WorkerId]:
+        """Workers whose heartbeat stopped, still on record."""
+        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._now_ms() - WORKER_TTL_MS}")
+        return [WorkerId(worker_id.decode()) for worker_id in ids]
+
+    @translated
+    def known_offers(self) -> tuple[ModelOffer, ...]:
+        """The last known offer of every model, also of models whose workers are away."""
+        return tuple(_OFFER.decode(offer) for offer in self._client.hvals(keys.OFFERS))
+
+    @translated
+    def forget_offer(self, model: str) -> None:
+        self._client.hdel(keys.OFFERS, model)
+
+    @translated
+    def queues(self) -> tuple[QueueReport, ...]:
+        """Depth and age of the oldest job of every model that has waiting jobs."""
+        now_ms = self._now_ms()
+        models = sorted(model.decode() for model in self._client.smembers(keys.WAITING_MODELS))
+        pipe = self._client.pipeline(transaction=False)
+        for model in models:
+            pipe.zcard(keys.waiting(model))
+            for priority in (0, 3, 6):
+                low, high = priority * SCORE_PER_PRIORITY, (priority + 1) * SCORE_PER_PRIORITY
+                pipe.zrangebyscore(keys.waiting(model), low, f"({high}", 0, 1, withscores=True)
+        replies = pipe.execute()
+        reports = []
+        for index, model in enumerate(models):
+            depth, *heads = replies[4 * index : 4 * index + 4]
+            if depth:
+                oldest_ms = min(int(score) % SCORE_PER_PRIORITY for head in heads for _, score in head)
+                reports.append(QueueReport(model=model, depth=depth, oldest_age_ms=max(0, now_ms - oldest_ms)))
+        return tuple(reports)
+
+    @translated
+    def running_count(self) -> int:
+        return int(self._client.zcard(keys.RUNNING))
+
+    @translated
+    def ask(self, model: str, what: Ask) -> None:
+        """Leave an operator's wish for the controller; the newest per model counts."""
+        self._client.hset(keys.ASKS, model, what)
+
+    @translated
+    def asks(self) -> dict[str, Ask]:
+        return {model.decode(): ask.decode() for model, ask in self._client.hgetall(keys.ASKS).items()}
+
+    @translated
+    def take_ask(self, model: str) -> None:
+        """Remove a wish that was acted on."""
+        self._client.hdel(keys.ASKS, model)
+
+    @translated
+    def placement(self) -> Placement:
+        payload = self._client.get(keys.PLACEMENT)
+        return _PLACEMENT.decode(payload) if payload else Placement()
+
+    @translated
+    def place(self, placement: Placement, leader_id: str, leader_epoch: int) -> bool:
+        """Write the desired placement and tell the workers; False when the leadership is gone or it is stale."""
+        written = self._place(
+            keys=[keys.PLACEMENT, keys.LEADER, keys.LEADER_EPOCH],
+            args=[leader_id, leader_epoch, msgspec.json.encode(placement), placement.epoch],
+        )
+        if written:
+            pipe = self._client.pipeline(transaction=False)
+            for worker_id in placement.workers:
+                pipe.publish(keys.hints(WorkerId(worker_id)), "placement")
+            pipe.execute()
+        return bool(written)
+
+    @translated
+    def lead(self, leader_id: str, lease_ms: int) -> int:
+        """Take or keep the leadership; its epoch, or 0 when another controller leads."""
+        return int(self._lead(keys=[keys.LEADER, keys.LEADER_EPOCH], args=[leader_id, lease_ms]))
+
+    def _now_ms(self) -> int:
+        seconds, micros = self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000

@@ -1,0 +1,180 @@
+"""Job records: admit, read, list, end before a worker took them. Synchronous; async callers use a thread."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from tasks.errors import IdempotencyMismatch, JobNotFound, QueueFull
+from tasks.generation import GenerationRequest, encode_request
+from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
+from tasks.settings import StoreSettings
+from tasks.store import keys
+from tasks.store.connection import Client, load_script, translated
+from tasks.store.records import job_from_fields
+from tasks.stream_events import End, encode_event
+
+RETRY_AFTER_FULL_S = 5  # until service rates are measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """`is_new` is False when an Idempotency-Key led to a job admitted before."""
+
+    job_id: JobId
+    is_new: bool
+    position: int  # 0 = next in line
+
+
+class JobStore:
+    def __init__(self, client: Client, settings: StoreSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._retention_ms = settings.retention_s * 1000
+        self._admit = load_script(client, "admit")
+        self._end_unclaimed = load_script(client, "end_unclaimed")
+
+    @translated
+    def admit(
+        self,
+        job_id: JobId,
+        request: GenerationRequest,
+        *,
+        priority: Priority,
+        deadline_ms: int | None,
+        idempotency_key: str | None,
+    ) -> Admission:
+        """Write and index the record in one step. The caller sends the wake-up.
+
+        Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+        payload = encode_request(request)
+        key_digest = body_digest = ""
+        if idempotency_key is not None:
+            key_digest = hashlib.sha256(idempotency_key.encode()).hexdigest()
+            # The seed is drawn at admission, so it can't be part of what makes two bodies equal.
+            body = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=0))
+            body_digest = hashlib.sha256(encode_request(body)).hexdigest()
+        settings = self._settings
+        verdict, *rest = self._admit(
+            keys=[
+                keys.job(job_id),
+                keys.waiting(request.model),
+                keys.WAITING_MODELS,
+                keys.QUEUED,
+                keys.JOBS,
+                keys.DEADLINES,
+                keys.idempotency(key_digest),
+            ],
+            args=[
+                job_id,
+                request.model,
+                int(priority),
+                "" if deadline_ms is None else deadline_ms,
+                payload,
+                settings.max_queue_per_model,
+                settings.max_queue_total,
+                body_digest,
+                self._retention_ms,
+            ],
+        )
+        match verdict:
+            case b"admitted":
+                return Admission(job_id=job_id, is_new=True, position=rest[0])
+            case b"attached":
+                return Admission(job_id=JobId(rest[0].decode()), is_new=False, position=0)
+            case b"mismatch":
+                raise IdempotencyMismatch(
+                    "This Idempotency-Key was used with another body; use a new key for a new request."
+                )
+            case b"full-model":
+                raise _full(f"'{request.model}'", rest[0], settings.max_queue_per_model)
+            case _:
+                raise _full("all models together", rest[0], settings.max_queue_total)
+
+    @translated
+    def get(self, job_id: JobId) -> Job:
+        """Raises JobNotFound."""
+        fields = self._client.hgetall(keys.job(job_id))
+        if not fields:
+            raise JobNotFound(job_id)
+        return job_from_fields(job_id, fields)
+
+    @translated
+    def get_many(self, job_ids: Sequence[JobId]) -> list[Job]:
+        """Records that still exist, in the order asked for."""
+        pipe = self._client.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hgetall(keys.job(job_id))
+        found = zip(job_ids, pipe.execute(), strict=True)
+        return [job_from_fields(job_id, fields) for job_id, fields in found if fields]
+
+    def recent(self, limit: int, state: JobState | None = None, model: str | None = None) -> list[Job]:
+        """Newest first. Filters are applied while reading back in pages, so a rare state costs more reads."""
+        page, start = max(limit, 100), 0
+        jobs: list[Job] = []
+        while len(jobs) < limit:
+            ids = self._recent_ids(start, page)
+            if not ids:
+                break
+            jobs += [
+                job
+                for job in self.get_many(ids)
+                if (state is None or job.state is state) and (model is None or job.model == model)
+            ]
+            start += page
+        return jobs[:limit]
+
+    @translated
+    def _recent_ids(self, start: int, count: int) -> list[JobId]:
+        ids = self._client.zrevrange(keys.JOBS, start, start + count - 1)
+        return [JobId(job_id.decode()) for job_id in ids]
+
+    @translated
+    def position(self, job: Job) -> int | None:
+        """Jobs of the same model before this one; None when it no longer waits."""
+        rank = self._client.zrank(keys.waiting(job.model), job.id)
+        return None if rank is None else int(rank)
+
+    def cancel(self, job_id: JobId) -> Job:
+        """End a waiting job at once; ask the worker of a running one. Terminal jobs stay as they are.
+
+        Raises JobNotFound."""
+        self._end(job_id, JobState.CANCELLED, None, flag_running=True)
+        return self.get(job_id)
+
+    def end_waiting(self, job_id: JobId, state: JobState, error: JobError) -> None:
+        """Expire or fail a job that no worker took; does nothing when one just did."""
+        self._end(job_id, state, error, flag_running=False)
+
+    @translated
+    def _end(self, job_id: JobId, state: JobState, error: JobError | None, *, flag_running: bool) -> None:
+        model = self._client.hget(keys.job(job_id), "model")
+        if model is None:
+            raise JobNotFound(job_id)
+        found, worker = self._end_unclaimed(
+            keys=[
+                keys.job(job_id),
+                keys.stream(job_id),
+                keys.waiting(model.decode()),
+                keys.QUEUED,
+                keys.DEADLINES,
+            ],
+            args=[
+                job_id,
+                keys.live(job_id),
+                state.value,
+                encode_event(End(state=state, error=error)),
+                b"" if error is None else msgspec.json.encode(error),
+                self._retention_ms,
+                "1" if flag_running else "0",
+            ],
+        )
+        if flag_running and found == b"running":
+            self._client.publish(keys.hints(WorkerId(worker.decode())), f"cancel {job_id}")
+
+
+def _full(scope: str, depth: int, limit: int) -> QueueFull:
+    return QueueFull(scope=scope, depth=depth, limit=limit, retry_after_s=RETRY_AFTER_FULL_S)

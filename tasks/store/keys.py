@@ -1,0 +1,72 @@
+"""Every key and channel in the store. Nothing else in the project spells one.
+
+| key | type | holds | written by | read by | ends |
+|---|---|---|---|---|---|
+| kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed | app, workers, controller | retention after the end |
+| kw:stream:{job} | stream | numbered events, id `0-<seq>`, field `e` = JSON | append, finish, end_unclaimed | app, workers (resume) | retention after the end |
+| kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed | app (position), controller (depth, age) | when empty |
+| kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release; cleaned by the controller | controller, app | – |
+| kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, rewake | admit (bound), controller | when empty |
+| kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release | controller (rescue), metrics | when empty |
+| kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
+| kw:jobs | zset | ids of known jobs; score = created ms | admit; trimmed by the controller | app (lists) | trimmed by age |
+| kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit | admit | retention |
+| kw:dead | list | newest first: ids of jobs that failed by attempts | finish, release | operators | trimmed to 1000 |
+| kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
+| kw:workers-seen | zset | worker ids; score = ms of the last heartbeat | workers' heartbeat | app, controller | idem |
+| kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | when no worker offers it |
+| kw:asks | hash | model id → `warm` or `evict`, asked for by an operator | app | controller (takes it) | when taken |
+| kw:placement | string | desired Placement JSON, with its epoch | controller, fenced | workers, controller | – |
+| kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
+| kw:leader-epoch | string | counter of leaderships | lead | place | – |
+
+| channel | message | publisher → subscriber |
+|---|---|---|
+| kw:live:{job} | `<seq> <event JSON>`, seq 0 for a notice | append, finish, workers → app |
+| kw:hints:{worker} | `cancel <job>` or `placement` | app, controller → the worker; a hint only, the record is the truth |
+"""
+
+from __future__ import annotations
+
+from tasks.jobs import JobId, WorkerId
+
+WAITING_MODELS = "kw:waiting-models"
+QUEUED = "kw:queued"
+RUNNING = "kw:running"
+DEADLINES = "kw:deadlines"
+JOBS = "kw:jobs"
+DEAD = "kw:dead"
+WORKERS = "kw:workers"
+WORKERS_SEEN = "kw:workers-seen"
+OFFERS = "kw:offers"
+ASKS = "kw:asks"
+PLACEMENT = "kw:placement"
+LEADER = "kw:leader"
+LEADER_EPOCH = "kw:leader-epoch"
+
+LIVE_PREFIX = "kw:live:"
+HINTS_PREFIX = "kw:hints:"
+
+
+def job(job_id: JobId) -> str:
+    return f"kw:job:{job_id}"
+
+
+def stream(job_id: JobId) -> str:
+    return f"kw:stream:{job_id}"
+
+
+def live(job_id: JobId) -> str:
+    return LIVE_PREFIX + job_id
+
+
+def waiting(model: str) -> str:
+    return f"kw:waiting:{model}"
+
+
+def idempotency(digest: str) -> str:
+    return f"kw:idempotency:{digest}"
+
+
+def hints(worker_id: WorkerId) -> str:
+    return HINTS_PREFIX + worker_id

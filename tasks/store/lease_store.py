@@ -1,0 +1,195 @@
+"""Attempts: claim a job under a lease, keep the lease, end or return the job. Every write is fenced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+
+from tasks.generation import decode_request
+from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, WorkerId
+from tasks.ports import Attempt
+from tasks.settings import StoreSettings
+from tasks.store import keys
+from tasks.store.connection import Client, load_script, translated
+from tasks.stream_events import End, Reset, Tokens, decode_numbered, encode_event
+
+
+class Verdict(IntEnum):
+    """Answer of the store to an attempt that renews or appends."""
+
+    OK = 0
+    CANCEL = 1  # still ours, but the job is to be ended
+    LOST = 2  # a higher attempt owns the job, or it is over: stop, write nothing
+
+
+class Released(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that went back to its queue and needs a wake-up."""
+
+    model: str
+    priority: Priority
+
+
+class JobIsLate(Exception):
+    """The deadline passed before an attempt began; the caller ends the job as expired."""
+
+
+class LeaseStore:
+    def __init__(self, client: Client, settings: StoreSettings) -> None:
+        self._client = client
+        self._lease_ms = int(settings.lease_s * 1000)
+        self._max_attempts = settings.max_attempts
+        self._retention_ms = settings.retention_s * 1000
+        self._claim = load_script(client, "claim")
+        self._renew = load_script(client, "renew")
+        self._finish = load_script(client, "finish")
+        self._release = load_script(client, "release")
+
+    @translated
+    def claim(self, job_id: JobId, model: str, worker: WorkerId) -> Attempt | None:
+        """Start the next attempt, with what earlier ones published. None when the job is not there to take
+        (a duplicate wake-up, a cancelled job). Raises JobIsLate."""
+        verdict, *rest = self._claim(
+            keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING],
+            args=[job_id, worker, self._lease_ms],
+        )
+        if verdict == b"late":
+            raise JobIsLate(job_id)
+        if verdict != b"claimed":
+            return None
+        number, seq, payload, deadline = rest
+        forced_ids, emitted_text = self._published(job_id) if seq else ((), "")
+        return Attempt(
+            job_id=job_id,
+            number=number,
+            model=model,
+            request=decode_request(payload),
+            last_seq=seq,
+            forced_ids=forced_ids,
+            emitted_text=emitted_text,
+            deadline_ms=int(deadline) if deadline else None,
+        )
+
+    def _published(self, job_id: JobId) -> tuple[tuple[int, ...], str]:
+        """Token ids and text since the last reset: the prefix that a new attempt continues."""
+        ids: list[int] = []
+        text: list[str] = []
+        for _, fields in self._client.xrange(keys.stream(job_id)):
+            match decode_numbered(fields[b"e"]):
+                case Tokens() as tokens:
+                    ids += tokens.ids
+                    text.append(tokens.text)
+                case Reset():
+                    ids, text = [], []
+                case End():
+                    break
+        return tuple(ids), "".join(text)
+
+    @translated
+    def renew(self, attempts: Sequence[tuple[JobId, int]]) -> list[Verdict]:
+        """Prolong the leases of these (job, attempt number) pairs by a full lease from now."""
+        if not attempts:
+            return []
+        verdicts = self._renew(
+            keys=[keys.RUNNING, *(keys.job(job_id) for job_id, _ in attempts)],
+            args=[self._lease_ms, *(value for pair in attempts for value in pair)],
+        )
+        return [Verdict(verdict) for verdict in verdicts]
+
+    @translated
+    def finish(
+        self,
+        job_id: JobId,
+        number: int,
+        state: JobState,
+        *,
+        result: JobResult | None = None,
+        error: JobError | None = None,
+    ) -> bool:
+        """Write the terminal state and the closing event; False when the attempt no longer owns the job."""
+        event = End(
+            state=state,
+            finish_reason=result.finish_reason if result else None,
+            usage=result.usage if result else None,
+            error=error,
+        )
+        return bool(
+            self._finish(
+                keys=[keys.job(job_id), keys.stream(job_id), keys.RUNNING, keys.DEADLINES],
+                args=[
+                    job_id,
+                    number,
+                    keys.live(job_id),
+                    state.value,
+                    encode_event(event),
+                    _json(result),
+                    _json(error),
+                    self._retention_ms,
+                ],
+            )
+        )
+
+    def release(self, job_id: JobId, number: int, *, failure: JobError | None) -> Released | None:
+        """Return the job to its queue. With a failure the attempt counts, and the last one ends the job as failed.
+
+        None when nothing is to be woken: the job failed for good, or is no longer ours."""
+        return self._return_to_queue(job_id, number, failure=failure, only_expired=False)
+
+    @translated
+    def expired(self, limit: int) -> list[tuple[JobId, int, WorkerId]]:
+        """Running jobs whose lease has ended by the store's time, with attempt and owner."""
+        seconds, micros = self._client.time()
+        now_ms = seconds * 1000 + micros // 1000
+        ids = [JobId(i.decode()) for i in self._client.zrangebyscore(keys.RUNNING, "-inf", now_ms, 0, limit)]
+        pipe = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hmget(keys.job(job_id), "attempt", "worker")
+        rows = zip(ids, pipe.execute(), strict=True)
+        return [(job_id, int(n), WorkerId(worker.decode())) for job_id, (n, worker) in rows if n is not None]
+
+    def rescue(self, job_id: JobId, number: int, worker: WorkerId) -> Released | None:
+        """Return a job whose lease ended to its queue; checked again inside the script."""
+        failure = JobError(
+            code="worker_lost",
+            message=f"Worker {worker} stopped renewing its lease; the last of {self._max_attempts} attempts broke.",
+        )
+        return self._return_to_queue(job_id, number, failure=failure, only_expired=True)
+
+    @translated
+    def _return_to_queue(
+        self, job_id: JobId, number: int, *, failure: JobError | None, only_expired: bool
+    ) -> Released | None:
+        model = self._client.hget(keys.job(job_id), "model")
+        if model is None:
+            return None
+        verdict, *rest = self._release(
+            keys=[
+                keys.job(job_id),
+                keys.stream(job_id),
+                keys.waiting(model.decode()),
+                keys.WAITING_MODELS,
+                keys.QUEUED,
+                keys.RUNNING,
+                keys.DEADLINES,
+                keys.DEAD,
+            ],
+            args=[
+                job_id,
+                number,
+                keys.live(job_id),
+                "1" if only_expired else "0",
+                "0" if failure is None else "1",
+                self._max_attempts,
+                encode_event(End(state=JobState.FAILED, error=failure)),
+                _json(failure),
+                self._retention_ms,
+            ],
+        )
+        if verdict != b"queued":
+            return None
+        return Released(model=rest[0].decode(), priority=Priority(rest[1]))
+
+
+def _json(value: JobResult | JobError | None) -> bytes:
+    return b"" if value is None else msgspec.json.encode(value)

@@ -1,0 +1,41 @@
+"""The hash fields of a job record ↔ `Job`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from tasks.jobs import Job, JobError, JobId, JobResult, JobState, Priority, WorkerId
+
+_RESULT = msgspec.json.Decoder(JobResult)
+_ERROR = msgspec.json.Decoder(JobError)
+
+
+def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
+    """Decode a non-empty HGETALL reply; the fields are listed in lua/prelude.lua."""
+    worker = fields.get(b"worker")
+    result = fields.get(b"result")
+    error = fields.get(b"error")
+    state = JobState(fields[b"state"].decode())
+    return Job(
+        id=job_id,
+        state=state,
+        model=fields[b"model"].decode(),
+        priority=Priority(int(fields[b"priority"])),
+        attempt=int(fields[b"attempt"]),
+        last_seq=int(fields[b"seq"]),
+        created_ms=int(fields[b"created"]),
+        deadline_ms=_optional_int(fields.get(b"deadline")),
+        started_ms=_optional_int(fields.get(b"started")),
+        finished_ms=_optional_int(fields.get(b"finished")),
+        worker=WorkerId(worker.decode()) if worker else None,
+        cancel_requested=b"cancel" in fields,
+        result=_RESULT.decode(result) if result else None,
+        # The error of an attempt that broke is kept for the dead-letter list; it is the job's only if the job failed.
+        error=_ERROR.decode(error) if error and state.is_terminal and state is not JobState.SUCCEEDED else None,
+    )
+
+
+def _optional_int(value: bytes | None) -> int | None:
+    return None if value is None else int(value)

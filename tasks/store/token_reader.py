@@ -1,0 +1,228 @@
+"""Read side of the token streams: replay from the Redis Stream, then follow live, without gap or repeat.
+
+Pub/sub gives latency, the stream gives truth. A follower subscribes first, then replays, then passes on live events;
+it drops numbers that it has seen, and reads the stream again on a gap, on overflow, after a reconnect, and on a second
+of silence (a lost *last* message has no successor that would show the gap).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import structlog
+
+from tasks.errors import JobNotFound, StoreUnavailable
+from tasks.jobs import JobId, JobState
+from tasks.settings import StoreSettings
+from tasks.store import keys
+from tasks.store.connection import connect_async, store_errors
+from tasks.stream_events import End, StreamEvent, decode_event, decode_numbered
+
+SILENCE_S = 1.0  # after this long without a live event the stream is read
+MAX_BUFFERED_EVENTS = 1024  # per follower; a slower client is served from the stream instead
+RECONNECT_PAUSE_S = 0.2
+IDLE_PING_S = 10.0  # a connection that stays silent for longer than this after a PING is replaced
+
+SeqEvent = tuple[int | None, StreamEvent]
+_log = structlog.get_logger(__name__)
+
+
+class TokenReader:
+    """One pub/sub connection for all followers of this process."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._client = connect_async(settings)
+        self._subscriptions = _Subscriptions(self._client.connection_pool.make_connection())
+
+    async def start(self) -> None:
+        """Begin to listen; a store that is down is waited for in the background."""
+        self._subscriptions.start()
+
+    async def close(self) -> None:
+        await self._subscriptions.close()
+        await self._client.aclose()
+
+    async def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[list[SeqEvent], None]:
+        """Yield lists of (seq, event) as they become available; seq is None for notices. Ends after `End`.
+
+        An empty list is yielded about every second of silence. Raises JobNotFound, StoreUnavailable."""
+        follower = _Follower()
+        channel = keys.live(job_id).encode()
+        seen = after_seq
+        try:
+            await self._subscriptions.add(channel, follower)
+            is_replay_due = True
+            while True:
+                live = follower.take()
+                batch: list[SeqEvent] = []
+                if is_replay_due or follower.overflowed or _has_gap(live, seen):
+                    follower.overflowed = False
+                    is_replay_due = False
+                    with store_errors():
+                        batch, is_over = await self._replay(job_id, seen)
+                    if is_over:
+                        return
+                    seen += len(batch)
+                for seq, payload in live:
+                    if seq == seen + 1:
+                        seen = seq
+                        batch.append((seq, decode_event(payload)))
+                    elif seq == 0:
+                        batch.append((None, decode_event(payload)))
+                    elif seq > seen:
+                        is_replay_due = True  # the stream was read before this one was written
+                        break
+                yield batch
+                if batch and isinstance(batch[-1][1], End):
+                    return
+                if not is_replay_due:
+                    is_replay_due = not await follower.wait(SILENCE_S)
+        finally:
+            await self._subscriptions.discard(channel, follower)
+
+    async def follow(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[SeqEvent, None]:
+        """`follow_batches`, one event at a time and without the empty beats."""
+        async with contextlib.aclosing(self.follow_batches(job_id, after_seq)) as batches:
+            async for batch in batches:
+                for item in batch:
+                    yield item
+
+    async def _replay(self, job_id: JobId, after_seq: int) -> tuple[list[SeqEvent], bool]:
+        """Stored events after `after_seq`, and whether nothing will ever follow them."""
+        entries = await self._client.xrange(keys.stream(job_id), min=f"(0-{after_seq}")
+        if entries:
+            return [(int(entry_id[2:]), decode_numbered(fields[b"e"])) for entry_id, fields in entries], False
+        state, last_seq = await self._client.hmget(keys.job(job_id), "state", "seq")
+        if state is None:
+            raise JobNotFound(job_id)
+        return [], JobState(state.decode()).is_terminal and int(last_seq) <= after_seq
+
+
+class _Follower:
+    """Live messages of one reader, bounded."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[int, bytes]] = []
+        self._arrived = asyncio.Event()
+        self.overflowed = False
+
+    def put(self, seq: int, payload: bytes) -> None:
+        if len(self._messages) >= MAX_BUFFERED_EVENTS:
+            self._messages.clear()
+            self.overflowed = True
+        self._messages.append((seq, payload))
+        self._arrived.set()
+
+    def take(self) -> list[tuple[int, bytes]]:
+        messages, self._messages = self._messages, []
+        self._arrived.clear()
+        return messages
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True when something arrived, False after the timeout."""
+        if self._arrived.is_set():
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class _Subscriptions:
+    """The connection behind all followers: SUBSCRIBE by reference count, dispatch, reconnect."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._followers: dict[bytes, set[_Follower]] = {}
+        self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._pump: asyncio.Task[None] | None = None
+        self._is_ready = False  # the handshake is over: only then may others write, and only the pump ever reads
+
+    def start(self) -> None:
+        self._pump = asyncio.create_task(self._listen_forever(), name="token-reader")
+
+    async def close(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pump
+        await self._connection.disconnect()
+
+    async def add(self, channel: bytes, follower: _Follower) -> None:
+        """Returns once the server has confirmed, so that nothing published later is missed."""
+        followers = self._followers.setdefault(channel, set())
+        followers.add(follower)
+        confirmed = self._confirmed.get(channel)
+        if confirmed is None:
+            confirmed = self._confirmed[channel] = asyncio.Event()
+            await self._send("SUBSCRIBE", channel)
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                await confirmed.wait()
+        except TimeoutError:
+            # The connection is being replaced: until it is back, silence makes the follower read the stream.
+            _log.warning("live_channel_unconfirmed")
+
+    async def discard(self, channel: bytes, follower: _Follower) -> None:
+        followers = self._followers.get(channel, set())
+        followers.discard(follower)
+        if followers:
+            return
+        self._followers.pop(channel, None)
+        if self._confirmed.pop(channel, None) is not None:
+            await self._send("UNSUBSCRIBE", channel)
+
+    async def _send(self, *command: str | bytes) -> None:
+        """Does nothing while the connection is being replaced: the pump subscribes to everything afterwards."""
+        if self._is_ready:
+            with contextlib.suppress(StoreUnavailable), store_errors():
+                await self._connection.send_command(*command, check_health=False)
+
+    async def _listen_forever(self) -> None:
+        while True:
+            try:
+                with store_errors():
+                    await self._connection.connect()
+                    self._is_ready = True
+                    if self._followers:
+                        await self._send("SUBSCRIBE", *self._followers)
+                    await self._listen()
+            except StoreUnavailable as error:
+                self._is_ready = False
+                _log.warning("live_connection_lost", error=str(error))
+                await self._connection.disconnect()
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    async def _listen(self) -> None:
+        has_pinged = False
+        while True:
+            try:
+                # The timeout is ours, not the connection's: silence is normal here.
+                async with asyncio.timeout(IDLE_PING_S):
+                    reply = await self._connection.read_response(disable_decoding=True, timeout=None)
+            except TimeoutError:
+                if has_pinged:
+                    raise
+                await self._send("PING")
+                has_pinged = True
+                continue
+            has_pinged = False
+            if reply[0] == b"message":
+                seq, _, payload = reply[2].partition(b" ")
+                for follower in self._followers.get(reply[1], ()):
+                    follower.put(int(seq), payload)
+            elif reply[0] == b"subscribe" and (confirmed := self._confirmed.get(reply[1])):
+                confirmed.set()
+
+
+def _has_gap(live: list[tuple[int, bytes]], seen: int) -> bool:
+    for seq, _ in live:
+        if seq > seen + 1:
+            return True
+        seen = max(seen, seq)
+    return False

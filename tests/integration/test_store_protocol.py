@@ -1,0 +1,232 @@
+"""The job protocol against a real server: who may write what, when."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from tasks.errors import IdempotencyMismatch, JobNotFound, QueueFull, StoreUnavailable
+from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
+from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage, WorkerId, new_job_id
+from tasks.settings import StoreSettings
+from tasks.store import keys
+from tasks.store.connection import Client, connect
+from tasks.store.job_store import JobStore
+from tasks.store.lease_store import JobIsLate, LeaseStore, Verdict
+from tasks.store.token_writer import Chunk, TokenWriter
+from tasks.stream_events import Tokens
+
+MODEL = "demo"
+W1, W2 = WorkerId("w1"), WorkerId("w2")
+BROKEN = JobError(code="runner_crashed", message="The runner died.")
+
+
+def request(text: str = "hello", seed: int = 1) -> GenerationRequest:
+    messages = (ChatMessage(role="user", content=text),)
+    return GenerationRequest(model=MODEL, messages=messages, sampling=SamplingParams(seed=seed))
+
+
+@pytest.fixture
+def client(store_settings: StoreSettings) -> Client:
+    return connect(store_settings)
+
+
+@pytest.fixture
+def jobs(client: Client, store_settings: StoreSettings) -> JobStore:
+    return JobStore(client, store_settings)
+
+
+@pytest.fixture
+def leases(client: Client, store_settings: StoreSettings) -> LeaseStore:
+    return LeaseStore(client, store_settings)
+
+
+@pytest.fixture
+def writer(client: Client) -> TokenWriter:
+    return TokenWriter(client)
+
+
+def admit(jobs: JobStore, **options: object) -> JobId:
+    settings: dict[str, object] = {"priority": Priority.DEFAULT, "deadline_ms": None, "idempotency_key": None}
+    return jobs.admit(new_job_id(), request(), **{**settings, **options}).job_id  # type: ignore[arg-type]
+
+
+def tokens(job_id: JobId, attempt: int, seq: int, text: str = "a") -> Chunk:
+    return Chunk(job_id, attempt, seq, Tokens(text=text, ids=(seq,)))
+
+
+def expire_lease(client: Client, job_id: JobId) -> None:
+    client.zadd(keys.RUNNING, {job_id: 1})
+
+
+def test_admitted_job_is_queued_and_counted(jobs: JobStore) -> None:
+    first, second = admit(jobs), admit(jobs)
+    assert jobs.get(first).state is JobState.QUEUED
+    assert sorted(jobs.position(jobs.get(job_id)) or 0 for job_id in (first, second)) == [0, 1]
+    assert {job.id for job in jobs.recent(10)} == {first, second}
+
+
+def test_interactive_job_stands_before_batch_jobs(jobs: JobStore) -> None:
+    batch = admit(jobs, priority=Priority.BATCH)
+    interactive = admit(jobs, priority=Priority.INTERACTIVE)
+    assert jobs.position(jobs.get(interactive)) == 0
+    assert jobs.position(jobs.get(batch)) == 1
+
+
+def test_unknown_job_is_not_found(jobs: JobStore) -> None:
+    with pytest.raises(JobNotFound):
+        jobs.get(JobId("job_0"))
+    with pytest.raises(JobNotFound):
+        jobs.cancel(JobId("job_0"))
+
+
+def test_idempotency_key_attaches_same_body_and_refuses_another(jobs: JobStore) -> None:
+    first = admit(jobs, idempotency_key="k")
+    again = jobs.admit(new_job_id(), request(seed=99), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key="k")
+    assert (again.job_id, again.is_new) == (first, False)
+    with pytest.raises(IdempotencyMismatch):
+        jobs.admit(new_job_id(), request("other"), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key="k")
+
+
+def test_full_queue_refuses_with_numbers(client: Client, store_settings: StoreSettings) -> None:
+    jobs = JobStore(client, store_settings.model_copy(update={"max_queue_per_model": 1}))
+    admit(jobs)
+    with pytest.raises(QueueFull, match=r"1 jobs already wait for 'demo' \(limit 1\)"):
+        admit(jobs)
+
+
+def test_second_wakeup_finds_the_job_taken(jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs)
+    attempt = leases.claim(job_id, MODEL, W1)
+    assert attempt is not None and attempt.number == 1
+    assert leases.claim(job_id, MODEL, W2) is None
+
+
+def test_late_job_is_not_started(jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs, deadline_ms=1)
+    with pytest.raises(JobIsLate):
+        leases.claim(job_id, MODEL, W1)
+
+
+def test_append_is_numbered_and_repeatable(
+    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+) -> None:
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    assert writer.append([tokens(job_id, 1, 1)]) == [Verdict.OK]
+    assert writer.append([tokens(job_id, 1, 1)]) == [Verdict.OK]  # the reply got lost, the call is repeated
+    assert writer.append([tokens(job_id, 1, 3)]) == [Verdict.LOST]  # a hole is never written
+    assert writer.append([tokens(job_id, 1, 2)]) == [Verdict.OK]
+    assert [entry_id for entry_id, _ in client.xrange(keys.stream(job_id))] == [b"0-1", b"0-2"]
+    assert jobs.get(job_id).last_seq == 2
+
+
+def test_zombie_attempt_can_write_nothing(
+    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+) -> None:
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    writer.append([tokens(job_id, 1, 1, "one ")])
+    expire_lease(client, job_id)
+    assert leases.expired(10) == [(job_id, 1, W1)]
+    released = leases.rescue(job_id, 1, W1)
+    assert released is not None and (released.model, released.priority) == (MODEL, Priority.DEFAULT)
+    second = leases.claim(job_id, MODEL, W2)
+    assert second is not None
+    assert (second.number, second.last_seq, second.forced_ids, second.emitted_text) == (2, 1, (1,), "one ")
+
+    result = JobResult(text="x", finish_reason="stop", usage=None)
+    assert writer.append([tokens(job_id, 1, 2)]) == [Verdict.LOST]
+    assert leases.renew([(job_id, 1)]) == [Verdict.LOST]
+    assert leases.finish(job_id, 1, JobState.SUCCEEDED, result=result) is False
+    assert leases.release(job_id, 1, failure=None) is None
+    assert writer.append([tokens(job_id, 2, 2)]) == [Verdict.OK]
+    assert leases.finish(job_id, 2, JobState.SUCCEEDED, result=result) is True
+
+
+def test_rescue_leaves_a_renewed_lease_alone(client: Client, jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    expire_lease(client, job_id)
+    expired = leases.expired(10)
+    leases.renew([(job_id, 1)])
+    assert [leases.rescue(*row) for row in expired] == [None]
+    assert jobs.get(job_id).state is JobState.RUNNING
+
+
+def test_terminal_state_is_written_once(
+    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+) -> None:
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    usage = Usage(prompt_tokens=3, completion_tokens=1)
+    done = JobResult(text="a", finish_reason="stop", usage=usage)
+    assert leases.finish(job_id, 1, JobState.SUCCEEDED, result=done) is True
+    assert leases.finish(job_id, 1, JobState.SUCCEEDED, result=done) is True  # repeated call, no second event
+    assert leases.finish(job_id, 1, JobState.FAILED, error=BROKEN) is False
+    assert jobs.cancel(job_id).state is JobState.SUCCEEDED
+    assert writer.append([tokens(job_id, 1, 2)]) == [Verdict.LOST]
+    assert client.xlen(keys.stream(job_id)) == 1
+    assert jobs.get(job_id).result == done
+    assert client.pttl(keys.job(job_id)) > 0 and client.pttl(keys.stream(job_id)) > 0
+
+
+def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs)
+    for number in (1, 2, 3):
+        attempt = leases.claim(job_id, MODEL, W1)
+        assert attempt is not None and attempt.number == number
+        released = leases.release(job_id, number, failure=BROKEN)
+        assert (released is None) == (number == 3)
+    job = jobs.get(job_id)
+    assert (job.state, job.error) == (JobState.FAILED, BROKEN)
+    assert client.lrange(keys.DEAD, 0, -1) == [job_id.encode()]
+
+
+def test_parked_attempts_do_not_count_as_broken(jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs)
+    for number in range(1, 6):
+        assert leases.claim(job_id, MODEL, W1) is not None
+        assert leases.release(job_id, number, failure=None) is not None
+    assert jobs.get(job_id).state is JobState.QUEUED
+
+
+def test_cancel_ends_a_waiting_job_and_flags_a_running_one(
+    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+) -> None:
+    waiting, running = admit(jobs), admit(jobs)
+    leases.claim(running, MODEL, W1)
+    assert jobs.cancel(waiting).state is JobState.CANCELLED
+    assert leases.claim(waiting, MODEL, W1) is None
+    job = jobs.cancel(running)
+    assert (job.state, job.cancel_requested) == (JobState.RUNNING, True)
+    assert leases.renew([(running, 1)]) == [Verdict.CANCEL]
+    assert writer.append([tokens(running, 1, 1)]) == [Verdict.CANCEL]
+
+
+def test_nothing_is_left_behind_by_finished_jobs(client: Client, jobs: JobStore, leases: LeaseStore) -> None:
+    finished, cancelled = (
+        admit(jobs, deadline_ms=9_999_999_999_999),
+        admit(jobs, deadline_ms=9_999_999_999_999),
+    )
+    leases.claim(finished, MODEL, W1)
+    leases.finish(finished, 1, JobState.SUCCEEDED, result=JobResult(text="", finish_reason="stop", usage=None))
+    jobs.cancel(cancelled)
+    for key in (keys.waiting(MODEL), keys.QUEUED, keys.RUNNING, keys.DEADLINES):
+        assert client.zcard(key) == 0, key
+
+
+def test_unreachable_store_is_reported_as_unavailable(store_settings: StoreSettings) -> None:
+    nowhere = store_settings.model_copy(update={"redis_url": "unix:///nonexistent/s.sock"})
+    with pytest.raises(StoreUnavailable):
+        JobStore(connect(nowhere), nowhere).get(JobId("job_0"))
+
+
+def test_full_store_is_reported_as_unavailable(client: Client, jobs: JobStore) -> None:
+    assert isinstance(client, redis.Redis)
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            admit(jobs)
+    finally:
+        client.config_set("maxmemory", 0)

@@ -1,0 +1,135 @@
+"""Replay and live events together show every number once, whatever happens to pub/sub."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tasks.errors import JobNotFound
+from tasks.generation import GenerationRequest
+from tasks.jobs import JobId, JobResult, JobState, Priority, WorkerId, new_job_id
+from tasks.settings import StoreSettings
+from tasks.store.connection import Client, connect
+from tasks.store.job_store import JobStore
+from tasks.store.lease_store import LeaseStore
+from tasks.store.token_reader import TokenReader
+from tasks.store.token_writer import Chunk, TokenWriter
+from tasks.stream_events import End, Started, Tokens
+
+
+class Publisher:
+    """A scripted attempt."""
+
+    def __init__(self, client: Client, settings: StoreSettings) -> None:
+        self.jobs = JobStore(client, settings)
+        self.leases = LeaseStore(client, settings)
+        self.writer = TokenWriter(client)
+        request = GenerationRequest(model="m", prompt="x")
+        admission = self.jobs.admit(
+            new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
+        )
+        self.job_id = admission.job_id
+        self.leases.claim(self.job_id, "m", WorkerId("w"))
+        self.seq = 0
+
+    def publish(self, count: int) -> None:
+        for _ in range(count):
+            self.seq += 1
+            self.writer.append([Chunk(self.job_id, 1, self.seq, Tokens(text=f"t{self.seq} ", ids=(self.seq,)))])
+
+    def finish(self) -> None:
+        result = JobResult(text="", finish_reason="stop", usage=None)
+        assert self.leases.finish(self.job_id, 1, JobState.SUCCEEDED, result=result)
+
+
+@pytest.fixture
+def publisher(store_settings: StoreSettings) -> Publisher:
+    return Publisher(connect(store_settings), store_settings)
+
+
+@pytest.fixture
+async def reader(store_settings: StoreSettings) -> AsyncIterator[TokenReader]:
+    reader = TokenReader(store_settings)
+    await reader.start()
+    yield reader
+    await reader.close()
+
+
+async def collect(reader: TokenReader, job_id: JobId, after_seq: int = 0) -> list[int]:
+    return [seq async for seq, _ in reader.follow(job_id, after_seq) if seq is not None]
+
+
+async def test_finished_stream_is_replayed_whole(reader: TokenReader, publisher: Publisher) -> None:
+    publisher.publish(5)
+    publisher.finish()
+    events = [item async for item in reader.follow(publisher.job_id)]
+    assert [seq for seq, _ in events] == [1, 2, 3, 4, 5, 6]
+    assert isinstance(events[-1][1], End)
+    assert await collect(reader, publisher.job_id, after_seq=4) == [5, 6]
+    assert await collect(reader, publisher.job_id, after_seq=6) == []
+
+
+async def test_unknown_job_is_not_found(reader: TokenReader) -> None:
+    with pytest.raises(JobNotFound):
+        await collect(reader, JobId("job_none"))
+
+
+async def test_live_events_follow_the_replay(reader: TokenReader, publisher: Publisher) -> None:
+    publisher.publish(3)
+    stream = reader.follow(publisher.job_id)
+    assert [(await anext(stream))[0] for _ in range(3)] == [1, 2, 3]
+    await asyncio.to_thread(publisher.publish, 2)
+    assert [(await anext(stream))[0] for _ in range(2)] == [4, 5]
+    await asyncio.to_thread(publisher.writer.notify, [publisher.job_id], Started(attempt=1, worker="w"))
+    assert await anext(stream) == (None, Started(attempt=1, worker="w"))
+    await asyncio.to_thread(publisher.finish)
+    assert [seq async for seq, _ in stream] == [6]
+
+
+async def test_many_readers_of_a_busy_stream_see_each_number_once(reader: TokenReader, publisher: Publisher) -> None:
+    readers = [asyncio.create_task(collect(reader, publisher.job_id)) for _ in range(8)]
+    await asyncio.to_thread(publisher.publish, 400)
+    late = asyncio.create_task(collect(reader, publisher.job_id, after_seq=200))
+    await asyncio.to_thread(publisher.finish)
+    for seqs in await asyncio.gather(*readers):
+        assert seqs == list(range(1, 402))
+    assert await late == list(range(201, 402))
+
+
+async def test_killed_subscription_costs_no_event(
+    reader: TokenReader, publisher: Publisher, store_settings: StoreSettings
+) -> None:
+    admin = connect(store_settings)
+    readers = [asyncio.create_task(collect(reader, publisher.job_id)) for _ in range(3)]
+    for _ in range(5):
+        await asyncio.to_thread(publisher.publish, 40)
+        await asyncio.to_thread(admin.execute_command, "CLIENT", "KILL", "TYPE", "PUBSUB")
+    await asyncio.to_thread(publisher.finish)
+    for seqs in await asyncio.gather(*readers):
+        assert seqs == list(range(1, 202))
+
+
+async def test_slow_reader_is_served_from_the_stream(
+    reader: TokenReader, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.token_reader.MAX_BUFFERED_EVENTS", 10)
+    stream = reader.follow_batches(publisher.job_id)
+    await anext(stream)
+    await asyncio.to_thread(publisher.publish, 50)
+    await asyncio.to_thread(publisher.finish)
+    seqs = [seq async for batch in stream for seq, _ in batch]
+    assert seqs == list(range(1, 52))
+
+
+async def test_channel_is_left_when_the_last_reader_goes(
+    reader: TokenReader, publisher: Publisher, store_settings: StoreSettings
+) -> None:
+    publisher.publish(1)
+    publisher.finish()
+    await collect(reader, publisher.job_id)
+    admin = connect(store_settings)
+    async with asyncio.timeout(5):
+        while await asyncio.to_thread(admin.pubsub_channels, "kw:live:*"):
+            await asyncio.sleep(0.01)
