@@ -1,12 +1,12 @@
-"""The Valkey server that Keepwarm brings along: one per home folder, reachable only by the user who started it.
+"""The Valkey server that Keepwarm brings along: one per home folder, for the user who started it alone.
 
 Knows processes, files and PING; knows nothing of what is stored.
 
     python -m tasks.embedded_store            become the server of KEEPWARM_HOME, in the foreground
-    python -m tasks.embedded_store --repair   let Valkey's own tool cut a damaged log back to its last whole entry
+    python -m tasks.embedded_store --repair   let Valkey's own tool cut a damaged log to its last whole entry
 
-Whoever becomes the server first takes the lock of the store folder and keeps it across `exec`, so two servers never
-write the same files, and a held lock proves that its server lives.
+Whoever becomes the server first takes the lock of the store folder and keeps it across `exec`, so two servers
+never write the same files, and a held lock proves that its server lives.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MAX_MEMORY_BYTES = 512 * 1024**2  # admission stops well before; then writes are
 PING_TIMEOUT_S = 1.0
 POLL_S = 0.02
 STOP_BOUND_S = 5.0  # for the last fsync
+LOCK_PATIENCE_S = 0.5
 REPAIR_HINT = "`keepwarm store --repair` cuts the file back to its last whole entry"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -95,7 +96,7 @@ class EmbeddedStore:
         return StoreAnswer.LOADING if reply.startswith(b"-LOADING") else StoreAnswer.ABSENT
 
     def wait_until_ready(self, *, is_alive: Callable[[], bool], timeout_s: float) -> None:
-        """Return once the server answers and has read its log. Raises StoreUnavailable when it ends or takes too long."""
+        """Return once the server has read its log. Raises StoreUnavailable when it ends or takes too long."""
         deadline = time.monotonic() + timeout_s
         while (answer := self.answer()) is not StoreAnswer.READY:
             if not is_alive():
@@ -181,7 +182,7 @@ def _quoted(path: Path) -> str:
 
 
 def become_server(store: EmbeddedStore) -> None:
-    """Replace this process by the server. Returns never; raises StoreUnavailable when another one holds the folder."""
+    """Replace this process by the server. Raises StoreUnavailable when another one holds the folder."""
     parent = os.getppid()
     store.prepare()
     is_supervised = SUPERVISED in os.environ
@@ -202,19 +203,24 @@ def server_binary() -> Path:
 
 def _take_lock(store: EmbeddedStore, holder: StoreHolder) -> None:
     descriptor = os.open(store.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = store.holder()
-        pid = f" (pid {other.pid})" if other else ""
-        raise StoreUnavailable(f"Another Valkey server{pid} already serves {store.folder}.") from None
+    deadline = time.monotonic() + LOCK_PATIENCE_S  # who only looks (`holder`) has it for an instant
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                other = store.holder()
+                pid = f" (pid {other.pid})" if other else ""
+                raise StoreUnavailable(f"Another Valkey server{pid} already serves {store.folder}.") from None
+            time.sleep(POLL_S)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, msgspec.json.encode(holder))
     os.set_inheritable(descriptor, True)  # the lock lives as long as the server
 
 
 def _end_with_parent(parent: int) -> None:
-    """Linux: let the kernel send SIGTERM when the supervisor dies. Elsewhere the next start finds the stale server."""
+    """Linux: the kernel sends SIGTERM when the supervisor dies. Elsewhere the next start stops a stale server."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -223,13 +229,17 @@ def _end_with_parent(parent: int) -> None:
 
 
 def repair(store: EmbeddedStore) -> None:
-    """Replace this process by Valkey's checker, which asks before it cuts. The server binary answers to its name."""
+    """Replace this process by Valkey's checker, which asks before it cuts: same binary, another name.
+
+    Only the newest piece of the log is checked, the one that was being written. The checker of 9.1 takes the older
+    base piece, an RDB file, for damaged text, so it can't be given the manifest.
+    """
     if (holder := store.holder()) is not None:
         raise StoreUnavailable(f"The server (pid {holder.pid}) is running; a running log needs no repair.")
-    manifests = sorted(store.folder.glob("appendonlydir/*.manifest"))
-    if not manifests:
+    pieces = sorted(store.folder.glob("appendonlydir/*.incr.aof"), key=lambda path: path.stat().st_mtime_ns)
+    if not pieces:
         raise StoreUnavailable(f"There is no log in {store.folder} to repair.")
-    os.execv(server_binary(), ["valkey-check-aof", "--fix", str(manifests[0])])
+    os.execv(server_binary(), ["valkey-check-aof", "--fix", str(pieces[-1])])
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """End this process when the supervisor that started it is gone, however it went.
 
-The supervisor holds the other end of our standard input. When it dies, even by SIGKILL, the kernel closes that end
-and we read end-of-file. Processes started in any other way (a terminal, systemd, a container) carry no marker in
-their environment and are left alone.
+The supervisor holds the other end of our standard input. When it dies, even by SIGKILL, the kernel closes that
+end and we read end-of-file. Processes started in any other way (a terminal, systemd, a container) carry no marker
+in their environment and are left alone.
 
     python -m tasks.lifeline MODULE ARGUMENTS…     run a module that knows nothing of this
 """
