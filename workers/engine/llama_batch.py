@@ -1,0 +1,67 @@
+"""The batch that llama_decode reads, as numpy arrays that are filled in place: no allocation per step."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp as api
+
+from workers.engine.step_loop import Slice
+
+
+class LlamaBatch:
+    """A llama_batch of fixed capacity. The arrays belong to numpy, so llama_batch_init and _free stay out of it."""
+
+    def __init__(self, capacity: int) -> None:
+        self._tokens = np.zeros(capacity, dtype=np.int32)
+        self._positions = np.zeros(capacity, dtype=np.int32)
+        self._slots = np.zeros(capacity, dtype=np.int32)
+        self._wanted = np.zeros(capacity, dtype=np.int8)
+        ones = np.ones(capacity, dtype=np.int32)
+        # Every token is in exactly one sequence: pointer i leads to element i of the flat array of slots.
+        addresses = self._slots.ctypes.data + np.arange(capacity, dtype=np.uintp) * self._slots.itemsize
+        self._keep_alive = (ones, addresses)
+        self.struct = api.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, ctypes.c_int32),
+            embd=None,
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(ones, ctypes.c_int32),
+            seq_id=ctypes.cast(addresses.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=_pointer(self._wanted, ctypes.c_int8),
+        )
+
+    def fill(self, slices: Items[Slice]) -> int:
+        """Put the slices in, one after the other; the number of rows of logits to expect."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        outputs = 0
+        for slot, start, part, wants_logits in slices:
+            count = len(part)
+            if count == 1:
+                positions.append(start)
+                slots.append(slot)
+            else:
+                positions.extend(range(start, start + count))
+                slots.extend([slot] * count)
+                wanted.extend([0] * (count - 1))
+            tokens += part
+            wanted.append(wants_logits)
+            outputs += wants_logits
+        total = len(tokens)
+        self._tokens[:total] = tokens
+        self._positions[:total] = positions
+        self._slots[:total] = slots
+        self._wanted[:total] = wanted
+        self.struct.n_tokens = total
+        return outputs
+
+
+def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(kind))

@@ -1,0 +1,164 @@
+"""The engine on llama.cpp: one model, one context, one KV stream per slot.
+
+`llama_decode` releases the GIL, so the runner's other threads go on while a batch is computed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # before the library loads: it would run gdb on an abort
+
+from llama_cpp import llama_cpp as api
+
+from tasks.errors import ModelLoadFailed
+from tasks.generation import GenerationRequest
+from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
+from workers.engine.chat_template import ChatTemplate
+from workers.engine.llama_batch import LlamaBatch
+from workers.engine.llama_log import LlamaLog
+from workers.engine.llama_model import LlamaModel
+from workers.engine.probe import extra_buffers_are_safe
+from workers.engine.sampling import Floats
+from workers.engine.sequence import Sequence
+from workers.engine.step_loop import NoRoom, Slice, StepLoop
+from workers.engine.vocabulary import Vocabulary
+from workers.messages import Done, Generate, Ready, TokenOut
+
+_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+_LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
+
+
+class LlamaContext:
+    """A Backend: the KV cache and the compute buffers of one model."""
+
+    def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
+        """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
+        # In the worst step every slot has one token and the whole chunk comes on top.
+        capacity = config.prefill_chunk + config.slots
+        params = api.llama_context_default_params()
+        params.n_ctx = config.context_length * config.slots
+        params.n_seq_max = config.slots
+        params.kv_unified = False  # each slot has its own stream: a guaranteed context, no search for room
+        params.n_batch = capacity
+        params.n_ubatch = min(capacity, _LARGEST_UBATCH)
+        params.n_outputs_max = config.slots
+        params.n_threads = params.n_threads_batch = config.threads
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.type_k = params.type_v = _KV_TYPES[config.kv_type]
+        params.offload_kqv = params.op_offload = config.gpu_layers != 0
+        params.no_perf = True
+        self._pointer: Any = api.llama_init_from_model(model.pointer, params)
+        if not self._pointer:
+            raise ModelLoadFailed(
+                f"llama.cpp can't create a context of {config.slots} × {config.context_length} tokens: "
+                f"{log.complaints() or 'it gave no reason'}."
+            )
+        self.vocabulary: Vocabulary = model.vocabulary
+        self._memory: Any = api.llama_get_memory(self._pointer)
+        self._batch = LlamaBatch(capacity)
+
+    def decode(self, batch: Items[Slice]) -> Floats:
+        outputs = self._batch.fill(batch)
+        code = api.llama_decode(self._pointer, self._batch.struct)
+        if code == 1:  # the state was restored
+            raise NoRoom
+        if code != 0:
+            raise EngineFailed(f"llama_decode returned {code}.")
+        if not outputs:
+            return np.empty((0, len(self.vocabulary)), dtype=np.float32)
+        rows = api.llama_get_logits(self._pointer)
+        return np.ctypeslib.as_array(rows, shape=(outputs, len(self.vocabulary)))
+
+    def keep_prefix(self, slot: int, length: int) -> int:
+        if length and api.llama_memory_seq_rm(self._memory, slot, length, -1):
+            return length
+        # Recurrent models can't drop a tail; dropping a whole sequence never fails.
+        api.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return 0
+
+    def close(self) -> None:
+        if self._pointer:
+            api.llama_free(self._pointer)
+            self._pointer = None
+
+
+class LlamaEngine:
+    """See `workers.engine.base.Engine` for the contract."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._log = LlamaLog()
+        self._model: LlamaModel | None = None
+        self._context: LlamaContext | None = None
+
+    def load(self, progress: ProgressCallback) -> Ready:
+        started = time.monotonic()
+        config = self._config
+        if config.kv_type not in _KV_TYPES:
+            raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(_KV_TYPES)}.")
+        api.llama_backend_init()
+        model = LlamaModel(
+            config.model_path,
+            self._log,
+            gpu_layers=config.gpu_layers,
+            main_gpu=config.main_gpu,
+            use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
+            progress=progress,
+        )
+        self._model = model
+        context = LlamaContext(model, config, self._log)
+        self._context = context
+        self._template = ChatTemplate(
+            model.chat_template, bos_token=model.vocabulary.bos_text, eos_token=model.vocabulary.eos_text
+        )
+        self._loop = StepLoop(
+            context, slots=config.slots, context_length=config.context_length, prefill_chunk=config.prefill_chunk
+        )
+        buffers = self._log.buffer_bytes()
+        self._log.forget()
+        return Ready(
+            context_length=config.context_length,
+            slots=config.slots,
+            load_ms=round((time.monotonic() - started) * 1e3),
+            weight_bytes=model.weight_bytes,
+            kv_bytes=buffers["KV"] + buffers["RS"],
+            compute_bytes=buffers["compute"] + buffers["output"],
+        )
+
+    def prepare(self, message: Generate) -> Sequence:
+        return self._loop.sequence(message, self._prompt_ids(message.request))
+
+    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+        """Tokenised as llama-server does: control tokens in the text count as such, BOS comes once."""
+        assert self._model is not None, "prepare before load"
+        bos = self._model.vocabulary.bos_text
+        text = request.prompt or "" if request.messages is None else self._template.render(request.messages)
+        has_bos = request.messages is not None and bool(bos) and text.startswith(bos)
+        ids = self._model.tokenize(text, add_special=not has_bos)
+        # An empty prompt in a model without BOS: something has to be decoded to get logits.
+        return ids or self._model.start_ids()
+
+    def add(self, sequence: Sequence) -> None:
+        self._loop.add(sequence)
+
+    def cancel(self, key: int) -> None:
+        self._loop.cancel(key)
+
+    @property
+    def has_work(self) -> bool:
+        return self._loop.has_work
+
+    def step(self) -> tuple[TokenOut | Done, ...]:
+        return self._loop.step()
+
+    def close(self) -> None:
+        if self._context is not None:
+            self._context.close()
+        if self._model is not None:
+            self._model.close()

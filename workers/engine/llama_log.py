@@ -1,0 +1,54 @@
+"""llama.cpp's own log: kept off the terminal, passed on to ours, and remembered while a model loads.
+
+A load that fails returns a null pointer and says why in the log only; the sizes of the buffers are in the log only, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections import deque
+
+from llama_cpp import llama_cpp as api
+
+_WARN, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+_REMEMBERED_LINES = 2000
+_BUFFER_SIZE = re.compile(r"(KV|RS|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
+
+
+class LlamaLog:
+    """Receives llama.cpp's log lines for the rest of this process's life."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED_LINES)
+        self._level = 0
+        # Kept alive here: C holds only the bare pointer.
+        self._callback = api.llama_log_callback(self._receive)
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _user_data: object) -> None:
+        line = text.decode("utf-8", "replace")
+        if level == _CONTINUED:
+            level = self._level
+        self._level = level
+        self._lines.append((level, line))
+        if level in (_WARN, _ERROR):
+            print(f"llama.cpp: {line.rstrip()}", file=sys.stderr)
+
+    def complaints(self) -> str:
+        """What llama.cpp said was wrong, as one line."""
+        # Function names at the start of a line mean nothing to the person who reads this.
+        errors = [re.sub(r"^\w+: ", "", line).strip() for level, line in self._lines if level == _ERROR]
+        return "; ".join(dict.fromkeys(filter(None, errors)))
+
+    def buffer_bytes(self) -> dict[str, int]:
+        """Sizes of the buffers that the newest context announced, over all devices: KV (RS: recurrent), compute, output."""
+        sizes = dict.fromkeys(("KV", "RS", "compute", "output"), 0)
+        for _, line in self._lines:
+            for kind, mib in _BUFFER_SIZE.findall(line):
+                sizes[kind] += round(float(mib) * 2**20)
+        return sizes
+
+    def forget(self) -> None:
+        self._lines.clear()

@@ -1,0 +1,122 @@
+"""A loaded GGUF model: its weights, its vocabulary, its tokeniser. Thin over llama.cpp's C API."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import llama_cpp as api
+
+from tasks.errors import ModelLoadFailed
+from workers.engine.llama_log import LlamaLog
+from workers.engine.vocabulary import Vocabulary
+
+_LONGEST_PIECE = 256  # bytes; longer ones are asked for again
+_ALL_LAYERS = 2**31 - 1
+
+
+class LlamaModel:
+    """Owns the llama_model pointer."""
+
+    def __init__(
+        self,
+        path: Path,
+        log: LlamaLog,
+        *,
+        gpu_layers: int = 0,
+        main_gpu: int = 0,
+        use_extra_bufts: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Load the weights. Raises ModelLoadFailed with what llama.cpp had to say."""
+        check_file(path)
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = _ALL_LAYERS if gpu_layers < 0 else gpu_layers
+        params.main_gpu = main_gpu
+        params.split_mode = api.LLAMA_SPLIT_MODE_NONE if gpu_layers else params.split_mode
+        params.use_extra_bufts = use_extra_bufts
+        callback = api.llama_progress_callback(_progress(progress))
+        params.progress_callback = callback
+        log.forget()
+        self.pointer: Any = api.llama_model_load_from_file(str(path).encode(), params)
+        if not self.pointer:
+            raise ModelLoadFailed(f"llama.cpp can't load {path.name}: {log.complaints() or 'it gave no reason'}.")
+        if api.llama_model_has_encoder(self.pointer) or not api.llama_model_has_decoder(self.pointer):
+            self.close()
+            raise ModelLoadFailed(f"{path.name} is not a text generator: only decoder models can be served.")
+        self._vocab: Any = api.llama_model_get_vocab(self.pointer)
+        self.vocabulary = self._read_vocabulary()
+        self.weight_bytes: int = api.llama_model_size(self.pointer)
+        template = api.llama_model_chat_template(self.pointer, None)
+        self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+        self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocab)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Text → ids; control tokens written out in the text are recognised. Safe in any thread."""
+        data = text.encode("utf-8", "replace")
+        capacity = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * capacity)()
+            count = api.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, True)
+            if count >= 0:
+                return list(buffer[:count])
+            capacity = -count
+
+    def start_ids(self) -> list[int]:
+        """What an empty text starts with: BOS, else the end of the text before, else the first token."""
+        candidates = (api.llama_vocab_bos(self._vocab), api.llama_vocab_eos(self._vocab), 0)
+        return [next(token for token in candidates if token >= 0)]
+
+    def close(self) -> None:
+        if self.pointer:
+            api.llama_model_free(self.pointer)
+            self.pointer = None
+
+    def _read_vocabulary(self) -> Vocabulary:
+        vocab = self._vocab
+        size: int = api.llama_vocab_n_tokens(vocab)
+        if size <= 0:
+            self.close()
+            raise ModelLoadFailed("The model file has no vocabulary.")
+        ids = range(size)
+        return Vocabulary(
+            pieces=tuple(self._piece(token, special=False) for token in ids),
+            eog_ids=frozenset(token for token in ids if api.llama_vocab_is_eog(vocab, token)),
+            bos_text=self._special_text(api.llama_vocab_bos(vocab)),
+            eos_text=self._special_text(api.llama_vocab_eos(vocab)),
+        )
+
+    def _special_text(self, token: int) -> str:
+        return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        count = api.llama_token_to_piece(self._vocab, token, buffer, _LONGEST_PIECE, 0, special)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = api.llama_token_to_piece(self._vocab, token, buffer, -count, 0, special)
+        return buffer.raw[:count]
+
+
+def check_file(path: Path) -> None:
+    """The mistakes that llama.cpp words badly. Raises ModelLoadFailed."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelLoadFailed(f"The model file {path} can't be read: {error.strerror}.") from None
+    if magic != b"GGUF":
+        raise ModelLoadFailed(
+            f"{path.name} is not a GGUF file (it starts with {magic!r}). Convert it, or download the GGUF version."
+        )
+
+
+def _progress(report: Callable[[float], None] | None) -> Callable[[float, object], bool]:
+    def received(fraction: float, _user_data: object) -> bool:
+        if report is not None:
+            report(fraction)
+        return True  # go on loading
+
+    return received
