@@ -1,0 +1,178 @@
+"""From a client's body to a GenerationRequest. Pure: no store, no clock; only the seed is drawn here.
+
+How many tokens a prompt has only the model's runner can count. What holds before that: a tokenizer with byte
+fallback makes at most one token per UTF-8 byte, so a prompt with fewer bytes than the context fits for all but the
+template's own tokens, and only a longer one is in doubt.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+from app.errors import NotSupportedYet
+from app.schemas.jobs import JobBody
+from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, SamplingFields
+from app.settings import ApiSettings
+from tasks.errors import InvalidRequest
+from tasks.fleet import ModelOffer
+from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "repeat_last_n",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_MAX_SEED = 2**63
+
+
+def chat_request(body: ChatBody, offer: ModelOffer, limits: ApiSettings) -> GenerationRequest:
+    """Raises InvalidRequest."""
+    return _request(body, offer, limits, logprobs=_chat_logprobs(body), messages=_messages(body, limits))
+
+
+def completion_request(body: CompletionBody, offer: ModelOffer, limits: ApiSettings) -> GenerationRequest:
+    """Raises InvalidRequest."""
+    if body.echo:
+        raise NotSupportedYet("echo", "prepend the prompt yourself.")
+    if body.suffix:
+        raise NotSupportedYet("suffix", "these models continue text, they don't fill gaps.")
+    if body.best_of is not None and body.best_of > 1:
+        raise NotSupportedYet("best_of", "send the request several times.")
+    return _request(body, offer, limits, logprobs=body.logprobs, prompt=_single_prompt(body.prompt))
+
+
+def job_request(body: JobBody, offer: ModelOffer, limits: ApiSettings) -> GenerationRequest:
+    """Raises InvalidRequest."""
+    if (body.messages is None) == (body.prompt is None):
+        raise InvalidRequest("Send exactly one of 'messages' and 'prompt'.", param="messages")
+    messages = None if body.messages is None else _messages(body, limits)
+    return _request(body, offer, limits, logprobs=_chat_logprobs(body), messages=messages, prompt=body.prompt)
+
+
+def deadline_ms(deadline: float | datetime | None, now_ms: int) -> int | None:
+    """A client's deadline by the store's clock. Raises InvalidRequest for one that has passed."""
+    match deadline:
+        case None:
+            return None
+        case datetime():
+            at_ms = int(deadline.timestamp() * 1000)
+        case _:
+            at_ms = now_ms + int(deadline * 1000)
+    if at_ms <= now_ms:
+        raise InvalidRequest("deadline: must lie in the future (seconds from now, or a time).", param="deadline")
+    return at_ms
+
+
+def may_be_too_long(request: GenerationRequest, offer: ModelOffer) -> bool:
+    """Whether the prompt could have more tokens than the context holds."""
+    texts = [request.prompt or ""] + [message.content for message in request.messages or ()]
+    return sum(len(text.encode()) for text in texts) > offer.context_length
+
+
+def _request(
+    body: SamplingFields,
+    offer: ModelOffer,
+    limits: ApiSettings,
+    *,
+    logprobs: int | None,
+    messages: tuple[ChatMessage, ...] | None = None,
+    prompt: str | None = None,
+) -> GenerationRequest:
+    if body.n not in (None, 1):
+        raise NotSupportedYet("n", "one answer per request; send the request several times.")
+    max_tokens = body.max_tokens
+    if isinstance(body, ChatFields):
+        max_tokens = body.max_completion_tokens or max_tokens
+    return GenerationRequest(
+        model=offer.id,
+        messages=messages,
+        prompt=prompt,
+        sampling=_sampling(body, limits),
+        max_tokens=max_tokens,
+        stop=_stop(body.stop, limits),
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+    )
+
+
+def _sampling(body: SamplingFields, limits: ApiSettings) -> SamplingParams:
+    given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
+    if body.top_k is not None:
+        given["top_k"] = max(body.top_k, 0)
+    bias = body.logit_bias or {}
+    if len(bias) > limits.max_logit_bias:
+        raise InvalidRequest(f"logit_bias: at most {limits.max_logit_bias} entries.", param="logit_bias")
+    seed = secrets.randbelow(_MAX_SEED) if body.seed is None else body.seed % _MAX_SEED
+    return SamplingParams(seed=seed, logit_bias=bias, **given)
+
+
+def _stop(stop: Sequence[str], limits: ApiSettings) -> tuple[str, ...]:
+    if len(stop) > limits.max_stop:
+        raise InvalidRequest(f"stop: at most {limits.max_stop} strings.", param="stop")
+    for text in stop:
+        if not 0 < len(text) <= limits.max_stop_chars:
+            raise InvalidRequest(f"stop: a string must have 1 to {limits.max_stop_chars} characters.", param="stop")
+    return tuple(dict.fromkeys(stop))
+
+
+def _chat_logprobs(fields: ChatFields) -> int | None:
+    if fields.logprobs:
+        return fields.top_logprobs or 0
+    if fields.top_logprobs:
+        raise InvalidRequest("top_logprobs: needs logprobs to be true.", param="top_logprobs")
+    return None
+
+
+def _messages(body: ChatBody | JobBody, limits: ApiSettings) -> tuple[ChatMessage, ...]:
+    _refuse_unsupported(body)
+    messages = body.messages or []
+    if len(messages) > limits.max_messages:
+        raise InvalidRequest(f"messages: at most {limits.max_messages}.", param="messages")
+    return tuple(_message(index, message) for index, message in enumerate(messages))
+
+
+def _message(index: int, message: Message) -> ChatMessage:
+    if message.tool_calls:
+        raise NotSupportedYet(f"messages[{index}].tool_calls", "send the calls and their results as text.")
+    for position, part in enumerate(message.content):
+        if part.type != "text":
+            raise NotSupportedYet(
+                f"messages[{index}].content[{position}]", f"only parts of type text, and this is {part.type[:40]!r}."
+            )
+    return ChatMessage(role=message.role, content=message.text, name=message.name)
+
+
+def _refuse_unsupported(fields: ChatFields) -> None:
+    if fields.tools:
+        raise NotSupportedYet("tools", "describe the tools in the system message.")
+    if fields.functions:
+        raise NotSupportedYet("functions", "describe them in the system message.")
+    if fields.response_format not in (None, {"type": "text"}):
+        raise NotSupportedYet("response_format", 'only {"type": "text"}; ask for the format in the prompt.')
+    if fields.audio or fields.modalities not in (None, ["text"]):
+        raise NotSupportedYet("modalities", "only text.")
+    if fields.web_search_options:
+        raise NotSupportedYet("web_search_options", "put what was found into the prompt.")
+
+
+def _single_prompt(prompt: object) -> str:
+    match prompt:
+        case str(text) | [str(text)]:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InvalidRequest("prompt: not valid Unicode (a lone surrogate).", param="prompt") from None
+            return text
+        case [str(), *_]:
+            raise NotSupportedYet("prompt", "one prompt per request, and this list has several.")
+        case [int(), *_] | [[*_], *_]:
+            raise NotSupportedYet("prompt", "send text, not token ids.")
+        case _:
+            raise InvalidRequest("prompt: must be a string, or a list of one string.", param="prompt")

@@ -1,0 +1,209 @@
+"""Answer a synchronous request: admit its job, follow it, and word what comes, whole or as a stream.
+
+A stream's status is held back until the first event, or for up to a second, so that an error that comes fast
+(a prompt that is too long, a model that can't be loaded) has the right one. Later errors go in-band.
+The job of a client that leaves before its answer is complete is cancelled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import partial
+
+import msgspec
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import sse
+from app.backend import Batch
+from app.error_handlers import facts_of
+from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
+from app.following import Beat, Transcript
+from app.front import Front
+from app.metrics import AnswerMeter
+from app.openai_forms import AnswerForm
+from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.errors import KeepwarmError
+from tasks.fleet import ModelOffer
+from tasks.generation import GenerationRequest
+from tasks.jobs import Job, JobState, Priority
+from tasks.stream_events import End, Loading, Queued, Reset, Tokens
+
+STATUS_CLIENT_LEFT = 499  # nobody reads it; for the log and the metrics
+FormOf = Callable[[Job], AnswerForm]
+
+
+async def answer(
+    front: Front,
+    request: Request,
+    generation: GenerationRequest,
+    *,
+    offer: ModelOffer,
+    priority: Priority,
+    form_of: FormOf,
+    is_stream: bool,
+) -> Response:
+    """Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
+    arrived = time.monotonic()
+    submit = partial(
+        front.backend.dispatcher.submit,
+        generation,
+        offer=offer,
+        priority=priority,
+        deadline_ms=None,
+        idempotency_key=None,
+    )
+    job = (await to_thread.run_sync(submit)).job
+    request.state.job_id = job.id  # from here on errors carry it
+    live = LiveAnswer(front, request, generation, job, form_of(job), arrived)
+    return await (live.stream() if is_stream else live.whole())
+
+
+class LiveAnswer:
+    """One admitted job and the client that waits for it."""
+
+    def __init__(
+        self,
+        front: Front,
+        request: Request,
+        generation: GenerationRequest,
+        job: Job,
+        form: AnswerForm,
+        arrived: float,
+    ) -> None:
+        self._front = front
+        self._generation = generation
+        self._job = job
+        self._form = form
+        self._arrived = arrived
+        self._meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
+        self._headers = {"x-keepwarm-job": job.id}
+        self._watch = ClientWatch(request.receive, self._cancel)
+        self._batches = front.backend.streams.follow_batches(job.id)
+        self._has_text = False  # the client has part of the answer
+        self._is_over = False  # nothing more will be sent
+
+    async def whole(self) -> Response:
+        """The complete answer in one body."""
+        transcript = Transcript()
+        timeout_s = self._front.settings.sync_timeout_s
+        try:
+            async with aclosing(self._batches):
+                async for batch in self._batches:
+                    transcript.add(batch)
+                    self._meter.saw(batch)
+                    if self._watch.has_left:
+                        return Response(status_code=STATUS_CLIENT_LEFT)
+                    if transcript.end is None and time.monotonic() - self._arrived > timeout_s:
+                        await self._cancel()
+                        raise AnswerTookTooLong(timeout_s)
+        finally:
+            self._watch.finish()
+        end = self._success(transcript.end)
+        body = msgspec.json.encode(self._form.whole(transcript, end))
+        return Response(body, 200, self._headers, "application/json")
+
+    async def stream(self) -> Response:
+        """Raises what goes wrong before the status is sent."""
+        try:
+            held_back = await self._hold_back()
+        except BaseException:
+            self._watch.finish()
+            await self._batches.aclose()
+            raise
+        return SseResponse(self._chunks(held_back), self._headers)
+
+    async def _hold_back(self) -> Batch:
+        held_back: Batch = []
+        until = self._arrived + self._front.settings.hold_back_s
+        async for batch in self._batches:
+            held_back += batch
+            self._meter.saw(batch)
+            if any(seq is not None for seq, _ in batch) or time.monotonic() >= until:
+                break
+        first = next((event for seq, event in held_back if seq is not None), None)
+        if isinstance(first, End):
+            self._success(first)
+        return held_back
+
+    async def _chunks(self, batch: Batch) -> Chunks:
+        """Bytes to send, one chunk per batch. Ends after the job's end, an error, or the client's leaving."""
+        beat = Beat(self._front.backend.jobs, self._job, keep_alive_s=self._front.settings.keep_alive_s)
+        self._front.metrics.open_streams.inc()
+        try:
+            while True:
+                chunk = self._word(batch, beat) if batch else await _silence(beat)
+                if chunk:
+                    beat.sent()
+                    yield chunk
+                if self._is_over or self._watch.has_left:
+                    return
+                batch = await self._next_batch()
+        except StreamReset as error:
+            yield _in_band(error)
+            await self._cancel()
+        except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
+            yield _in_band(error)
+        finally:
+            self._watch.finish()
+            self._front.metrics.open_streams.dec()
+            await self._batches.aclose()
+
+    async def _next_batch(self) -> Batch:
+        try:
+            batch = await anext(self._batches)
+        except StopAsyncIteration:
+            raise AnswerIncomplete() from None
+        self._meter.saw(batch)
+        return batch
+
+    def _word(self, batch: Batch, beat: Beat) -> bytes:
+        parts: list[bytes] = []
+        for _, event in batch:
+            if isinstance(event, Tokens):
+                if not self._has_text:
+                    self._has_text = True
+                    parts.append(self._form.first())
+                parts.append(self._form.piece(event))
+            elif isinstance(event, End):
+                parts.append(self._word_end(event))
+            elif isinstance(event, Reset):
+                if self._has_text:
+                    raise StreamReset(event.reason)
+            elif isinstance(event, Queued):
+                parts.append(sse.comment(f"queued position={event.position}"))
+            elif isinstance(event, Loading):
+                parts.append(sse.comment(f"loading {event.model} {event.progress:.0%}"))
+        beat.saw(batch[-1][1])
+        return b"".join(parts)
+
+    def _word_end(self, end: End) -> bytes:
+        self._is_over = True
+        self._watch.finish()
+        if end.state is not JobState.SUCCEEDED:
+            return _in_band(error_of(end, self._generation))
+        return (b"" if self._has_text else self._form.first()) + self._form.last(end)
+
+    def _success(self, end: End | None) -> End:
+        if end is None:
+            raise AnswerIncomplete()
+        if end.state is not JobState.SUCCEEDED:
+            raise error_of(end, self._generation)
+        return end
+
+    async def _cancel(self) -> None:
+        await to_thread.run_sync(self._front.backend.jobs.cancel, self._job.id)
+
+
+async def _silence(beat: Beat) -> bytes:
+    if (place := await beat.place_in_line()) is not None:
+        return sse.comment(f"queued position={place.position}")
+    return sse.KEEP_ALIVE if beat.is_keep_alive_due else b""
+
+
+def _in_band(error: KeepwarmError) -> bytes:
+    """An error after the status was sent; official SDKs raise it. No [DONE] follows: the answer is incomplete."""
+    return sse.data(msgspec.json.encode(facts_of(error).openai_body()))

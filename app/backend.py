@@ -1,0 +1,109 @@
+"""What the front needs from the rest of Keepwarm, as protocols, and the one place that connects the real thing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tasks.fleet import Fleet, ModelOffer, QueueReport
+from tasks.generation import GenerationRequest
+from tasks.jobs import Job, JobId, JobState, Priority
+from tasks.settings import StoreSettings
+from tasks.stream_events import StreamEvent
+
+Batch = list[tuple[int | None, StreamEvent]]
+
+
+class Jobs(Protocol):
+    """Job records. Blocking: call it in a thread. Every method may raise StoreUnavailable."""
+
+    def get(self, job_id: JobId) -> Job: ...
+
+    def recent(self, limit: int, state: JobState | None = None, model: str | None = None) -> list[Job]: ...
+
+    def cancel(self, job_id: JobId) -> Job: ...
+
+    def position(self, job: Job) -> int | None: ...
+
+
+class FleetState(Protocol):
+    """What workers report, and what operators ask of the controller. Blocking."""
+
+    def fleet(self) -> Fleet: ...
+
+    def queues(self) -> tuple[QueueReport, ...]: ...
+
+    def known_offers(self) -> tuple[ModelOffer, ...]: ...
+
+    def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None: ...
+
+
+class Submitted(Protocol):
+    """An admitted job; not new when an Idempotency-Key led to an earlier one."""
+
+    @property
+    def job(self) -> Job: ...
+
+    @property
+    def is_new(self) -> bool: ...
+
+    @property
+    def position(self) -> int: ...
+
+
+class Submitter(Protocol):
+    """Takes jobs in. Blocking. Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        offer: ModelOffer,
+        priority: Priority,
+        deadline_ms: int | None,
+        idempotency_key: str | None,
+    ) -> Submitted: ...
+
+
+class TokenStreams(Protocol):
+    """Token streams of all jobs over one connection of this process."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[Batch, None]:
+        """What is available, list by list; an empty list about every second of silence; ends after End."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    jobs: Jobs
+    fleet: FleetState
+    dispatcher: Submitter
+    streams: TokenStreams
+    ping: Callable[[], None]  # raises StoreUnavailable
+
+
+def connect_backend(settings: StoreSettings) -> Backend:
+    """The real one, on the store of these settings. No connection is made yet."""
+    from tasks.celery_app import create_celery_app
+    from tasks.dispatch import Dispatcher
+    from tasks.store.connection import connect, ping
+    from tasks.store.fleet_store import FleetStore
+    from tasks.store.job_store import JobStore
+    from tasks.store.token_reader import TokenReader
+    from tasks.wakeups import Wakeups
+
+    client = connect(settings)
+    jobs = JobStore(client, settings)
+    fleet = FleetStore(client)
+    return Backend(
+        jobs=jobs,
+        fleet=fleet,
+        dispatcher=Dispatcher(jobs, fleet, Wakeups(create_celery_app(settings))),
+        streams=TokenReader(settings),
+        ping=lambda: ping(client),
+    )

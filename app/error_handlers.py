@@ -1,0 +1,198 @@
+"""Errors as HTTP answers: the table of statuses, OpenAI's shape on compatible routes, RFC 9457 on native ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from app.errors import AnswerTookTooLong, JobEnded, StreamReset
+from tasks import errors
+from tasks.errors import KeepwarmError
+
+# The nearest class in an error's ancestry decides. Statuses of errors that come from jobs go by `code`.
+STATUS: dict[type[KeepwarmError], int] = {
+    errors.InvalidRequest: 400,
+    errors.IdempotencyMismatch: 422,
+    errors.InvalidSetting: 500,  # ours, never the client's
+    errors.NotFound: 404,
+    errors.CapacityError: 503,
+    errors.QueueFull: 429,
+    errors.StoreUnavailable: 503,
+    errors.ModelError: 503,
+    errors.RunnerError: 500,
+    errors.LeaseLost: 500,
+    AnswerTookTooLong: 504,
+    StreamReset: 500,
+    KeepwarmError: 500,
+}
+STORE_RETRY_AFTER_S = 1
+_STATUS_OF_JOB_END = {"job_cancelled": 409, "job_expired": 504}
+_CODE_OF_STATUS = {
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    421: "misdirected_request",
+}
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorFacts:
+    """What both shapes are made of."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+    evidence: Mapping[str, object] = field(default_factory=dict)  # extra members of a problem
+
+    @property
+    def openai_type(self) -> str:
+        return _OPENAI_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
+    def openai_body(self) -> dict[str, object]:
+        return {"error": {"message": self.message, "type": self.openai_type, "param": self.param, "code": self.code}}
+
+    def problem_body(self, instance: str) -> dict[str, object]:
+        body: dict[str, object] = dict(self.evidence)
+        if self.param is not None:
+            body["param"] = self.param
+        body |= {
+            "type": f"urn:keepwarm:error:{self.code}",
+            "title": self.code.replace("_", " ").capitalize(),
+            "status": self.status,
+            "detail": self.message,
+            "instance": instance,
+            "code": self.code,
+        }
+        return body
+
+
+INTERNAL_ERROR = ErrorFacts(
+    status=500,
+    code="internal_error",
+    message="Keepwarm made a mistake. The log has the details under this reply's x-request-id.",
+)
+
+
+def facts_of(error: Exception) -> ErrorFacts:
+    """Raises nothing; an error that nobody planned for says no more than that."""
+    match error:
+        case JobEnded():
+            status = status_of_code(error.job_code)
+            return ErrorFacts(status=status, code=error.job_code, message=str(error), param=error.param)
+        case KeepwarmError():
+            return _planned(error)
+        case RequestValidationError():
+            return _invalid_fields(error)
+        case HTTPException():
+            code = _CODE_OF_STATUS.get(error.status_code, "http_error")
+            return ErrorFacts(status=error.status_code, code=code, message=str(error.detail))
+        case _:
+            return INTERNAL_ERROR
+
+
+def status_of_code(code: str) -> int:
+    """Status of an error that reached us as a code in a job record."""
+    return _STATUS_OF_CODE.get(code, 500)
+
+
+def speaks_openai(path: str) -> bool:
+    """Whether clients of this path expect OpenAI's error shape."""
+    if not path.startswith("/v1/") or path.endswith(("/warm", "/evict")):
+        return False
+    return path.split("/", 3)[2] not in {"jobs", "pool"}
+
+
+def error_response(facts: ErrorFacts, scope: Scope) -> Response:
+    """After admission (`state.job_id` is set) official SDKs are told not to retry: that would run the job twice."""
+    path = scope["path"]
+    headers: dict[str, str] = {}
+    if facts.retry_after_s is not None:
+        headers["retry-after"] = str(facts.retry_after_s)
+    job_id = scope.get("state", {}).get("job_id")
+    if job_id is not None:
+        headers |= {"x-keepwarm-job": job_id, "x-should-retry": "false"}
+    if speaks_openai(path):
+        body, media_type = facts.openai_body(), "application/json"
+    else:
+        body, media_type = facts.problem_body(path), "application/problem+json"
+    return Response(msgspec.json.encode(body), facts.status, headers, media_type)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    for kind in (KeepwarmError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    response = error_response(facts_of(error), request.scope)
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)
+    return response
+
+
+def _planned(error: KeepwarmError) -> ErrorFacts:
+    evidence = {name: value for name, value in vars(error).items() if value is not None and name != "param"}
+    retry_after_s: int | None = getattr(error, "retry_after_s", None)
+    if isinstance(error, errors.StoreUnavailable):
+        retry_after_s = STORE_RETRY_AFTER_S
+    return ErrorFacts(
+        status=_status_of_class(type(error)),
+        code=error.code,
+        message=str(error),
+        param=getattr(error, "param", None) or ("model" if isinstance(error, errors.UnknownModel) else None),
+        retry_after_s=retry_after_s,
+        evidence=evidence,
+    )
+
+
+def _invalid_fields(error: RequestValidationError) -> ErrorFacts:
+    first: dict[str, Any] = error.errors()[0]
+    where, *path = first["loc"]
+    if first["type"] == "json_invalid":
+        return ErrorFacts(
+            status=400, code="invalid_json", message=f"The body is no JSON: {first['ctx']['error']} at {path[0]}."
+        )
+    param = field_name(path)
+    if param is None:
+        message = "The body must be a JSON object, sent with content-type application/json."
+        return ErrorFacts(status=400, code="invalid_request", message=message)
+    reason = first["msg"].removeprefix("Value error, ")
+    prefix = "" if where == "body" else f"{where} "
+    return ErrorFacts(status=400, code="invalid_request", message=f"{prefix}{param}: {reason}", param=param)
+
+
+def field_name(path: list[str | int]) -> str | None:
+    """`["messages", 0, "role"]` as `messages[0].role`; names of alternatives in a union are left out."""
+    name = ""
+    for part in path:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part.isidentifier() or "-" in part:
+            name += f".{part}" if name else part
+    return name or None
+
+
+def _status_of_class(kind: type[KeepwarmError]) -> int:
+    return next(STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS)
+
+
+def _all_errors(kind: type[KeepwarmError]) -> Iterator[type[KeepwarmError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _all_errors(child)
+
+
+_STATUS_OF_CODE = {kind.code: _status_of_class(kind) for kind in _all_errors(KeepwarmError)} | _STATUS_OF_JOB_END

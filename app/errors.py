@@ -1,0 +1,69 @@
+"""Errors that only the HTTP front has. Those that travel with jobs are in `tasks.errors`."""
+
+from __future__ import annotations
+
+from tasks.errors import InvalidRequest, KeepwarmError
+from tasks.generation import GenerationRequest
+from tasks.jobs import JobError, JobState
+from tasks.stream_events import End
+
+
+class NotSupportedYet(InvalidRequest):
+    """A feature of the OpenAI API that would change the answer, and that Keepwarm lacks."""
+
+    code = "not_supported"
+
+    def __init__(self, param: str, advice: str) -> None:
+        super().__init__(f"'{param}' is not supported yet: {advice}", param=param)
+
+
+class JobEnded(KeepwarmError):
+    """The job of a waiting client ended without an answer. Its code is the job's, not the class's."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.job_code = error.code
+        self.param = error.param
+
+
+class AnswerTookTooLong(KeepwarmError):
+    """A request that waits for the whole answer waited longer than the front allows; the job was cancelled."""
+
+    code = "timeout"
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(
+            f"No complete answer within {waited_s:.0f} s, so the job was cancelled. "
+            "Use stream=true, or POST /v1/jobs for long work."
+        )
+
+
+class AnswerIncomplete(KeepwarmError):
+    """The job's token stream stopped before it said how the job ended."""
+
+    def __init__(self) -> None:
+        super().__init__("The job's token stream ended early; GET /v1/jobs/{id} has what is known of the job.")
+
+
+class StreamReset(KeepwarmError):
+    """Text that the client already has became void, and this stream format can't say so."""
+
+    code = "stream_reset"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The answer had to start over ({reason}) after part of it was sent. Send the request again.")
+
+
+def error_of(end: End, request: GenerationRequest | None = None) -> JobEnded:
+    """Why a job that didn't succeed has no answer, in the words of the client's own request."""
+    error = end.error or _UNEXPLAINED[end.state]
+    if error.param == "messages" and request is not None and request.prompt is not None:
+        error = JobError(code=error.code, message=error.message, param="prompt")
+    return JobEnded(error)
+
+
+_UNEXPLAINED = {
+    JobState.CANCELLED: JobError(code="job_cancelled", message="The job was cancelled."),
+    JobState.EXPIRED: JobError(code="job_expired", message="The job's deadline passed before it was done."),
+    JobState.FAILED: JobError(code="internal_error", message="The job failed without saying why."),
+}

@@ -1,0 +1,57 @@
+"""The fleet as requests see it: one read of the store serves all requests of a quarter of a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anyio import to_thread
+
+from app.backend import FleetState
+from tasks.catalog import Catalog
+from tasks.fleet import Fleet, QueueReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSnapshot:
+    fleet: Fleet
+    queues: tuple[QueueReport, ...]
+    catalog: Catalog  # also models whose workers are away
+
+
+class FleetView:
+    def __init__(self, store: FleetState, *, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._reading = asyncio.Lock()  # single-flight
+        self._snapshot: FleetSnapshot | None = None
+        self._read_at = 0.0
+
+    async def snapshot(self) -> FleetSnapshot:
+        """At most `max_age_s` old. Raises StoreUnavailable."""
+        if (fresh := self._fresh()) is not None:
+            return fresh
+        async with self._reading:
+            if (fresh := self._fresh()) is not None:
+                return fresh
+            self._snapshot = await to_thread.run_sync(self._read)
+            self._read_at = self._clock()
+            return self._snapshot
+
+    async def store_now_ms(self) -> int:
+        """The store's time, which deadlines are measured by."""
+        snapshot = await self.snapshot()
+        return snapshot.fleet.now_ms + int((self._clock() - self._read_at) * 1000)
+
+    def _fresh(self) -> FleetSnapshot | None:
+        if self._snapshot is not None and self._clock() - self._read_at < self._max_age_s:
+            return self._snapshot
+        return None
+
+    def _read(self) -> FleetSnapshot:
+        fleet = self._store.fleet()
+        offers = {offer.id: offer for offer in self._store.known_offers()} | fleet.offers()
+        return FleetSnapshot(fleet=fleet, queues=self._store.queues(), catalog=Catalog(offers.values()))

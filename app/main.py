@@ -1,0 +1,49 @@
+"""The HTTP application: `uvicorn --factory app.main:create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from app.backend import Backend, connect_backend
+from app.error_handlers import install_error_handlers
+from app.fleet_view import FleetView
+from app.front import Front
+from app.metrics import Metrics
+from app.middleware import RequestFrame
+from app.routes import chat, completions, health, index, jobs, metrics, models, pool
+from app.settings import ApiSettings
+from tasks.settings import StoreSettings, load_settings
+
+DESCRIPTION = "A task queue for LLM inference: OpenAI-compatible routes, and jobs that outlive their connection."
+
+
+def create_app(settings: ApiSettings | None = None, backend: Backend | None = None) -> FastAPI:
+    """An application of its own. Without arguments the environment decides. Raises InvalidSetting."""
+    settings = settings or load_settings(ApiSettings)
+    backend = backend or connect_backend(load_settings(StoreSettings))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await backend.streams.start()
+        try:
+            yield
+        finally:
+            await backend.streams.close()
+
+    app = FastAPI(title="Keepwarm", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.state.front = Front(
+        settings=settings,
+        backend=backend,
+        view=FleetView(backend.fleet, max_age_s=settings.fleet_cache_ms / 1000),
+        metrics=Metrics(),
+    )
+    app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes, metrics=app.state.front.metrics)
+    install_error_handlers(app)
+    for routes in (chat, completions, models, jobs, pool, health, metrics, index):
+        app.include_router(routes.router)
+    app.mount("/static", StaticFiles(directory=index.STATIC), name="static")
+    return app

@@ -1,0 +1,31 @@
+"""POST /v1/chat/completions, as official OpenAI clients use it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.admission import chat_request
+from app.answering import answer
+from app.front import FrontDep
+from app.openai_forms import ChatForm
+from app.schemas.openai import ChatBody
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.post("/v1/chat/completions", summary="Answer a conversation, whole or as a stream")
+async def create_chat_completion(body: ChatBody, request: Request, front: FrontDep) -> Response:
+    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    return await answer(
+        front,
+        request,
+        chat_request(body, offer, front.settings),
+        offer=offer,
+        priority=body.level,
+        form_of=partial(ChatForm, include_usage=body.include_usage),
+        is_stream=bool(body.stream),
+    )

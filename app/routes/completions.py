@@ -1,0 +1,31 @@
+"""POST /v1/completions, the older text form."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.admission import completion_request
+from app.answering import answer
+from app.front import FrontDep
+from app.openai_forms import TextForm
+from app.schemas.openai import CompletionBody
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.post("/v1/completions", summary="Continue a text, whole or as a stream")
+async def create_completion(body: CompletionBody, request: Request, front: FrontDep) -> Response:
+    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    return await answer(
+        front,
+        request,
+        completion_request(body, offer, front.settings),
+        offer=offer,
+        priority=body.level,
+        form_of=partial(TextForm, include_usage=body.include_usage),
+        is_stream=bool(body.stream),
+    )

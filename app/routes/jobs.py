@@ -1,0 +1,176 @@
+"""Native jobs: post, list, get (and wait), follow, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from functools import partial
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import sse
+from app.admission import deadline_ms, job_request, may_be_too_long
+from app.errors import error_of
+from app.following import Beat
+from app.front import Front, FrontDep
+from app.schemas.jobs import JobBody, JobList, JobObject, job_object
+from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.errors import InvalidRequest, PromptTooLong
+from tasks.generation import GenerationRequest
+from tasks.jobs import Job, JobId, JobState, Priority
+from tasks.stream_events import End, Tokens, encode_event
+
+router = APIRouter(tags=["Jobs"])
+MAX_IDEMPOTENCY_KEY_CHARS = 256
+
+IdempotencyKey = Annotated[str | None, Header(max_length=MAX_IDEMPOTENCY_KEY_CHARS)]
+
+
+@router.post("/v1/jobs", status_code=202, response_model=JobObject, summary="Take a job in and answer at once")
+async def create_job(
+    body: JobBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    generation = job_request(body, offer, front.settings)
+    submit = partial(
+        front.backend.dispatcher.submit,
+        generation,
+        offer=offer,
+        priority=Priority.named(body.priority),
+        deadline_ms=deadline_ms(body.deadline, await front.view.store_now_ms()),
+        idempotency_key=idempotency_key,
+    )
+    submission = await to_thread.run_sync(submit)
+    job = submission.job
+    request.state.job_id = job.id
+    if submission.is_new and may_be_too_long(generation, offer):
+        await _await_count(front, job, generation)
+    position = submission.position if job.state is JobState.QUEUED else None
+    headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id}
+    return Response(job_object(job, position).model_dump_json(), 202, headers, "application/json")
+
+
+@router.get("/v1/jobs", summary="Jobs, newest first")
+async def list_jobs(
+    front: FrontDep,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    state: JobState | None = None,
+    model: str | None = None,
+) -> JobList:
+    def read() -> list[JobObject]:
+        jobs = front.backend.jobs
+        return [job_object(job, _position(front, job)) for job in jobs.recent(limit, state, model)]
+
+    return JobList(data=await to_thread.run_sync(read))
+
+
+@router.get("/v1/jobs/{job_id}", summary="One job; with ?wait= as soon as it ends")
+async def get_job(
+    job_id: str, request: Request, front: FrontDep, wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0
+) -> JobObject:
+    job = await to_thread.run_sync(front.backend.jobs.get, JobId(job_id))
+    if wait and not job.state.is_terminal:
+        await _await_end(front, job, request, min(wait, front.settings.max_wait_s))
+        job = await to_thread.run_sync(front.backend.jobs.get, job.id)
+    return await _object(front, job)
+
+
+@router.delete("/v1/jobs/{job_id}", summary="Cancel a job; one that has ended stays as it is")
+async def cancel_job(job_id: str, front: FrontDep) -> JobObject:
+    return await _object(front, await to_thread.run_sync(front.backend.jobs.cancel, JobId(job_id)))
+
+
+@router.get("/v1/jobs/{job_id}/events", response_class=Response, summary="The job's events, resumable, as SSE")
+async def follow_job(
+    job_id: str,
+    request: Request,
+    front: FrontDep,
+    last_event_id: Annotated[str | None, Header()] = None,
+    after: str | None = None,
+) -> Response:
+    job = await to_thread.run_sync(front.backend.jobs.get, JobId(job_id))
+    after_seq = resume_point(last_event_id, after, job)
+    if job.state.is_terminal and after_seq == job.last_seq:
+        return Response(status_code=204)  # tells an EventSource that reconnects to stop
+    return SseResponse(_events(front, job, after_seq, ClientWatch(request.receive)), {"x-keepwarm-job": job.id})
+
+
+def resume_point(last_event_id: str | None, after: str | None, job: Job) -> int:
+    """Number of the last event that the client has. Raises InvalidRequest.
+
+    The header wins: a browser that reconnects sends it along with the URL's older ?after=."""
+    param, value = ("Last-Event-ID", last_event_id) if last_event_id is not None else ("after", after or "0")
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise InvalidRequest(f"{param}: must be the id of an event, a whole number, not {value[:40]!r}.", param=param)
+    if int(value) > job.last_seq:
+        raise InvalidRequest(f"{param}: this job's newest event is {job.last_seq}, not {value}.", param=param)
+    return int(value)
+
+
+async def _events(front: Front, job: Job, after_seq: int, watch: ClientWatch) -> Chunks:
+    """Numbered events are worded from what is stored alone, so that every reading has the same bytes."""
+    beat = Beat(front.backend.jobs, job, keep_alive_s=front.settings.keep_alive_s)
+    front.metrics.open_streams.inc()
+    try:
+        async with aclosing(front.backend.streams.follow_batches(job.id, after_seq)) as batches:
+            async for batch in batches:
+                if watch.has_left:
+                    return
+                chunk = b"".join(sse.event(_name(event), encode_event(event), seq) for seq, event in batch)
+                if batch:
+                    beat.saw(batch[-1][1])
+                elif (place := await beat.place_in_line()) is not None:
+                    chunk = sse.event("queued", encode_event(place))
+                elif beat.is_keep_alive_due:
+                    chunk = sse.KEEP_ALIVE
+                if chunk:
+                    beat.sent()
+                    yield chunk
+    finally:
+        watch.finish()
+        front.metrics.open_streams.dec()
+
+
+async def _await_count(front: Front, job: Job, generation: GenerationRequest) -> None:
+    """Give a runner a moment to count a doubtful prompt. Raises JobEnded when it was too long."""
+    try:
+        async with asyncio.timeout(front.settings.prompt_check_s):
+            async with aclosing(front.backend.streams.follow_batches(job.id)) as batches:
+                async for batch in batches:
+                    for _, event in batch:
+                        if isinstance(event, Tokens):
+                            return
+                        if isinstance(event, End) and event.error and event.error.code == PromptTooLong.code:
+                            raise error_of(event, generation)
+    except TimeoutError:
+        return
+
+
+async def _await_end(front: Front, job: Job, request: Request, limit_s: float) -> None:
+    watch = ClientWatch(request.receive)
+    try:
+        async with asyncio.timeout(limit_s):
+            async with aclosing(front.backend.streams.follow_batches(job.id, job.last_seq)) as batches:
+                async for _ in batches:
+                    if watch.has_left:
+                        return
+    except TimeoutError:
+        return
+    finally:
+        watch.finish()
+
+
+async def _object(front: Front, job: Job) -> JobObject:
+    return job_object(job, await to_thread.run_sync(_position, front, job))
+
+
+def _position(front: Front, job: Job) -> int | None:
+    return front.backend.jobs.position(job) if job.state is JobState.QUEUED else None
+
+
+def _name(event: object) -> str:
+    return type(event).__name__.lower()

@@ -1,0 +1,41 @@
+"""Models: OpenAI's list and object with Keepwarm's details, and an operator's wish to warm or evict one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from anyio import to_thread
+from fastapi import APIRouter
+
+from app.front import Front, FrontDep
+from app.schemas.pool import AskObject, ModelList, ModelObject, model_object
+
+router = APIRouter()
+
+
+@router.get("/v1/models", tags=["OpenAI"], summary="All models that can be asked for")
+async def list_models(front: FrontDep) -> ModelList:
+    snapshot = await front.view.snapshot()
+    return ModelList(data=[model_object(offer, snapshot) for offer in snapshot.catalog])
+
+
+@router.get("/v1/models/{model_id:path}", tags=["OpenAI"], summary="One model, by id or alias")
+async def get_model(model_id: str, front: FrontDep) -> ModelObject:
+    snapshot = await front.view.snapshot()
+    return model_object(snapshot.catalog.resolve(model_id), snapshot)
+
+
+@router.post("/v1/models/{model_id:path}/warm", tags=["Keepwarm"], status_code=202, summary="Load it ahead of use")
+async def warm_model(model_id: str, front: FrontDep) -> AskObject:
+    return await _ask(front, model_id, "warm")
+
+
+@router.post("/v1/models/{model_id:path}/evict", tags=["Keepwarm"], status_code=202, summary="Free its memory")
+async def evict_model(model_id: str, front: FrontDep) -> AskObject:
+    return await _ask(front, model_id, "evict")
+
+
+async def _ask(front: Front, name: str, what: Literal["warm", "evict"]) -> AskObject:
+    offer = (await front.view.snapshot()).catalog.resolve(name)
+    await to_thread.run_sync(front.backend.fleet.ask, offer.id, what)
+    return AskObject(model=offer.id, asked=what)

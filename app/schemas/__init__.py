@@ -1,0 +1,1 @@
+"""Bodies of requests and answers: pydantic, at the edge only."""

@@ -1,0 +1,114 @@
+"""The native job API: what clients post and the job object that they get."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, Field
+
+from app.schemas.openai import ChatFields, Message, PriorityName
+from tasks.jobs import Job, JobResult, JobState, Priority
+
+
+class JobBody(ChatFields):
+    """POST /v1/jobs: exactly one of messages and prompt."""
+
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    prompt: str | None = None
+    priority: PriorityName = "default"
+    deadline: float | AwareDatetime | None = Field(default=None, description="Seconds from now, or an RFC 3339 time.")
+
+
+class UsageObject(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+
+
+class ResultObject(BaseModel):
+    text: str
+    finish_reason: str | None
+    usage: UsageObject | None
+
+
+class ErrorObject(BaseModel):
+    code: str
+    message: str
+    param: str | None
+
+
+class JobObject(BaseModel):
+    """A job as clients see it. Times are RFC 3339 in UTC."""
+
+    id: str
+    object: Literal["job"] = "job"
+    state: JobState
+    model: str
+    attempt: int
+    priority: PriorityName
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline: datetime | None
+    worker: str | None
+    position: int | None  # 0 = next in line; null when it does not wait
+    last_seq: int
+    result: ResultObject | None
+    error: ErrorObject | None
+
+
+class JobList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+
+
+def job_object(job: Job, position: int | None) -> JobObject:
+    return JobObject(
+        id=job.id,
+        state=job.state,
+        model=job.model,
+        attempt=job.attempt,
+        priority=_PRIORITY_NAMES[job.priority],
+        created_at=datetime.fromtimestamp(job.created_ms / 1000, UTC),
+        started_at=_time(job.started_ms),
+        finished_at=_time(job.finished_ms),
+        deadline=_time(job.deadline_ms),
+        worker=job.worker,
+        position=position,
+        last_seq=job.last_seq,
+        result=_result_object(job.result),
+        error=None
+        if job.error is None
+        else ErrorObject(code=job.error.code, message=job.error.message, param=job.error.param),
+    )
+
+
+def _result_object(result: JobResult | None) -> ResultObject | None:
+    if result is None:
+        return None
+    usage = result.usage
+    return ResultObject(
+        text=result.text,
+        finish_reason=result.finish_reason,
+        usage=None
+        if usage is None
+        else UsageObject(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+        ),
+    )
+
+
+def _time(ms: int | None) -> datetime | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+
+
+_PRIORITY_NAMES: dict[Priority, PriorityName] = {
+    Priority.INTERACTIVE: "interactive",
+    Priority.DEFAULT: "default",
+    Priority.BATCH: "batch",
+}

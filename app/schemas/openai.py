@@ -1,0 +1,130 @@
+"""What OpenAI clients send. Fields that Keepwarm does not know are ignored; those it can't honour are refused.
+
+A field of type `Any` is looked at in `app.admission`, only to say that it is not supported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from tasks.jobs import Priority
+
+PriorityName = Literal["interactive", "default", "batch"]
+ServiceTier = Literal["auto", "default", "priority", "scale", "flex", "interactive", "batch"]
+MAX_TOP_LOGPROBS = 20
+
+
+def _as_list(value: object) -> object:
+    """A lone string is a list of one; null is an empty list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+def _as_parts(value: object) -> object:
+    if value is None:
+        return []
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class ContentPart(BaseModel):
+    """A piece of a message; only text can be served."""
+
+    type: str
+    text: str = ""
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        list[ContentPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart] | None)
+    ] = []
+    name: str | None = Field(default=None, max_length=256)
+    tool_calls: Any = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
+
+
+class SamplingFields(BaseModel):
+    """What all generating routes share. None means the default of `tasks.generation.SamplingParams`."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=256)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=1_000_000)  # 0 and -1: off
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, gt=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
+    repeat_last_n: int | None = Field(default=None, ge=0, le=1_000_000)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
+        None
+    )
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)] = []
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    ignore_eos: bool = False
+    n: int | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class StreamingFields(BaseModel):
+    """How the answer is delivered, and how urgent it is."""
+
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    priority: PriorityName | None = None
+    service_tier: ServiceTier | None = None
+
+    @property
+    def level(self) -> Priority:
+        """`priority` decides; OpenAI's cheap tiers wait behind everything, all others are interactive."""
+        if self.priority is not None:
+            return Priority.named(self.priority)
+        return Priority.BATCH if self.service_tier in {"flex", "batch"} else Priority.INTERACTIVE
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatFields(SamplingFields):
+    """Log probabilities in the chat form, the newer name of max_tokens, and what is refused."""
+
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+
+
+class ChatBody(ChatFields, StreamingFields):
+    """POST /v1/chat/completions"""
+
+    messages: list[Message] = Field(min_length=1)
+
+
+class CompletionBody(SamplingFields, StreamingFields):
+    """POST /v1/completions"""
+
+    prompt: Any = Field(json_schema_extra={"type": ["string", "array"]})
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None

@@ -1,0 +1,151 @@
+"""Answers about models, workers, runners and queues."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel
+
+from app.fleet_view import FleetSnapshot
+from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerReport
+
+
+class Warmth(StrEnum):
+    """How soon a model can answer."""
+
+    WARM = "warm"
+    LOADING = "loading"
+    COLD = "cold"
+    FAILED = "failed"
+
+
+class ModelDetails(BaseModel):
+    """What OpenAI's model object has no room for."""
+
+    state: Warmth
+    reason: str | None  # why it is not warm
+    context_length: int
+    slots: int
+    bytes: int
+    aliases: list[str]
+    description: str
+
+
+class ModelObject(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0  # unknown; OpenAI's clients require a number
+    owned_by: str = "keepwarm"
+    keepwarm: ModelDetails
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class RunnerObject(BaseModel):
+    pid: int
+    model: str
+    state: RunnerState
+    bytes: int
+    slots: int
+    in_flight: int
+    progress: float
+
+
+class WorkerObject(BaseModel):
+    id: str
+    pid: int
+    host: str
+    device: str
+    budget_bytes: int
+    used_bytes: int
+    draining: bool
+    runners: list[RunnerObject]
+
+
+class QueueObject(BaseModel):
+    model: str
+    depth: int
+    oldest_age_s: float
+
+
+class PoolObject(BaseModel):
+    workers: list[WorkerObject]
+    queues: list[QueueObject]
+
+
+class AskObject(BaseModel):
+    """202: the controller was asked; watch /v1/models or /v1/pool for the effect."""
+
+    model: str
+    asked: Literal["warm", "evict"]
+
+
+def model_object(offer: ModelOffer, snapshot: FleetSnapshot) -> ModelObject:
+    state, reason = warmth(offer, snapshot)
+    return ModelObject(
+        id=offer.id,
+        keepwarm=ModelDetails(
+            state=state,
+            reason=reason,
+            context_length=offer.context_length,
+            slots=offer.slots,
+            bytes=offer.bytes,
+            aliases=list(offer.aliases),
+            description=offer.description,
+        ),
+    )
+
+
+def warmth(offer: ModelOffer, snapshot: FleetSnapshot) -> tuple[Warmth, str | None]:
+    """The best state that any worker can show, and why it is not better."""
+    workers = snapshot.fleet.workers
+    runners = [runner for worker in workers for runner in worker.runners if runner.model == offer.id]
+    if any(runner.state is RunnerState.READY for runner in runners):
+        return Warmth.WARM, None
+    loading = [runner.progress for runner in runners if runner.state is RunnerState.STARTING]
+    if loading:
+        return Warmth.LOADING, f"{max(loading):.0%} loaded"
+    if offer.failure:
+        return Warmth.FAILED, offer.failure
+    if not any(known.id == offer.id for worker in workers for known in worker.offers):
+        return Warmth.COLD, "no live worker offers it; jobs wait for one"
+    return Warmth.COLD, f"loads on demand, in about {offer.load_ms / 1000:.1f} s"
+
+
+def pool_object(snapshot: FleetSnapshot) -> PoolObject:
+    return PoolObject(
+        workers=[_worker_object(worker) for worker in snapshot.fleet.workers],
+        queues=[
+            QueueObject(model=queue.model, depth=queue.depth, oldest_age_s=queue.oldest_age_ms / 1000)
+            for queue in snapshot.queues
+        ],
+    )
+
+
+def _worker_object(worker: WorkerReport) -> WorkerObject:
+    return WorkerObject(
+        id=worker.id,
+        pid=worker.pid,
+        host=worker.host,
+        device=worker.device,
+        budget_bytes=worker.budget_bytes,
+        used_bytes=worker.used_bytes,
+        draining=worker.is_draining,
+        runners=[_runner_object(runner) for runner in worker.runners],
+    )
+
+
+def _runner_object(runner: RunnerReport) -> RunnerObject:
+    return RunnerObject(
+        pid=runner.pid,
+        model=runner.model,
+        state=runner.state,
+        bytes=runner.bytes,
+        slots=runner.slots,
+        in_flight=runner.in_flight,
+        progress=runner.progress,
+    )

@@ -1,0 +1,52 @@
+"""Settings of the HTTP front, read from `KEEPWARM_*` variables."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.settings import ENV_PREFIX, Bytes
+
+
+class ApiSettings(BaseSettings):
+    """Seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
+
+    allow_open: bool = False  # listen beyond loopback although nobody has to authenticate
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    allowed_hosts: tuple[str, ...] = ()  # further names in the Host header that a loopback front answers to
+
+    max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
+    max_messages: int = Field(default=4096, ge=1)
+    max_stop: int = Field(default=8, ge=0)  # stop strings per request
+    max_stop_chars: int = Field(default=256, ge=1)  # length of one stop string
+    max_logit_bias: int = Field(default=1024, ge=0)  # entries
+
+    sync_timeout_s: float = Field(default=600.0, gt=0)  # a waiting (not streaming) request gives up after this
+    hold_back_s: float = Field(default=0.9, ge=0)  # a stream's status waits this long for the first event
+    prompt_check_s: float = Field(default=2.0, ge=0)  # POST /v1/jobs waits this long for a doubtful prompt's count
+    max_wait_s: float = Field(default=60.0, ge=0)  # longest ?wait= of GET /v1/jobs/{id}
+    keep_alive_s: float = Field(default=10.0, gt=0)  # longest silence on a stream
+    fleet_cache_ms: int = Field(default=250, ge=0)  # age at which the view of the fleet is read anew
+
+    @field_validator("host")
+    @classmethod
+    def _loopback_unless_allowed(cls, host: str, info: ValidationInfo) -> str:
+        if is_loopback(host) or info.data.get("allow_open"):
+            return host
+        raise ValueError(
+            "this address can be reached from other machines and there are no API keys yet; "
+            "listen on 127.0.0.1, or set KEEPWARM_ALLOW_OPEN=1 where only trusted peers reach it"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address; a name other than localhost counts as open."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,90 @@
+"""Server-sent events: the response, its framing, and the watch over the client at the other end.
+
+The chunks are bytes that are ready to send, one per batch of events; lines end in a bare newline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tasks.errors import KeepwarmError
+
+KEEP_ALIVE = b": keep-alive\n\n"
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+_log = structlog.get_logger(__name__)
+
+Chunks = AsyncGenerator[bytes, None]
+
+
+def comment(text: str) -> bytes:
+    """A line that clients ignore and people see."""
+    return f": {text}\n\n".encode()
+
+
+def data(payload: bytes) -> bytes:
+    """An unnamed event; the payload is JSON on one line."""
+    return b"data: " + payload + b"\n\n"
+
+
+def event(name: str, payload: bytes, seq: int | None = None) -> bytes:
+    """A named event; only numbered ones have an id, because an id moves the client's resume point."""
+    if seq is None:
+        return b"event: %b\ndata: %b\n\n" % (name.encode(), payload)
+    return b"event: %b\nid: %d\ndata: %b\n\n" % (name.encode(), seq, payload)
+
+
+class SseResponse(Response):
+    """Sends chunks as they come and closes their generator however the request ends.
+
+    Starlette's own adds a task group and a second reader of `receive` per request; `ClientWatch` is that reader here.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: Chunks, headers: Mapping[str, str] | None = None) -> None:
+        self._chunks = chunks
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**_HEADERS, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await self._chunks.aclose()
+
+
+class ClientWatch:
+    """Notices at once when the client leaves before its answer is complete, and then calls `on_leave`.
+
+    `finish()` must come before the last byte is sent: a server reports a complete answer as a disconnect too.
+    """
+
+    def __init__(self, receive: Receive, on_leave: Callable[[], Awaitable[object]] | None = None) -> None:
+        self.has_left = False
+        self._on_leave = on_leave
+        self._task = asyncio.create_task(self._watch(receive), name="client-watch")
+
+    def finish(self) -> None:
+        """The answer is complete, or somebody else deals with the job from here on."""
+        if not self.has_left:
+            self._task.cancel()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.has_left = True
+        if self._on_leave is None:
+            return
+        try:
+            await self._on_leave()
+        except KeepwarmError as error:
+            _log.warning("cancel_after_disconnect_failed", code=error.code, error=str(error))
