@@ -1,0 +1,1 @@
+"""Keepwarm's own demo model: corpus, tokenizer, network, training, export."""

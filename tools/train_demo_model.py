@@ -1,0 +1,67 @@
+"""Make Keepwarm's demo model: generate a corpus, train a tokenizer and a tiny llama, write two GGUF files.
+
+    pip install torch gguf rich
+    python -m tools.train_demo_model            # writes models/keepwarm-demo-{q8_0,f16}.gguf
+
+Everything is seeded and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+
+import gguf
+import torch
+
+from tools.demo_model import chat_format, corpus, evaluation, export, tokenizer, training
+from tools.demo_model.network import Llama, Shape
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+NUM_TOKENIZER_DOCUMENTS = 20_000
+KINDS = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "f16": gguf.GGMLQuantizationType.F16}
+
+
+def main() -> None:
+    """Train, evaluate, export."""
+    options = _options()
+    recipe, shape = training.Recipe(num_steps=options.steps), Shape()
+    torch.manual_seed(recipe.seed)
+    torch.set_num_threads(options.threads)
+    started_at = time.monotonic()
+
+    vocabulary = _tokenizer(recipe.seed, shape.vocab_size)
+    encoder = vocabulary.encoder()
+    network = Llama(shape)
+    print(f"{network.num_parameters:,} parameters, {len(vocabulary.tokens)} tokens in the vocabulary")
+    training.train(network, training.Rows(corpus.documents(recipe.seed), encoder), recipe)
+    print(f"trained in {time.monotonic() - started_at:.0f} s")
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, kind in KINDS.items():
+        path = options.out / f"keepwarm-demo-{name}.gguf"
+        export.write_gguf(path, network, vocabulary, kind)
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
+    print(f"held-out loss: {evaluation.held_out_loss(network, encoder):.4f} nats per token")
+    for label, share in evaluation.sums_right(network, vocabulary, encoder).items():
+        print(f"{label}: {share:.1%} right")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=MODELS, help="folder for the GGUF files")
+    parser.add_argument("--steps", type=int, default=training.Recipe().num_steps, help="optimizer steps")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    return parser.parse_args()
+
+
+def _tokenizer(seed: int, vocab_size: int) -> tokenizer.Tokenizer:
+    documents = itertools.islice(corpus.documents(seed), NUM_TOKENIZER_DOCUMENTS)
+    texts = (segment.text for document in documents for segment in document if not segment.is_special)
+    return tokenizer.train(texts, vocab_size, chat_format.SPECIAL_TOKENS)
+
+
+if __name__ == "__main__":
+    main()
