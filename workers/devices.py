@@ -1,0 +1,211 @@
+"""The device whose memory a worker's models share: its name, what is available, and what one runner takes of it.
+
+CPU figures come from /proc and cgroups on Linux, from psutil elsewhere. NVIDIA figures come from NVML
+(https://docs.nvidia.com/deploy/nvml-api/), which may not tell the bytes of a single process: inside a container the
+driver reports the process ids of the host, and some driver modes report none at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import structlog
+
+from tasks.errors import InvalidSetting
+
+log = structlog.get_logger(__name__)
+
+BUDGET_SHARE = 0.8  # of what is available at start; the rest is for the system and for what no formula knows
+_CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMapping:
+    """How a runner got at its weights."""
+
+    paths: tuple[Path, ...]
+    weight_bytes: int
+
+
+class Device(Protocol):
+    """Where a worker's models live. Figures are bytes."""
+
+    @property
+    def name(self) -> str:
+        """`cpu`, `cuda:0 NVIDIA H100`."""
+        ...
+
+    def total_bytes(self) -> int: ...
+
+    def available_bytes(self) -> int: ...
+
+    def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
+        """What the process takes of this device; None when the device doesn't tell."""
+        ...
+
+    def has_released(self, pid: int) -> bool:
+        """True when the device agrees that a process that is gone holds nothing any more."""
+        ...
+
+
+def default_budget(device: Device) -> int:
+    return int(device.available_bytes() * BUDGET_SHARE)
+
+
+def find_device(wanted: str, *, gpu_layers: int, main_gpu: int) -> Device:
+    """`auto`: the GPU when layers go there and NVML knows it, else the CPU; `cpu`; `cuda` or `cuda:1`.
+
+    Raises InvalidSetting for a name that is none, and for a GPU that is not there."""
+    if wanted == "cpu" or (wanted == "auto" and gpu_layers == 0):
+        return CpuDevice()
+    match = _CUDA_NAME.fullmatch("cuda" if wanted == "auto" else wanted)
+    if match is None:
+        raise InvalidSetting("KEEPWARM_DEVICE", f"use auto, cpu or cuda:NUMBER (got {wanted!r})")
+    index = int(match[1]) if match[1] else main_gpu
+    try:
+        return NvidiaDevice.open(index)
+    except NvmlUnavailable as error:
+        if wanted == "auto":
+            return CpuDevice()
+        raise InvalidSetting("KEEPWARM_DEVICE", f"there is no GPU {index} here: {error}") from error
+
+
+class CpuDevice:
+    """Main memory, within the limit of the process's control group."""
+
+    name = "cpu"
+
+    def __init__(self, *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+        self._proc = proc
+        self._cgroup = cgroup
+
+    def total_bytes(self) -> int:
+        limit = self._cgroup_limit()
+        return min(psutil.virtual_memory().total, limit) if limit else psutil.virtual_memory().total
+
+    def available_bytes(self) -> int:
+        available = psutil.virtual_memory().available
+        limit = self._cgroup_limit()
+        if limit is None:
+            return available
+        used = _read_number(self._cgroup / "memory.current", self._cgroup / "memory/memory.usage_in_bytes") or 0
+        return max(0, min(available, limit - used))
+
+    def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
+        """Private bytes plus the weights once when they are memory-mapped.
+
+        Resident size would count the mapped pages too, which the kernel drops under pressure and which every
+        process that maps the file shares: as a budget it means nothing.
+        """
+        if sys.platform != "linux":
+            return self._portable_runner_bytes(pid, mapping)
+        try:
+            return self._private_bytes(pid) + self._mapped_bytes(pid, mapping)
+        except (OSError, ValueError):
+            return None  # gone, or not ours
+
+    def has_released(self, pid: int) -> bool:
+        return not (self._proc / str(pid)).exists() if sys.platform == "linux" else not psutil.pid_exists(pid)
+
+    def _private_bytes(self, pid: int) -> int:
+        """Anonymous memory, swapped out or not, with shared pages counted in part."""
+        fields = _fields_kib(self._proc / str(pid) / "smaps_rollup")
+        anonymous = fields.get("Pss_Anon", fields.get("Anonymous", 0))
+        return (anonymous + fields.get("SwapPss", fields.get("Swap", 0))) * 1024
+
+    def _mapped_bytes(self, pid: int, mapping: ModelMapping) -> int:
+        """Address ranges that map the model's files; llama.cpp unmaps what it has copied elsewhere."""
+        names = {str(path) for path in mapping.paths} | {str(path.resolve()) for path in mapping.paths}
+        mapped = 0
+        for line in (self._proc / str(pid) / "maps").read_text(errors="replace").splitlines():
+            columns = line.split(maxsplit=5)
+            if len(columns) == 6 and columns[5] in names:
+                start, end = columns[0].split("-")
+                mapped += int(end, 16) - int(start, 16)
+        return mapped
+
+    @staticmethod
+    def _portable_runner_bytes(pid: int, mapping: ModelMapping) -> int | None:
+        try:
+            return int(psutil.Process(pid).memory_full_info().uss) + mapping.weight_bytes
+        except psutil.Error:
+            return None
+
+    def _cgroup_limit(self) -> int | None:
+        """Version 2 first, then version 1; version 1 says "no limit" with a number beyond any memory."""
+        limit = _read_number(self._cgroup / "memory.max", self._cgroup / "memory/memory.limit_in_bytes")
+        return limit if limit is not None and limit < 2**60 else None
+
+
+class NvmlUnavailable(Exception):
+    """No driver, no library, or no such device."""
+
+
+class NvidiaDevice:
+    """One GPU, by NVML. The library is passed in, so that tests can bring their own."""
+
+    def __init__(self, nvml: Any, index: int) -> None:
+        self._nvml = nvml
+        try:
+            nvml.nvmlInit()
+            self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            name = nvml.nvmlDeviceGetName(self._handle)
+        except nvml.NVMLError as error:
+            raise NvmlUnavailable(str(error)) from error
+        self.name = f"cuda:{index} {name.decode() if isinstance(name, bytes) else name}"
+
+    @classmethod
+    def open(cls, index: int) -> NvidiaDevice:
+        """Raises NvmlUnavailable."""
+        try:
+            import pynvml
+        except ImportError as error:
+            raise NvmlUnavailable("the package nvidia-ml-py is not installed") from error
+        return cls(pynvml, index)
+
+    def total_bytes(self) -> int:
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+
+    def available_bytes(self) -> int:
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).free)
+
+    def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
+        for process in self._processes():
+            if process.pid == pid and process.usedGpuMemory:
+                return int(process.usedGpuMemory)
+        return None
+
+    def has_released(self, pid: int) -> bool:
+        return all(process.pid != pid for process in self._processes())
+
+    def _processes(self) -> Iterable[Any]:
+        try:
+            return list(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        except self._nvml.NVMLError as error:
+            log.warning("nvml_failed", device=self.name, error=str(error))
+            return []
+
+
+def _fields_kib(path: Path) -> dict[str, int]:
+    """`Name:   123 kB` lines of a /proc file."""
+    fields: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            fields[name] = int(value.split()[0])
+    return fields
+
+
+def _read_number(*paths: Path) -> int | None:
+    """The first file that is there and holds a number; `max` is none."""
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text())
+    return None

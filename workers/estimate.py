@@ -1,0 +1,109 @@
+"""How much memory a model will need and how long it takes to load, before it was ever loaded. Pure.
+
+The formulas follow llama.cpp's allocations: tensors as stored, a KV cache of f16 or quantised rows per layer, compute
+buffers that grow with the batch and the vocabulary, one row of logits per sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.byte_text import format_bytes, format_sum
+
+MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
+RUNNER_BYTES = 48 * 1024**2  # interpreter, libraries and token tables of a runner process
+LOAD_BYTES_PER_S = 400_000_000  # a cold read from a plain SSD; measured times beat it
+LOAD_BASE_MS = 600  # start of the process and creation of the context
+
+# Bytes per element of a KV row: f16, q8_0 (34 bytes for 32 elements), q4_0 (18 bytes for 32).
+KV_ELEMENT_BYTES: dict[str, tuple[int, int]] = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
+
+
+class MemoryNeed(Protocol):
+    """Bytes to reserve, and where they come from."""
+
+    @property
+    def total_bytes(self) -> int: ...
+
+    def explain(self) -> str:
+        """`3.2 GiB = weights 2.1 + KV 0.9 + …`"""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the formulas need to know of a model."""
+
+    weight_bytes: int
+    vocabulary_size: int
+    embedding_length: int
+    feed_forward_length: int
+    heads: int
+    kv_heads: tuple[int, ...]  # per layer; 0 for a layer without attention
+    key_length: int  # elements per head
+    value_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatedNeed:
+    """The formula's answer, in bytes."""
+
+    weight_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    output_bytes: int
+    runner_bytes: int = RUNNER_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes + self.runner_bytes
+
+    def explain(self) -> str:
+        return format_sum(
+            self.total_bytes,
+            (
+                ("weights", self.weight_bytes),
+                ("KV", self.kv_bytes),
+                ("compute", self.compute_bytes),
+                ("output", self.output_bytes),
+                ("runner", self.runner_bytes),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredNeed:
+    """What an earlier runner of the same file and settings really took."""
+
+    total_bytes: int
+
+    def explain(self) -> str:
+        return f"{format_bytes(self.total_bytes)} (measured)"
+
+
+def estimate_need(shape: ModelShape, *, context_length: int, slots: int, kv_type: str) -> EstimatedNeed:
+    """Memory of one runner with `slots` sequences of `context_length` tokens each."""
+    tokens = context_length * slots
+    batch = min(MICRO_BATCH, tokens)
+    logits = min(slots, batch) * shape.vocabulary_size * 4
+    activations = 4 * batch * max(shape.feed_forward_length, shape.embedding_length) * 4
+    attention_mask = tokens * batch * 2
+    return EstimatedNeed(
+        weight_bytes=shape.weight_bytes,
+        kv_bytes=tokens * sum(_kv_row_bytes(shape, kv_heads, kv_type) for kv_heads in shape.kv_heads),
+        compute_bytes=max(logits, activations) + attention_mask,
+        output_bytes=slots * shape.vocabulary_size * 4,
+    )
+
+
+def estimate_load_ms(weight_bytes: int) -> int:
+    """Time from spawn to ready when nothing was measured yet."""
+    return LOAD_BASE_MS + weight_bytes * 1000 // LOAD_BYTES_PER_S
+
+
+def _kv_row_bytes(shape: ModelShape, kv_heads: int, kv_type: str) -> int:
+    """Bytes of one token in one layer, keys and values."""
+    numerator, denominator = KV_ELEMENT_BYTES[kv_type]
+    elements = kv_heads * (shape.key_length + shape.value_length)
+    return -(-elements * numerator // denominator)

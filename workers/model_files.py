@@ -1,0 +1,268 @@
+"""The models in a worker's folder: one per *.gguf file (or set of split files), with what models.yaml says of it.
+
+A broken file is reported with its reason and does not disturb the others. Only headers are read, and only of files
+that changed since the previous scan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.errors import InvalidSetting
+from workers.estimate import ModelShape
+from workers.gguf_header import BrokenModelFile, GgufHeader, ReadHeader, read_header
+from workers.models_yaml import ModelOverrides, read_models_yaml
+
+MODELS_YAML = "models.yaml"
+DEFAULT_CONTEXT_LENGTH = 4096  # tokens; a model's trained context can be far larger than the memory for it
+MAX_LAYERS = 4096
+MAX_FIGURE = 2**31  # embedding, heads, vocabulary: beyond this the header is nonsense
+
+_ID = re.compile(r"[a-z0-9._-]+")
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})", re.IGNORECASE)
+_NO_LANGUAGE_MODEL = {"clip": "a multimodal projector", "adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """A model that this worker can serve, and how."""
+
+    id: str
+    path: Path  # the first file; llama.cpp finds the other parts itself
+    file_bytes: int
+    identity: str  # changes when the file does: sizes and modification times
+    shape: ModelShape
+    trained_context_length: int
+    description: str  # "llama 1.8M Q8_0"
+    aliases: tuple[str, ...]
+    context_length: int  # tokens per sequence
+    slots: int
+    kv_type: str
+    is_pinned: bool
+    ttl_s: int | None
+    fallback: str | None
+    replicas: int
+    max_replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnusableFile:
+    """A *.gguf file that can't be served, and why."""
+
+    id: str
+    path: Path
+    file_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """One scan's result, in the order of ids."""
+
+    models: tuple[ModelFile, ...] = ()
+    unusable: tuple[UnusableFile, ...] = ()
+    unmatched: tuple[str, ...] = ()  # ids in models.yaml that no file has: probably misspelt
+
+
+@dataclass(frozen=True, slots=True)
+class _FileSet:
+    """The files of one model, found by name."""
+
+    stem: str
+    paths: tuple[Path, ...]
+    missing: int = 0  # parts of a split model that are not there
+
+
+class FolderScanner:
+    """Scans one folder, remembering headers of unchanged files."""
+
+    def __init__(self, folder: Path, *, default_slots: int, read: ReadHeader = read_header) -> None:
+        self._folder = folder
+        self._default_slots = default_slots
+        self._read = read
+        self._headers: dict[tuple[Path, str], GgufHeader] = {}
+
+    def scan(self) -> ModelFolder:
+        """Raises InvalidSetting when the folder is missing or models.yaml is wrong."""
+        if not self._folder.is_dir():
+            raise InvalidSetting("KEEPWARM_MODELS_DIR", f"{self._folder} is no folder; put *.gguf files into one")
+        overrides = read_models_yaml(self._folder / MODELS_YAML)
+        models: dict[str, ModelFile] = {}
+        unusable: dict[str, UnusableFile] = {}
+        used: dict[tuple[Path, str], GgufHeader] = {}
+        for files in _file_sets(self._folder):
+            model_id = files.stem.lower()
+            try:
+                if model_id in models or model_id in unusable:
+                    raise BrokenModelFile(f"another file has the same id '{model_id}'; rename one of them")
+                models[model_id] = self._describe(model_id, files, overrides.get(model_id, ModelOverrides()), used)
+            except (BrokenModelFile, OSError) as error:
+                entry = _unusable(_free_id(model_id, models.keys() | unusable.keys()), files, error)
+                unusable[entry.id] = entry
+        self._headers = used
+        _check_names(models.values())
+        return ModelFolder(
+            models=tuple(models[key] for key in sorted(models)),
+            unusable=tuple(unusable[key] for key in sorted(unusable)),
+            unmatched=tuple(sorted(overrides.keys() - models.keys() - unusable.keys())),
+        )
+
+    def _describe(
+        self, model_id: str, files: _FileSet, wishes: ModelOverrides, used: dict[tuple[Path, str], GgufHeader]
+    ) -> ModelFile:
+        if not _ID.fullmatch(model_id):
+            raise BrokenModelFile("its name may only have letters, digits, '.', '_' and '-'; rename it")
+        if files.missing:
+            raise BrokenModelFile(f"{files.missing} of its split files are missing")
+        headers = [self._header(path, used) for path in files.paths]
+        shape = _shape(headers)
+        trained = _figure(headers[0], "context_length", at_least=0)
+        return ModelFile(
+            id=model_id,
+            path=files.paths[0],
+            file_bytes=sum(path.stat().st_size for path in files.paths),
+            identity=";".join(_identity(path) for path in files.paths),
+            shape=shape,
+            trained_context_length=trained,
+            description=_description(headers),
+            aliases=tuple(wishes.aliases),
+            context_length=_context_length(model_id, trained, wishes.context_length),
+            slots=wishes.slots or self._default_slots,
+            kv_type=wishes.kv_type,
+            is_pinned=wishes.pin,
+            ttl_s=wishes.ttl,
+            fallback=wishes.fallback,
+            replicas=wishes.replicas,
+            max_replicas=wishes.replica_ceiling,
+        )
+
+    def _header(self, path: Path, used: dict[tuple[Path, str], GgufHeader]) -> GgufHeader:
+        key = (path, _identity(path))
+        used[key] = self._headers[key] if key in self._headers else self._read(path)
+        return used[key]
+
+
+def _file_sets(folder: Path) -> Iterable[_FileSet]:
+    """Files by model, in the order of their names; hidden files are left out."""
+    splits: dict[str, dict[int, Path]] = {}
+    expected: dict[str, int] = {}
+    single: list[_FileSet] = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() != ".gguf" or path.name.startswith(".") or path.is_dir():
+            continue
+        match = _SPLIT.fullmatch(path.stem)
+        if match is None:
+            single.append(_FileSet(path.stem, (path,)))
+            continue
+        splits.setdefault(match["stem"], {})[int(match["part"])] = path
+        expected[match["stem"]] = int(match["parts"])
+    joined = [
+        _FileSet(stem, tuple(parts[number] for number in sorted(parts)), missing=expected[stem] - len(parts))
+        for stem, parts in splits.items()
+    ]
+    return sorted([*single, *joined], key=lambda files: files.paths[0])
+
+
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _free_id(model_id: str, taken: Iterable[str]) -> str:
+    """An id to list a broken file under; ids of two files may not collide, nor hold characters unfit for a key."""
+    safe = re.sub(r"[^a-z0-9._-]", "-", model_id)
+    ids = set(taken)
+    number = 1
+    candidate = safe
+    while candidate in ids:
+        number += 1
+        candidate = f"{safe}.{number}"
+    return candidate
+
+
+def _unusable(model_id: str, files: _FileSet, error: Exception) -> UnusableFile:
+    size = 0
+    for path in files.paths:
+        try:
+            size += path.stat().st_size
+        except OSError:
+            continue
+    reason = f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+    return UnusableFile(id=model_id, path=files.paths[0], file_bytes=size, reason=f"{files.paths[0].name}: {reason}")
+
+
+def _shape(headers: Sequence[GgufHeader]) -> ModelShape:
+    first = headers[0]
+    kind = first.text("general.type") or ""
+    for name in (first.architecture, kind):
+        if name in _NO_LANGUAGE_MODEL:
+            raise BrokenModelFile(f"it is {_NO_LANGUAGE_MODEL[name]}, not a language model")
+    if not any(header.tensor_count for header in headers):
+        raise BrokenModelFile("it has no tensors (a vocabulary only?)")
+    layers = _figure(first, "block_count", at_least=1)
+    if layers > MAX_LAYERS:
+        raise BrokenModelFile(f"it claims {layers} layers")
+    embedding = _figure(first, "embedding_length", at_least=1)
+    heads = max(first.per_layer("attention.head_count", 0, layers))
+    kv_heads = first.per_layer("attention.head_count_kv", heads, layers)
+    head_length = embedding // heads if heads > 0 else 0
+    shape = ModelShape(
+        weight_bytes=sum(header.tensor_bytes for header in headers),
+        vocabulary_size=first.vocabulary_size,
+        embedding_length=embedding,
+        feed_forward_length=max(first.per_layer("feed_forward_length", 4 * embedding, layers)),
+        heads=heads,
+        kv_heads=kv_heads,
+        key_length=first.model_number("attention.key_length", head_length),
+        value_length=first.model_number("attention.value_length", head_length),
+    )
+    figures = (shape.vocabulary_size, shape.feed_forward_length, heads, shape.key_length, shape.value_length, *kv_heads)
+    if not all(0 <= figure < MAX_FIGURE for figure in figures):
+        raise BrokenModelFile("its metadata holds figures that no model has")
+    return shape
+
+
+def _figure(header: GgufHeader, name: str, *, at_least: int) -> int:
+    value = header.model_number(name, 0)
+    if not at_least <= value < MAX_FIGURE:
+        raise BrokenModelFile(f"its metadata gives {header.architecture}.{name} as {value}")
+    return value
+
+
+def _context_length(model_id: str, trained: int, wished: int | None) -> int:
+    if wished is None:
+        return min(trained, DEFAULT_CONTEXT_LENGTH) if trained else DEFAULT_CONTEXT_LENGTH
+    if trained and wished > trained:
+        raise InvalidSetting(
+            MODELS_YAML,
+            f"model '{model_id}': context_length: the model was trained for {trained} tokens; "
+            f"use 16 to {trained} (got {wished})",
+        )
+    return wished
+
+
+def _check_names(models: Iterable[ModelFile]) -> None:
+    """Ids and aliases share one namespace, in any case."""
+    owner: dict[str, str] = {model.id: model.id for model in models}
+    for model in models:
+        for alias in model.aliases:
+            other = owner.setdefault(alias.lower(), model.id)
+            if other != model.id:
+                raise InvalidSetting(
+                    MODELS_YAML, f"model '{model.id}': the alias '{alias}' already belongs to '{other}'; choose another"
+                )
+
+
+def _description(headers: Sequence[GgufHeader]) -> str:
+    parameters = sum(header.parameters for header in headers)
+    return f"{headers[0].architecture[:40]} {_short_count(parameters)} {headers[0].file_type}"
+
+
+def _short_count(count: int) -> str:
+    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)

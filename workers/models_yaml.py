@@ -1,0 +1,133 @@
+"""models.yaml: what the owner of a worker sets per model. Parsed and checked as a whole, or refused with what is right.
+
+models:
+  llama-3.2-1b:              # id: the file's name without .gguf, in lower case
+    alias: [gpt-4o-mini]     # or `aliases`; one name or a list
+    context_length: 8192     # tokens per sequence
+    slots: 4                 # sequences at once
+    kv_type: q8_0            # f16, q8_0, q4_0
+    pin: true                # never evicted to make room
+    ttl: 10m                 # unload after this long without a job: seconds, or 90s, 10m, 2h
+    fallback: other-model
+    replicas: 1              # keep at least this many warm
+    max_replicas: 2
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.errors import InvalidSetting
+
+MAX_FILE_BYTES = 1024**2
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _parse_seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+)\s*([smhd]?)\s*", value)
+    if match is None:
+        raise ValueError("write it in seconds, or like 90s, 10m or 2h")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class ModelOverrides(BaseModel):
+    """One model's entry; what is not set follows the file and the worker's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    aliases: Annotated[list[Name], BeforeValidator(_as_list)] = Field(
+        default=[], validation_alias=AliasChoices("aliases", "alias")
+    )
+    context_length: int | None = Field(default=None, ge=16, le=16_777_216)
+    slots: int | None = Field(default=None, ge=1, le=256)  # llama.cpp's LLAMA_MAX_SEQ
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    pin: bool = False
+    ttl: Annotated[int | None, BeforeValidator(_parse_seconds)] = Field(default=None, ge=1)
+    fallback: Name | None = None
+    replicas: int = Field(default=0, ge=0, le=1000)
+    max_replicas: int = Field(default=1, ge=1, le=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "alias" in values and "aliases" in values:
+            raise ValueError("give either alias or aliases, not both")
+        return values
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> ModelOverrides:
+        if self.replicas > self.max_replicas and "max_replicas" in self.model_fields_set:
+            raise ValueError("replicas is larger than max_replicas")
+        return self
+
+    @property
+    def replica_ceiling(self) -> int:
+        return max(self.max_replicas, self.replicas)
+
+
+def read_models_yaml(path: Path) -> dict[str, ModelOverrides]:
+    """Entries by model id in lower case; {} when there is no such file. Raises InvalidSetting."""
+    try:
+        document = _load(path)
+    except FileNotFoundError:
+        return {}
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or set(document) != {"models"}:
+        raise InvalidSetting(path.name, "it must have one top-level key `models` that maps model ids to their settings")
+    entries = document["models"] or {}
+    if not isinstance(entries, dict):
+        raise InvalidSetting(path.name, "`models` must map model ids to their settings")
+    return _by_id(path, entries)
+
+
+def _load(path: Path) -> Any:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InvalidSetting(path.name, f"it is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise InvalidSetting(path.name, f"it is no valid YAML: {problem[:300]}") from error
+
+
+def _by_id(path: Path, entries: dict[Any, Any]) -> dict[str, ModelOverrides]:
+    overrides: dict[str, ModelOverrides] = {}
+    for key, entry in entries.items():
+        model_id = str(key).lower()
+        if model_id in overrides:
+            raise InvalidSetting(path.name, f"the model '{model_id}' has two entries")
+        overrides[model_id] = _parse_entry(path, model_id, entry)
+    return overrides
+
+
+def _parse_entry(path: Path, model_id: str, entry: object) -> ModelOverrides:
+    try:
+        return ModelOverrides.model_validate({} if entry is None else entry)
+    except ValidationError as error:
+        raise InvalidSetting(path.name, f"model '{model_id}': {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"unknown key `{key}`; known are {', '.join(ModelOverrides.model_fields)}, alias"
+    return f"{key}: {message} (got {first['input']!r})" if key else message

@@ -1,0 +1,467 @@
+"""The worker's handle of one runner process: its state, its slots, and the attempts that run in it.
+
+One reader thread per runner takes everything that has arrived, publishes it as one batch with one chunk per sequence,
+and only then resolves the sequences that ended: nobody learns an outcome before its tokens are in the store. While a
+batch is being published, frames pile up in the socket and become the next, larger batch.
+
+The reader thread is also the watchdog: it sees the end of the stream, deadlines, and silence. Everything that ends a
+runner goes through the process's end: kill it, and the reader resolves what was in flight.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import structlog
+
+from tasks.errors import KeepwarmError, ModelLoadFailed, RunnerCrashed, RunnerStalled, StoreUnavailable
+from tasks.fleet import RUNNER_NEXT, RunnerReport, RunnerState
+from tasks.jobs import JobError, JobId
+from tasks.ports import Attempt, Cancelled, Failed, Lost, Outcome, Parked
+from workers.clock import Clock
+from workers.flight import Ending, Flight
+from workers.messages import (
+    Accepted,
+    Cancel,
+    Done,
+    Fatal,
+    FromRunner,
+    Generate,
+    LoadFailed,
+    LoadProgress,
+    Ready,
+    Rejected,
+    Shutdown,
+    Step,
+    TokenOut,
+)
+from workers.runner_link import LinkClosed, RunnerLink
+from workers.token_sink import Chunk, TokenSink, Verdict
+
+log = structlog.get_logger(__name__)
+
+WATCH_INTERVAL_S = 0.25  # how late a deadline or a silence may be noticed
+EXIT_PATIENCE_S = 2.0  # between the end of the stream and the end of the process
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 1.0
+
+GONE = frozenset({RunnerState.STOPPED, RunnerState.CRASHED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLimits:
+    """How long a runner may be silent, in seconds."""
+
+    stall_s: float  # no frame while something is in flight
+    load_stall_s: float  # no progress while loading
+    publish_s: float = 30.0  # the store takes no tokens; then the attempts fail and may be retried
+
+
+class Runner:
+    """States as in `tasks.fleet.RUNNER_NEXT`. `on_change` is called without locks, from any thread."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        link: RunnerLink,
+        slots: int,
+        sink: TokenSink,
+        limits: RunnerLimits,
+        clock: Clock,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.model = model
+        self.slots = slots
+        self._link = link
+        self._sink = sink
+        self._limits = limits
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._begin_lock = threading.Lock()  # keeps a Cancel from overtaking its Generate
+        self._state = RunnerState.STARTING
+        self._since_ms = self._idle_since_ms = clock.now_ms()
+        self._taken = 0
+        self._flights: dict[int, Flight] = {}
+        self._next_key = 1
+        self._progress = 0.0
+        self._last_sign_s = clock.monotonic_s()
+        self._is_parking = False
+        self._stop_wanted = threading.Event()
+        self._loaded = threading.Event()  # Ready came, or it never will
+        self._gone = threading.Event()
+        self.ready: Ready | None = None
+        self.failure: KeepwarmError | None = None  # why it crashed or did not load
+        self._thread = threading.Thread(target=self._read, name=f"runner-{model}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # ---- what it is
+
+    @property
+    def pid(self) -> int:
+        return self._link.pid
+
+    @property
+    def state(self) -> RunnerState:
+        return self._state
+
+    @property
+    def in_flight(self) -> int:
+        """Slots that are taken, whether their attempt has begun or not."""
+        return self._taken
+
+    @property
+    def has_free_slot(self) -> bool:
+        with self._lock:
+            return self._state is RunnerState.READY and self._taken < self.slots
+
+    def report(self, bytes_held: int, *, state: RunnerState | None = None) -> RunnerReport:
+        """`state`: what the owner has decided already, when that is ahead of the process."""
+        with self._lock:
+            return RunnerReport(
+                pid=self.pid,
+                model=self.model,
+                state=state or self._state,
+                bytes=bytes_held,
+                slots=self.slots,
+                in_flight=self._taken,
+                since_ms=self._since_ms,
+                idle_since_ms=None if self._taken else self._idle_since_ms,
+                progress=1.0 if self.ready else self._progress,
+            )
+
+    def progress(self, job_id: JobId) -> int | None:
+        """Engine steps since the job's newest attempt began here; None when it is not here."""
+        with self._lock:
+            flights = [each for each in self._flights.values() if each.attempt.job_id == job_id]
+            return max(flights, key=lambda each: each.attempt.number).steps if flights else None
+
+    # ---- load
+
+    def wait_loaded(self) -> Ready:
+        """Block until the model is loaded. Raises the reason when it isn't: ModelLoadFailed or RunnerCrashed."""
+        self._loaded.wait()
+        if self.ready is None:
+            raise self.failure or ModelLoadFailed(f"The load of '{self.model}' was stopped.")
+        return self.ready
+
+    def open(self) -> bool:
+        """Starting → ready, once the owner has accounted for its memory. False when it is gone by now."""
+        with self._lock:
+            opened = self._state is RunnerState.STARTING and not self._stop_wanted.is_set()
+            if opened:
+                self._move_to(RunnerState.READY)
+        self._on_change()
+        return opened
+
+    # ---- work
+
+    def take_slot(self) -> RunnerSlot | None:
+        """Reserve a place for one attempt; None when full or not ready."""
+        with self._lock:
+            if self._state is not RunnerState.READY or self._taken >= self.slots:
+                return None
+            self._taken += 1
+            became_full = self._taken == self.slots
+        if became_full:
+            self._on_change()
+        return RunnerSlot(self)
+
+    def cancel(self, job_id: JobId) -> bool:
+        """End all attempts of the job here; False when there are none."""
+        flights = [each for each in self._all_flights() if each.attempt.job_id == job_id]
+        for flight in flights:
+            self._end(flight, Ending.CANCEL)
+        return bool(flights)
+
+    def park_all(self) -> None:
+        """Stop every sequence at a token boundary; attempts that begin from now on are parked at once."""
+        with self._lock:
+            self._is_parking = True
+        for flight in self._all_flights():
+            self._end(flight, Ending.PARK)
+
+    # ---- end
+
+    def begin_drain(self) -> None:
+        """Take no new work, for good. Running work goes on."""
+        with self._lock:
+            if self._state is not RunnerState.READY:
+                return
+            self._move_to(RunnerState.DRAINING)
+        self._on_change()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """True when no slot is taken any more, or the process is gone."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._taken == 0 or self._gone.is_set(), timeout_s)
+
+    def stop(self, grace_s: float) -> None:
+        """End the process: asked first when it is ready, killed when it is loading or does not listen."""
+        if self._gone.is_set():
+            return
+        is_loading = self._state is RunnerState.STARTING
+        self._stop_wanted.set()
+        self.begin_drain()
+        if is_loading:
+            self._link.kill()
+        else:
+            self._tell(Shutdown())
+        if not self._gone.wait(grace_s):
+            self._link.kill()
+
+    def wait_gone(self, timeout_s: float | None = None) -> bool:
+        """Block until the process is gone and everything that was in flight has its outcome."""
+        return self._gone.wait(timeout_s)
+
+    # ---- slots, for RunnerSlot
+
+    def run_in_taken_slot(self, attempt: Attempt) -> Outcome:
+        flight, outcome = self._begin(attempt)
+        if outcome is not None:
+            self.release_slot()
+            return outcome
+        return flight.wait()
+
+    def release_slot(self) -> None:
+        with self._idle:
+            was_full = self._taken == self.slots
+            self._taken -= 1
+            if self._taken == 0:
+                self._idle_since_ms = self._clock.now_ms()
+                self._idle.notify_all()
+        if was_full:
+            self._on_change()
+
+    def _begin(self, attempt: Attempt) -> tuple[Flight, Outcome | None]:
+        with self._begin_lock:
+            with self._lock:
+                flight = Flight(attempt, self._next_key)
+                self._next_key += 1
+                refusal = self._refusal(flight)
+                if refusal is not None:
+                    return flight, refusal
+                if not self._flights:
+                    self._last_sign_s = self._clock.monotonic_s()  # silence counts from the first work
+                self._flights[flight.key] = flight
+            self._tell(
+                Generate(
+                    key=flight.key,
+                    request=attempt.request,
+                    forced_ids=attempt.forced_ids,
+                    emitted_text=attempt.emitted_text,
+                )
+            )
+        return flight, None
+
+    def _refusal(self, flight: Flight) -> Outcome | None:
+        if self._state in GONE or self._stop_wanted.is_set():
+            return flight.outcome_of_loss(self.failure or RunnerCrashed(self.model, self._link.exit_code()))
+        if self._is_parking:
+            return Parked()
+        if flight.expires_before(self._clock.now_ms()):
+            return Cancelled(text=flight.attempt.emitted_text, usage=None, is_expired=True)
+        return None
+
+    # ---- the reader thread
+
+    def _read(self) -> None:
+        try:
+            while True:
+                messages = self._link.receive(WATCH_INTERVAL_S)
+                if messages:
+                    self._take(messages)
+                elif self._link.exit_code() is not None:
+                    break  # its socket outlived it, in some child of its own
+                self._watch()
+        except LinkClosed as closed:
+            log.info("runner_link_closed", model=self.model, pid=self.pid, reason=str(closed))
+        except Exception:
+            log.exception("runner_reader_failed", model=self.model, pid=self.pid)
+        self._conclude()
+
+    def _take(self, messages: Sequence[FromRunner]) -> None:
+        ends: list[Done | Rejected] = []
+        for message in messages:
+            self._take_one(message, ends)
+        self._publish()
+        for end in ends:
+            if flight := self._flight(end.key):
+                self._land(flight, _outcome_of(flight, end))
+        self._last_sign_s = self._clock.monotonic_s()  # after publishing: a slow store is not a silent runner
+
+    def _take_one(self, message: FromRunner, ends: list[Done | Rejected]) -> None:
+        match message:
+            case Step(outputs=outputs):
+                self._take_step(outputs, ends)
+            case Rejected():
+                ends.append(message)
+            case LoadProgress(fraction=fraction):
+                self._progress = max(self._progress, min(fraction, 1.0))
+            case Ready():
+                self.ready = message
+                self._loaded.set()
+            case LoadFailed(reason=reason):
+                self.failure = ModelLoadFailed(f"'{self.model}' can't be loaded: {reason}")
+            case Fatal(reason=reason):
+                log.error("runner_fatal", model=self.model, pid=self.pid, reason=reason)
+            case Accepted():
+                pass
+            case _:
+                assert_never(message)
+
+    def _take_step(self, outputs: Sequence[TokenOut | Done], ends: list[Done | Rejected]) -> None:
+        for flight in self._all_flights():
+            flight.steps += 1
+        for output in outputs:
+            if isinstance(output, Done):
+                ends.append(output)
+            elif addressee := self._flight(output.key):
+                addressee.add(output)
+
+    def _publish(self) -> None:
+        chunks = {flight: chunk for flight in self._all_flights() if (chunk := flight.take_chunk())}
+        if not chunks:
+            return
+        try:
+            verdicts = self._append(tuple(chunks.values()))
+        except StoreUnavailable as error:
+            for flight in chunks:
+                self._abandon(flight, _failed(error))
+            return
+        for flight, verdict in zip(chunks, verdicts, strict=True):
+            if verdict is Verdict.CANCEL:
+                self._end(flight, Ending.CANCEL)
+            elif verdict is Verdict.LOST:
+                self._abandon(flight, Lost())
+
+    def _append(self, chunks: Sequence[Chunk]) -> Sequence[Verdict]:
+        """Insist for a while: the tokens exist nowhere else, and the runner waits for us meanwhile."""
+        give_up_s = self._clock.monotonic_s() + self._limits.publish_s
+        pause_s = FIRST_RETRY_S
+        while True:
+            try:
+                return self._sink.append(chunks)
+            except StoreUnavailable:
+                if self._stop_wanted.wait(pause_s) or self._clock.monotonic_s() >= give_up_s:
+                    raise
+                pause_s = min(pause_s * 2, LAST_RETRY_S)
+
+    def _watch(self) -> None:
+        now_ms = self._clock.now_ms()
+        for flight in self._all_flights():
+            if flight.expires_before(now_ms):
+                self._end(flight, Ending.EXPIRE)
+        silent_s = self._clock.monotonic_s() - self._last_sign_s
+        if self.failure is not None:
+            return
+        if self.ready is None and silent_s > self._limits.load_stall_s:
+            self.failure = ModelLoadFailed(
+                f"'{self.model}' can't be loaded: no progress for {silent_s:.0f} s at {self._progress:.0%}."
+            )
+            self._link.kill()
+        elif self._flights and silent_s > self._limits.stall_s:
+            self.failure = RunnerStalled(self.model, silent_s)
+            self._link.kill()
+
+    def _conclude(self) -> None:
+        """The process is gone or must go: settle its state first, then everything that was in flight."""
+        exit_code = self._link.wait_exit(EXIT_PATIENCE_S)
+        if exit_code is None:
+            self._link.kill()
+            exit_code = self._link.wait_exit(EXIT_PATIENCE_S)
+        with self._lock:
+            is_wanted = self._stop_wanted.is_set() and self.failure is None
+            if not is_wanted and self.failure is None:
+                self.failure = RunnerCrashed(self.model, exit_code)
+            self._move_to(RunnerState.STOPPED if is_wanted else RunnerState.CRASHED)
+            error = self.failure or RunnerCrashed(self.model, exit_code)
+        log.info("runner_gone", model=self.model, pid=self.pid, state=self._state, exit_code=exit_code)
+        for flight in self._all_flights():
+            self._land(flight, flight.outcome_of_loss(error))
+        self._link.close()
+        self._loaded.set()
+        self._gone.set()
+        with self._idle:
+            self._idle.notify_all()
+        self._on_change()
+
+    # ---- flights
+
+    def _flight(self, key: int) -> Flight | None:
+        with self._lock:
+            return self._flights.get(key)
+
+    def _all_flights(self) -> list[Flight]:
+        with self._lock:
+            return list(self._flights.values())
+
+    def _end(self, flight: Flight, ending: Ending) -> None:
+        if flight.ask_to_end(ending):
+            self._tell_cancel(flight)
+
+    def _abandon(self, flight: Flight, outcome: Outcome) -> None:
+        """Resolve now, whatever the runner still does; its slot comes back with its Done."""
+        flight.resolve(outcome)
+        self._tell_cancel(flight)
+
+    def _land(self, flight: Flight, outcome: Outcome) -> None:
+        with self._lock:
+            if self._flights.pop(flight.key, None) is None:
+                return
+        self.release_slot()  # before the caller goes on: it may want the next slot at once
+        flight.resolve(outcome)
+
+    def _tell_cancel(self, flight: Flight) -> None:
+        with self._begin_lock:
+            self._tell(Cancel(flight.key))
+
+    def _tell(self, message: Generate | Cancel | Shutdown) -> None:
+        try:
+            self._link.send(message)
+        except LinkClosed:
+            log.info("runner_deaf", model=self.model, pid=self.pid)  # its end will settle what is in flight
+
+    def _move_to(self, state: RunnerState) -> None:
+        """The one place that changes the state; the caller holds the lock."""
+        if state not in RUNNER_NEXT[self._state]:
+            raise AssertionError(f"A runner never goes from {self._state} to {state}.")
+        self._state = state
+        self._since_ms = self._clock.now_ms()
+
+
+class RunnerSlot:
+    """A reserved place in a runner; used once, by `run` or by `give_back`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._is_spent = False
+
+    def run(self, attempt: Attempt) -> Outcome:
+        """Generate and publish until the outcome; blocks. Never raises for what happens to the runner."""
+        if self._is_spent:
+            raise RuntimeError("A slot runs one attempt.")
+        self._is_spent = True
+        return self._runner.run_in_taken_slot(attempt)
+
+    def give_back(self) -> None:
+        if not self._is_spent:
+            self._is_spent = True
+            self._runner.release_slot()
+
+
+def _outcome_of(flight: Flight, end: Done | Rejected) -> Outcome:
+    if isinstance(end, Rejected):
+        return Failed(error=end.error, is_retryable=False)
+    return flight.outcome_of(end)
+
+
+def _failed(error: KeepwarmError) -> Failed:
+    return Failed(error=JobError(code=error.code, message=str(error)), is_retryable=error.is_retryable)

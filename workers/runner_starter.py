@@ -1,0 +1,67 @@
+"""Start real runner processes with a worker's settings: the effect behind `warm_pool.StartRunner`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.clock import Clock
+from workers.engine.base import EngineConfig
+from workers.engine.fake_behaviour import FakeBehaviour
+from workers.model_files import ModelFile
+from workers.runner import Runner, RunnerLimits
+from workers.runner_launch import EngineKind, RunnerConfig, spawn
+from workers.runner_link import ProcessLink
+from workers.token_sink import TokenSink
+
+SLOWEST_LOAD_BYTES_PER_S = 20_000_000  # a disk that is slower than this counts as stalled
+SEND_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerStarter:
+    """Everything that all runners of a worker have in common."""
+
+    sink: TokenSink
+    clock: Clock
+    log_dir: Path  # one file per model, appended
+    kind: EngineKind
+    threads: int
+    gpu_layers: int
+    main_gpu: int
+    use_extra_bufts: bool
+    stall_s: float
+    load_stall_s: float
+    fake: FakeBehaviour = FakeBehaviour()  # noqa: RUF009 - frozen
+
+    def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
+        """Raises OSError when the process can't be started."""
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        process, connection = spawn(self._config(model), self.log_dir / f"runner-{model.id}.log")
+        runner = Runner(
+            model=model.id,
+            link=ProcessLink(process, connection, send_timeout_s=SEND_TIMEOUT_S),
+            slots=model.slots,
+            sink=self.sink,
+            limits=RunnerLimits(
+                stall_s=self.stall_s, load_stall_s=self.load_stall_s + need_bytes / SLOWEST_LOAD_BYTES_PER_S
+            ),
+            clock=self.clock,
+            on_change=on_change,
+        )
+        runner.start()
+        return runner
+
+    def _config(self, model: ModelFile) -> RunnerConfig:
+        engine = EngineConfig(
+            model_path=model.path,
+            context_length=model.context_length,
+            slots=model.slots,
+            threads=self.threads,
+            kv_type=model.kv_type,
+            gpu_layers=self.gpu_layers,
+            main_gpu=self.main_gpu,
+            use_extra_bufts=self.use_extra_bufts,
+        )
+        return RunnerConfig(model=model.id, engine=engine, kind=self.kind, fake=self.fake)

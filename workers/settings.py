@@ -1,0 +1,43 @@
+"""Settings of a worker, read from `KEEPWARM_*` variables; see `tasks.settings` for those that every process shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.settings import ENV_PREFIX, Bytes
+
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
+
+
+def physical_cores() -> int:
+    """Hyper-threads only get in each other's way when they multiply matrices."""
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+class WorkerSettings(BaseSettings):
+    """What a worker serves, and with what. Seconds and bytes unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
+
+    models_dir: Path = Path("models")  # *.gguf files and models.yaml
+    memory_budget: Bytes | None = Field(default=None, gt=0)  # None: 80 % of what the device has free at start
+    slots: int = Field(default=8, ge=1, le=256)  # sequences at once per model; 256 is llama.cpp's LLAMA_MAX_SEQ
+    threads: int = Field(default_factory=physical_cores, ge=1, le=1024)  # per runner
+    gpu_layers: int = Field(default=0, ge=-1)  # -1: all
+    main_gpu: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", pattern=DEVICE_PATTERN)
+    engine: Literal["llama_cpp", "fake"] = "llama_cpp"
+    stall_s: float = Field(default=120.0, gt=0)  # one step of a large model on a slow CPU takes tens of seconds
+    load_stall_s: float = Field(default=60.0, gt=0)  # without progress; plus the time to read the file slowly
+    drain_s: float = Field(default=20.0, ge=0)  # at shutdown: work may end for this long, then it is parked
+    evict_drain_s: float = Field(default=2.0, ge=0)  # the same for an evicted model
+
+    @field_validator("models_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().resolve()

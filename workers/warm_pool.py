@@ -1,0 +1,556 @@
+"""A worker's warm models: one runner process each, kept in line with the controller's placement and the byte ledger.
+
+Decisions are taken under the pool's lock by `workers.residency` (pure); everything that takes time runs in threads
+without the lock: one keeper per runner (load, account, wait for its end, release) and one retirer per runner that goes
+(drain, park, stop). So a slow load or eviction delays nothing but the loads that need its bytes, and no request owns a
+load: a client that leaves does not abort it.
+
+A runner on its way out is never revived, and its model is loaded again only after the old process is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from tasks.errors import KeepwarmError, ModelDoesNotFit, ModelLoadFailed
+from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
+from tasks.jobs import JobId, WorkerId
+from workers.clock import Clock
+from workers.devices import Device, ModelMapping
+from workers.estimate import MeasuredNeed, MemoryNeed, estimate_load_ms, estimate_need
+from workers.eviction import Candidate, UseRate, keep_value
+from workers.ledger import Ledger
+from workers.measurements import Measurement, MeasurementKey, Measurements
+from workers.messages import Ready
+from workers.model_files import ModelFile, ModelFolder
+from workers.residency import ResidencySteps, Wanted, plan_residency
+from workers.runner import Runner, RunnerSlot
+
+log = structlog.get_logger(__name__)
+
+
+class StartRunner(Protocol):
+    """Spawns the process of one model; it loads on its own. Raises OSError when it can't be spawned."""
+
+    def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """Bounds in seconds."""
+
+    drain_s: float = 2.0  # work of an evicted runner may end by itself for this long, then it is parked
+    park_s: float = 5.0  # parking takes one engine step; then the process is stopped anyway
+    stop_s: float = 5.0  # between the request to exit and the kill
+    first_backoff_s: float = 1.0  # after a failed load; doubles with each failure
+    last_backoff_s: float = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class _Resident:
+    """A runner and its account. `runner` is None until the process is spawned."""
+
+    model: ModelFile
+    since_ms: int
+    runner: Runner | None = None
+    is_leaving: bool = False
+
+    @property
+    def state(self) -> RunnerState:
+        state = self.runner.state if self.runner else RunnerState.STARTING
+        return RunnerState.DRAINING if self.is_leaving and state is RunnerState.READY else state
+
+
+@dataclass(frozen=True, slots=True)
+class _LoadFailure:
+    reason: str
+    count: int
+    retry_at_s: float  # monotonic
+    identity: str  # of the file that failed
+
+
+@dataclass(slots=True)
+class _Usage:
+    """Requests per model, kept beyond a single residency."""
+
+    rates: dict[str, UseRate] = field(default_factory=dict)
+
+    def touch(self, model: str, now_ms: int) -> None:
+        self.rates[model] = self.rates.get(model, UseRate()).with_request(now_ms)
+
+    def rate_per_s(self, model: str, now_ms: int) -> float:
+        return self.rates.get(model, UseRate()).at(now_ms).per_s
+
+
+class WarmPool:
+    """Implements `tasks.ports.ModelHost`. All methods may be called from any thread.
+
+    `on_change` is called without locks whenever a runner changes its state, or its slots change between full and not
+    full. `reconcile` should also be called now and then: backoffs end and devices release memory without an event.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_id: WorkerId,
+        folder: ModelFolder,
+        ledger: Ledger,
+        device: Device,
+        measurements: Measurements,
+        start_runner: StartRunner,
+        clock: Clock,
+        limits: PoolLimits,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._worker_id = worker_id
+        self._models = {model.id: model for model in folder.models}
+        self._folder = folder
+        self._ledger = ledger
+        self._device = device
+        self._measurements = measurements
+        self._start_runner = start_runner
+        self._clock = clock
+        self._limits = limits
+        self._listener = on_change
+        self._lock = threading.Lock()
+        self._emptier = threading.Condition(self._lock)  # a runner is gone
+        self._residents: dict[str, _Resident] = {}
+        self._unreleased: dict[str, int] = {}  # model → pid of a gone process whose memory the device still holds
+        self._failures: dict[str, _LoadFailure] = {}
+        self._refusals: dict[str, str] = {}  # held by the placement, but they don't fit
+        self._usage = _Usage()
+        self._placement = WorkerPlacement()
+        self._epoch = 0
+        self._is_draining = False
+
+    # ---- what it is
+
+    @property
+    def worker_id(self) -> WorkerId:
+        return self._worker_id
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest placement that was applied."""
+        return self._epoch
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    @property
+    def used_bytes(self) -> int:
+        """Reserved and in use."""
+        return self._ledger.used_bytes + self._ledger.reserved_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._ledger.budget_bytes
+
+    @property
+    def device_name(self) -> str:
+        return self._device.name
+
+    def ready_models_with_free_slot(self) -> tuple[str, ...]:
+        """Models that this worker can take a job for right now."""
+        return tuple(sorted(name for name, runner in self._serving().items() if runner.has_free_slot))
+
+    def report(self) -> tuple[RunnerReport, ...]:
+        with self._lock:
+            residents = sorted(self._residents.values(), key=lambda each: each.model.id)
+        return tuple(self._report_of(resident) for resident in residents)
+
+    def offers(self) -> tuple[ModelOffer, ...]:
+        """Every model of the folder, with its cost here and, if it can't serve, the reason."""
+        with self._lock:
+            models = list(self._models.values())
+            unusable = self._folder.unusable
+        broken = [
+            ModelOffer(
+                id=file.id,
+                context_length=0,
+                slots=0,
+                bytes=0,
+                load_ms=0,
+                file_bytes=file.file_bytes,
+                failure=file.reason,
+            )
+            for file in unusable
+        ]
+        return tuple(sorted([*map(self._offer, models), *broken], key=lambda offer: offer.id))
+
+    # ---- jobs
+
+    def take_slot(self, model: str) -> RunnerSlot | None:
+        """A place in the model's ready runner, or None."""
+        runner = self._serving().get(model)
+        slot = runner.take_slot() if runner else None
+        if slot is not None:
+            with self._lock:
+                self._usage.touch(model, self._clock.now_ms())
+        return slot
+
+    def cancel(self, job_id: JobId) -> bool:
+        """End the job's sequence within a step; False when it is not here."""
+        return any([runner.cancel(job_id) for runner in self._runners()])
+
+    def progress(self, job_id: JobId) -> int | None:
+        """Engine steps since the job's attempt began; None when it is not here."""
+        found = [steps for runner in self._runners() if (steps := runner.progress(job_id)) is not None]
+        return max(found, default=None)
+
+    # ---- desired state
+
+    def apply(self, placement: WorkerPlacement, epoch: int) -> None:
+        """Follow this placement from now on; one with an older epoch than the newest is ignored."""
+        with self._lock:
+            if epoch < self._epoch:
+                return
+            self._placement, self._epoch = placement, epoch
+        self.reconcile()
+
+    def update_models(self, folder: ModelFolder) -> None:
+        """Serve this scan's models from the next load on; what is warm stays as it was loaded."""
+        with self._lock:
+            self._folder = folder
+            self._models = {model.id: model for model in folder.models}
+        self.reconcile()
+        self._notify()
+
+    def reconcile(self) -> None:
+        """One step towards the placement. Never blocks on a runner."""
+        self._collect_unreleased()
+        with self._lock:
+            if self._is_draining:
+                return
+            steps = self._plan()
+            arriving = [resident for model in steps.load if (resident := self._admit(self._models[model]))]
+            leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
+        for resident in leaving:
+            _in_background(f"retire-{resident.model.id}", self._retire, resident, self._limits.drain_s)
+        for resident in arriving:
+            _in_background(f"keep-{resident.model.id}", self._keep, resident)
+        if arriving or leaving:
+            self._notify()
+
+    def drain(self, deadline_s: float) -> None:
+        """Take nothing new, let work end for `deadline_s`, park the rest, stop all runners. Returns when all are gone.
+
+        Bounded by the deadline and the limits of parking and stopping; what is left then is killed."""
+        with self._lock:
+            self._is_draining = True
+            leaving = [self._dismiss(each) for each in self._residents.values() if not each.is_leaving]
+        for resident in leaving:
+            _in_background(f"retire-{resident.model.id}", self._retire, resident, deadline_s)
+        self._notify()
+        if not self._wait_empty(deadline_s + self._limits.park_s + self._limits.stop_s):
+            self._kill_all()
+            self._wait_empty(self._limits.stop_s)
+
+    def close(self) -> None:
+        """Drain without waiting for work to end. Leaves no process behind."""
+        self.drain(0.0)
+
+    # ---- decisions, under the lock
+
+    def _plan(self) -> ResidencySteps:
+        now_ms = self._clock.now_ms()
+        held = set(self._placement.hold)
+        evicted = [
+            model
+            for model in self._placement.evict
+            if model not in held and model in self._residents and not self._residents[model].is_leaving
+        ]
+        going = {model for model, each in self._residents.items() if each.is_leaving} | self._unreleased.keys()
+        candidates = [
+            self._candidate(each, held, now_ms)
+            for model, each in self._residents.items()
+            if model not in going and model not in evicted
+        ]
+        steps = plan_residency(
+            wanted=[Wanted(model=model, bytes=self._need(self._models[model]).total_bytes) for model in self._absent()],
+            residents=candidates,
+            free_bytes=self._ledger.free_bytes,
+            leaving_bytes=sum(self._ledger.bytes_of(model) for model in going.union(evicted)),
+        )
+        self._refusals = {model: self._refusal(model, reason) for model, reason in steps.refused.items()}
+        return ResidencySteps(
+            load=steps.load, stop=(*evicted, *steps.stop), waiting=steps.waiting, refused=steps.refused
+        )
+
+    def _absent(self) -> list[str]:
+        """Held, known, with no process and no account, and not in a backoff; in the placement's order."""
+        now_s = self._clock.monotonic_s()
+        return [
+            model
+            for model in dict.fromkeys(self._placement.hold)
+            if model in self._models
+            and model not in self._residents
+            and model not in self._unreleased
+            and not self._is_backing_off(model, now_s)
+        ]
+
+    def _is_backing_off(self, model: str, now_s: float) -> bool:
+        failure = self._failures.get(model)
+        return failure is not None and failure.identity == self._models[model].identity and now_s < failure.retry_at_s
+
+    def _candidate(self, resident: _Resident, held: set[str], now_ms: int) -> Candidate:
+        model = resident.model
+        rate = self._usage.rate_per_s(model.id, now_ms)
+        return Candidate(
+            model=model.id,
+            bytes=self._ledger.bytes_of(model.id),
+            keep_value=keep_value(rate_per_s=rate, load_ms=self._load_ms(model)),
+            is_idle=resident.runner is not None and resident.runner.in_flight == 0,
+            is_held=model.id in held,
+            is_pinned=model.is_pinned,
+            is_settled=resident.state is RunnerState.READY,
+        )
+
+    def _admit(self, model: ModelFile) -> _Resident | None:
+        """Reserve before anything is spawned: from here on the model counts as resident, so nobody loads it twice."""
+        need = self._need(model)
+        try:
+            self._ledger.reserve(model.id, need, is_pinned=model.is_pinned)
+        except ModelDoesNotFit as error:  # a measurement came in since the plan was made: the next one knows it
+            log.info("load_postponed", model=model.id, reason=str(error))
+            return None
+        resident = _Resident(model, self._clock.now_ms())
+        self._residents[model.id] = resident
+        log.info("load_started", model=model.id, reserved_bytes=need.total_bytes, epoch=self._epoch)
+        return resident
+
+    def _dismiss(self, resident: _Resident) -> _Resident:
+        resident.is_leaving = True
+        log.info("eviction_started", model=resident.model.id, epoch=self._epoch, is_draining=self._is_draining)
+        return resident
+
+    def _refusal(self, model: str, reason: str) -> str:
+        return f"{self._ledger.refusal(model, self._need(self._models[model]))}; {reason}."
+
+    # ---- the keeper: one thread per runner, from spawn to release
+
+    def _keep(self, resident: _Resident) -> None:
+        try:
+            self._live(resident)
+        except KeepwarmError as error:
+            self._record_failure(resident, error)
+        except Exception as error:
+            log.exception("keeper_failed", model=resident.model.id)
+            self._record_failure(resident, ModelLoadFailed(f"'{resident.model.id}' can't be loaded: {error}"))
+        finally:
+            self._forget(resident)
+
+    def _live(self, resident: _Resident) -> None:
+        started_s = self._clock.monotonic_s()
+        runner = self._spawn(resident)
+        try:
+            ready = runner.wait_loaded()
+            self._account(resident, runner, ready, load_ms=int((self._clock.monotonic_s() - started_s) * 1000))
+            if runner.open():
+                self._record_success(resident)
+                runner.wait_gone()
+            elif runner.failure is not None:
+                raise runner.failure
+        finally:
+            runner.stop(self._limits.stop_s)  # returns at once when it is gone already
+            runner.wait_gone(self._limits.stop_s)
+
+    def _spawn(self, resident: _Resident) -> Runner:
+        model = resident.model
+        try:
+            runner = self._start_runner(model, need_bytes=self._ledger.bytes_of(model.id), on_change=self._notify)
+        except OSError as error:
+            raise ModelLoadFailed(f"The runner of '{model.id}' can't be started: {error}") from error
+        with self._lock:
+            resident.runner = runner
+            is_leaving = resident.is_leaving
+        if is_leaving:  # dismissed while it was being spawned: its retirer found no process to stop
+            runner.stop(self._limits.stop_s)
+        return runner
+
+    def _account(self, resident: _Resident, runner: Runner, ready: Ready, *, load_ms: int) -> None:
+        """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
+        reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
+        measured = max(self._measure(resident, runner, ready) or 0, reported)  # untouched pages are not measured yet
+        self._measurements.record(self._key(resident.model), measured_bytes=measured, load_ms=load_ms)
+        self._ledger.commit(resident.model.id, measured)
+        log.info("load_finished", model=resident.model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
+
+    def _measure(self, resident: _Resident, runner: Runner, ready: Ready) -> int | None:
+        mapping = ModelMapping(paths=(resident.model.path,), weight_bytes=ready.weight_bytes)
+        return self._device.runner_bytes(runner.pid, mapping)
+
+    def _record_success(self, resident: _Resident) -> None:
+        with self._lock:
+            self._failures.pop(resident.model.id, None)
+
+    def _record_failure(self, resident: _Resident, error: KeepwarmError) -> None:
+        """A load that was stopped on purpose has not failed."""
+        with self._lock:
+            if resident.is_leaving:
+                return
+            known = self._failures.get(resident.model.id)
+            count = known.count + 1 if known else 1
+            pause_s = min(self._limits.first_backoff_s * 2 ** min(count - 1, 30), self._limits.last_backoff_s)
+            self._failures[resident.model.id] = _LoadFailure(
+                reason=str(error),
+                count=count,
+                retry_at_s=self._clock.monotonic_s() + pause_s,
+                identity=resident.model.identity,
+            )
+        log.warning("load_failed", model=resident.model.id, reason=str(error), count=count, retry_in_s=pause_s)
+
+    def _forget(self, resident: _Resident) -> None:
+        """The process is gone: give its bytes back if the device agrees, and see who waited for them."""
+        model, runner = resident.model.id, resident.runner
+        is_released = runner is None or self._device.has_released(runner.pid)
+        with self._emptier:
+            del self._residents[model]
+            if is_released:
+                self._ledger.release(model)
+            elif runner is not None:
+                self._unreleased[model] = runner.pid
+                log.warning("device_dirty", model=model, pid=runner.pid, device=self._device.name)
+            self._emptier.notify_all()
+        self.reconcile()
+        self._notify()
+
+    def _collect_unreleased(self) -> None:
+        with self._lock:
+            waiting = list(self._unreleased.items())
+        for model, pid in waiting:
+            if self._device.has_released(pid):
+                with self._lock:
+                    self._unreleased.pop(model, None)
+                    self._ledger.release(model)
+
+    # ---- the retirer: one thread per runner that goes
+
+    def _retire(self, resident: _Resident, grace_s: float) -> None:
+        runner = resident.runner
+        if runner is None:
+            return  # its keeper sees `is_leaving` right after the spawn
+        runner.begin_drain()
+        if not runner.wait_idle(grace_s):
+            runner.park_all()
+            runner.wait_idle(self._limits.park_s)
+        self._measure_again(resident, runner)
+        runner.stop(self._limits.stop_s)
+
+    def _measure_again(self, resident: _Resident, runner: Runner) -> None:
+        """After its working life it has touched all the memory that it will ever touch."""
+        if runner.ready is None:
+            return
+        measured = self._measure(resident, runner, runner.ready)
+        if measured:
+            self._measurements.record(self._key(resident.model), measured_bytes=measured)
+
+    def _kill_all(self) -> None:
+        with self._lock:
+            runners = [each.runner for each in self._residents.values() if each.runner]
+        for runner in runners:
+            runner.stop(0.0)
+
+    def _wait_empty(self, timeout_s: float) -> bool:
+        with self._emptier:
+            return self._emptier.wait_for(lambda: not self._residents, timeout_s)
+
+    # ---- figures
+
+    def _need(self, model: ModelFile) -> MemoryNeed:
+        measured = self._measured(model)
+        if measured is not None:
+            return MeasuredNeed(total_bytes=measured.bytes)
+        return estimate_need(model.shape, context_length=model.context_length, slots=model.slots, kv_type=model.kv_type)
+
+    def _load_ms(self, model: ModelFile) -> int:
+        measured = self._measured(model)
+        return measured.load_ms if measured and measured.load_ms else estimate_load_ms(model.shape.weight_bytes)
+
+    def _measured(self, model: ModelFile) -> Measurement | None:
+        return self._measurements.get(self._key(model))
+
+    def _key(self, model: ModelFile) -> MeasurementKey:
+        return MeasurementKey(
+            model=model.id,
+            file=model.identity,
+            context_length=model.context_length,
+            slots=model.slots,
+            kv_type=model.kv_type,
+            device=self._device.name,
+        )
+
+    def _offer(self, model: ModelFile) -> ModelOffer:
+        return ModelOffer(
+            id=model.id,
+            aliases=model.aliases,
+            context_length=model.context_length,
+            slots=model.slots,
+            bytes=self._need(model).total_bytes,
+            load_ms=self._load_ms(model),
+            file_bytes=model.file_bytes,
+            description=model.description,
+            pinned=model.is_pinned,
+            ttl_s=model.ttl_s,
+            replicas=model.replicas,
+            max_replicas=model.max_replicas,
+            fallback=model.fallback,
+            failure=self._failure_of(model),
+        )
+
+    def _failure_of(self, model: ModelFile) -> str | None:
+        """Why the model can't serve here: its last load, the placement, or simply its size."""
+        with self._lock:
+            failure = self._failures.get(model.id)
+            if failure and failure.identity == model.identity:
+                return failure.reason
+            if model.id in self._refusals:
+                return self._refusals[model.id]
+            if model.id in self._residents:
+                return None
+        need = self._need(model)
+        pinned = sum(each.bytes for each in self._ledger.accounts() if each.is_pinned and each.model != model.id)
+        return f"{self._ledger.refusal(model.id, need)}." if need.total_bytes > self.budget_bytes - pinned else None
+
+    def _report_of(self, resident: _Resident) -> RunnerReport:
+        held = self._ledger.bytes_of(resident.model.id)
+        if resident.runner is None:
+            return RunnerReport(
+                pid=0,
+                model=resident.model.id,
+                state=RunnerState.STARTING,
+                bytes=held,
+                slots=resident.model.slots,
+                in_flight=0,
+                since_ms=resident.since_ms,
+                idle_since_ms=resident.since_ms,
+                progress=0.0,
+            )
+        return resident.runner.report(held, state=resident.state)
+
+    def _serving(self) -> dict[str, Runner]:
+        """Runners that may get new work."""
+        with self._lock:
+            return {
+                model: each.runner for model, each in self._residents.items() if each.runner and not each.is_leaving
+            }
+
+    def _runners(self) -> list[Runner]:
+        with self._lock:
+            return [each.runner for each in self._residents.values() if each.runner]
+
+    def _notify(self) -> None:
+        try:
+            self._listener()
+        except Exception:
+            log.exception("pool_listener_failed")
+
+
+def _in_background(name: str, target: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=target, args=arguments, name=name, daemon=True).start()
