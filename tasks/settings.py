@@ -1,7 +1,7 @@
 """Settings that every process shares: where the state lives, which store, how long leases and records last.
 
-Each package has one settings class (`StoreSettings` here, `app.settings.ApiSettings`, `workers.settings.WorkerSettings`),
-read from `KEEPWARM_*` variables. A wrong value stops the start with the variable's name.
+Each package has one settings class, read from `KEEPWARM_*` variables: `StoreSettings` here, `app.settings.ApiSettings`,
+`workers.settings.WorkerSettings`. A wrong value stops the start with the variable's name.
 """
 
 from __future__ import annotations

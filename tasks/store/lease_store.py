@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 
 import msgspec
 
@@ -13,15 +12,8 @@ from tasks.ports import Attempt
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
+from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, decode_numbered, encode_event
-
-
-class Verdict(IntEnum):
-    """Answer of the store to an attempt that renews or appends."""
-
-    OK = 0
-    CANCEL = 1  # still ours, but the job is to be ended
-    LOST = 2  # a higher attempt owns the job, or it is over: stop, write nothing
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tasks.jobs import JobId
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
-from tasks.store.lease_store import Verdict
+from tasks.store.verdict import Verdict
 from tasks.stream_events import Notice, NumberedEvent, encode_event
 
 

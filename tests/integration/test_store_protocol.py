@@ -12,8 +12,9 @@ from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
-from tasks.store.lease_store import JobIsLate, LeaseStore, Verdict
+from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
+from tasks.store.verdict import Verdict
 from tasks.stream_events import Tokens
 
 MODEL = "demo"

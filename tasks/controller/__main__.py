@@ -1,0 +1,43 @@
+"""`python -m tasks.controller`: a Celery worker on the queue `control` with its own beat.
+
+Any number may run on any host; a leadership lease lets one of them act.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from tasks.celery_app import PLAN, app
+from tasks.lifeline import exit_when_parent_dies
+from tasks.logs import configure_logs
+from tasks.routing import CONTROL_QUEUE
+
+TICK_S = 0.5
+
+
+def main() -> None:
+    configure_logs()
+    exit_when_parent_dies()
+    app.conf.beat_schedule = {
+        "tick": {
+            "task": PLAN,
+            "schedule": TICK_S,
+            # A tick that waited for longer than one period is as good as the next one.
+            "options": {"queue": CONTROL_QUEUE, "expires": 2 * TICK_S, "priority": 0},
+        }
+    }
+    app.Worker(
+        hostname=f"controller@{socket.gethostname()}-{os.getpid()}",
+        pool="solo",
+        queues=[CONTROL_QUEUE],
+        beat=True,
+        scheduler="celery.beat:Scheduler",  # the schedule is constant: nothing to keep on disk
+        loglevel="WARNING",
+        without_mingle=True,
+        without_gossip=True,
+    ).start()
+
+
+if __name__ == "__main__":
+    main()

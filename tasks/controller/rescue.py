@@ -1,0 +1,66 @@
+"""Pick up what fell: expired leases, lost wake-ups, passed deadlines, jobs of models that can't be served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from tasks.generate import deadline_error
+from tasks.jobs import JobError, JobState
+from tasks.store.fleet_store import FleetStore
+from tasks.store.job_store import JobStore
+from tasks.store.lease_store import LeaseStore
+from tasks.store.wakeup_store import WakeupStore
+from tasks.wakeups import Wakeups
+
+BATCH = 200  # records per sweep and tick; the next tick is half a second away
+INDEX_RETENTION_MS = 7 * 24 * 3600 * 1000  # far beyond any job's retention
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescue:
+    jobs: JobStore
+    leases: LeaseStore
+    fleet: FleetStore
+    wakeup_store: WakeupStore
+    wakeups: Wakeups
+
+    def sweep(self) -> None:
+        """All sweeps once. Every one is safe to repeat and to run twice at once."""
+        self._return_expired_leases()
+        self._resend_lost_wakeups()
+        self._expire_late_jobs()
+        self._forget_silent_workers()
+        self.wakeup_store.trim_index(INDEX_RETENTION_MS)
+
+    def refuse(self, model: str, reason: str) -> None:
+        """End the waiting jobs of a model that can't be served."""
+        error = JobError(code="model_load_failed", message=reason, param="model")
+        for job_id in self.wakeup_store.waiting(model, BATCH):
+            self.jobs.end_waiting(job_id, JobState.FAILED, error)
+            _log.warning("job_refused", job_id=job_id, model=model)
+
+    def _return_expired_leases(self) -> None:
+        for job_id, attempt, worker in self.leases.expired(BATCH):
+            released = self.leases.rescue(job_id, attempt, worker)
+            _log.warning("lease_expired", job_id=job_id, attempt=attempt, worker=worker, requeued=released is not None)
+            if released is not None:
+                self.wakeups.wake(job_id, released.model, released.priority)
+
+    def _resend_lost_wakeups(self) -> None:
+        for job_id, model, priority in self.wakeup_store.lost():
+            _log.warning("wakeup_resent", job_id=job_id, model=model)
+            self.wakeup_store.mark_woken(job_id)
+            self.wakeups.wake(job_id, model, priority)
+
+    def _expire_late_jobs(self) -> None:
+        for job_id in self.wakeup_store.late(BATCH):
+            self.jobs.end_waiting(job_id, JobState.EXPIRED, deadline_error())
+
+    def _forget_silent_workers(self) -> None:
+        for worker_id in self.fleet.silent_workers():
+            _log.warning("worker_gone", worker=worker_id)
+            self.fleet.forget_worker(worker_id)

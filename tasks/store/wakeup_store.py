@@ -1,0 +1,77 @@
+"""Which queued jobs have lost their wake-up: compares job records with the messages in the transport's lists."""
+
+from __future__ import annotations
+
+from tasks.jobs import JobId, Priority
+from tasks.routing import model_queue
+from tasks.store import keys
+from tasks.store.connection import Client, translated
+from tasks.store.fleet_store import SCORE_PER_PRIORITY
+
+# kombu keeps priority p > 0 of a queue in the list `queue\x06\x16p` (kombu.transport.redis, `sep`).
+TRANSPORT_SEPARATOR = "\x06\x16"
+LOST_AFTER_MS = 3_000  # a message is popped and claimed well within this time
+RESEND_LIMIT = 200  # per model and tick
+
+
+class WakeupStore:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @translated
+    def lost(self) -> list[tuple[JobId, str, Priority]]:
+        """Queued jobs to wake again: as many per model as messages are missing, those woken longest ago first.
+
+        Too many is harmless (a second wake-up finds the job taken), so no message is parsed."""
+        found = []
+        for model in sorted(raw.decode() for raw in self._client.smembers(keys.WAITING_MODELS)):
+            pipe = self._client.pipeline(transaction=False)
+            pipe.zcard(keys.waiting(model))
+            for priority in Priority:
+                pipe.llen(_transport_list(model, priority))
+            waiting, *lengths = pipe.execute()
+            if not waiting:
+                self._client.srem(keys.WAITING_MODELS, model)
+            elif waiting > sum(lengths):
+                found += self._oldest_woken(model, min(waiting - sum(lengths), RESEND_LIMIT))
+        return found
+
+    def _oldest_woken(self, model: str, count: int) -> list[tuple[JobId, str, Priority]]:
+        jobs = self._client.zrange(keys.waiting(model), 0, -1, withscores=True)
+        seconds, micros = self._client.time()
+        long_ago = seconds * 1000 + micros // 1000 - LOST_AFTER_MS
+        woken = self._client.zmscore(keys.QUEUED, [job_id for job_id, _ in jobs])
+        overdue = sorted(
+            (woken_ms, job_id.decode(), Priority(int(score) // SCORE_PER_PRIORITY))
+            for (job_id, score), woken_ms in zip(jobs, woken, strict=True)
+            if woken_ms is not None and woken_ms < long_ago
+        )
+        return [(JobId(job_id), model, priority) for _, job_id, priority in overdue[:count]]
+
+    @translated
+    def mark_woken(self, job_id: JobId) -> None:
+        """Note the time of a repeated wake-up, if the job still waits."""
+        seconds, micros = self._client.time()
+        self._client.zadd(keys.QUEUED, {job_id: seconds * 1000 + micros // 1000}, xx=True)
+
+    @translated
+    def late(self, limit: int) -> list[JobId]:
+        """Open jobs whose deadline has passed."""
+        seconds, micros = self._client.time()
+        ids = self._client.zrangebyscore(keys.DEADLINES, "-inf", seconds * 1000 + micros // 1000, 0, limit)
+        return [JobId(job_id.decode()) for job_id in ids]
+
+    @translated
+    def waiting(self, model: str, limit: int) -> list[JobId]:
+        return [JobId(job_id.decode()) for job_id in self._client.zrange(keys.waiting(model), 0, limit - 1)]
+
+    @translated
+    def trim_index(self, older_than_ms: int) -> None:
+        """Drop the ids of long gone jobs from the list of all jobs."""
+        seconds, micros = self._client.time()
+        self._client.zremrangebyscore(keys.JOBS, "-inf", seconds * 1000 + micros // 1000 - older_than_ms)
+
+
+def _transport_list(model: str, priority: Priority) -> str:
+    queue = model_queue(model)
+    return queue if priority == 0 else f"{queue}{TRANSPORT_SEPARATOR}{int(priority)}"

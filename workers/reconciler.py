@@ -1,0 +1,146 @@
+"""Make the worker what the placement says, and say what it is: one thread, level-triggered, safe to repeat.
+
+Each turn: read the desired placement and hand it to the warm pool; subscribe to the queues of exactly those models
+that are ready and have a free slot; send the heartbeat. A turn is due on a hint, on any change in the pool, and twice
+a second in any case.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from tasks.errors import StoreUnavailable
+from tasks.fleet import ModelOffer, RunnerReport, WorkerPlacement, WorkerReport
+from tasks.jobs import WorkerId
+from tasks.store.fleet_store import FleetStore
+from workers.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+TURN_S = 0.5
+HEARTBEAT_S = 1.0  # at the latest; a change is reported at once
+
+
+class Pool(Protocol):
+    """What the reconciler needs of the warm pool."""
+
+    @property
+    def used_bytes(self) -> int: ...
+
+    def apply(self, placement: WorkerPlacement, epoch: int) -> None: ...
+
+    def ready_models_with_free_slot(self) -> frozenset[str]: ...
+
+    def report(self) -> tuple[RunnerReport, ...]: ...
+
+    def offers(self) -> tuple[ModelOffer, ...]: ...
+
+
+class Subscriptions(Protocol):
+    """The Celery consumer's queues."""
+
+    def set(self, models: frozenset[str]) -> None:
+        """Consume from exactly these models' queues."""
+        ...
+
+
+class Identity(Protocol):
+    """What does not change about a worker."""
+
+    def __call__(
+        self,
+        *,
+        used_bytes: int,
+        is_draining: bool,
+        placement_epoch: int,
+        offers: tuple[ModelOffer, ...],
+        runners: tuple[RunnerReport, ...],
+    ) -> WorkerReport: ...
+
+
+class Reconciler:
+    def __init__(
+        self,
+        *,
+        worker_id: WorkerId,
+        pool: Pool,
+        fleet: FleetStore,
+        subscriptions: Subscriptions,
+        make_report: Identity,
+        clock: Clock,
+    ) -> None:
+        self._worker_id = worker_id
+        self._pool = pool
+        self._fleet = fleet
+        self._subscriptions = subscriptions
+        self._make_report = make_report
+        self._clock = clock
+        self._due = threading.Event()
+        self._stopping = threading.Event()
+        self._is_draining = False
+        self._epoch = 0
+        self._reported: WorkerReport | None = None
+        self._reported_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def poke(self) -> None:
+        """A turn is due now. Any thread may call this."""
+        self._due.set()
+
+    def begin_drain(self) -> None:
+        """Take no more jobs and follow no more placements."""
+        self._is_draining = True
+        self.poke()
+
+    def stop(self) -> None:
+        """End the thread and take the worker off the record, so that nobody waits for its heartbeat to age."""
+        self._stopping.set()
+        self.poke()
+        self._thread.join(timeout=2 * TURN_S)
+        self._guarded(lambda: self._fleet.forget_worker(self._worker_id))
+
+    def turn(self) -> None:
+        """One reconciliation. Raises StoreUnavailable; jobs that run go on meanwhile."""
+        if self._is_draining:
+            self._subscriptions.set(frozenset())
+        else:
+            placement = self._fleet.placement()
+            # Apply every turn, not only on a new epoch: a crashed runner is missing under the same placement.
+            self._pool.apply(placement.workers.get(self._worker_id, WorkerPlacement()), placement.epoch)
+            self._epoch = placement.epoch
+            self._subscriptions.set(self._pool.ready_models_with_free_slot())
+        self._heartbeat()
+
+    def _heartbeat(self) -> None:
+        report = self._make_report(
+            used_bytes=self._pool.used_bytes,
+            is_draining=self._is_draining,
+            placement_epoch=self._epoch,
+            offers=self._pool.offers(),
+            runners=self._pool.report(),
+        )
+        now = self._clock.monotonic_s()
+        if report != self._reported or now - self._reported_at >= HEARTBEAT_S:
+            self._fleet.heartbeat(report)
+            self._reported, self._reported_at = report, now
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._due.wait(TURN_S)
+            self._due.clear()
+            self._guarded(self.turn)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except StoreUnavailable as error:
+            log.warning("turn_failed", error=str(error))
+        except Exception:
+            log.exception("turn_broke")  # a bug must not end the heartbeat, or the whole worker is given up
