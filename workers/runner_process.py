@@ -10,6 +10,7 @@ Exit codes: 0 told to go (or the worker is gone), 3 the model could not be loade
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import queue
 import signal
@@ -86,7 +87,8 @@ class RunnerProcess:
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         engine = self._load()
         self._is_loaded = True
-        threading.Thread(target=self._intake.prepare_forever, args=(engine.prepare,), name="prepare", daemon=True).start()
+        prepare = functools.partial(self._intake.prepare_forever, engine.prepare)
+        threading.Thread(target=prepare, name="prepare", daemon=True).start()
         try:
             self._step_until_shutdown(engine)
         except EngineFailed as error:

@@ -19,9 +19,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tasks.errors import InvalidRequest
 from tasks.generation import ChatMessage
@@ -61,9 +62,7 @@ class ChatTemplate:
         # Few templates know OpenAI's newer name for system.
         self._developer_role = "developer" if "developer" in source else "system"
         self._problem = ""
-        environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-        )
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: now().strftime(pattern)

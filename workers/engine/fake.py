@@ -24,10 +24,11 @@ from workers.engine.step_loop import Slice, StepLoop
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Done, Generate, Ready, TokenOut
 
-_WORDS = (
-    "warm cold pool queue model token river stone light water seven eleven green amber north quiet "
-    "runs waits holds sings moves grows turns falls over under near after with from into and"
-).split()
+_TEXT = """
+    warm cold pool queue model token river stone light water seven eleven green amber north quiet
+    runs waits holds sings moves grows turns falls over under near after with from into and
+"""
+_WORDS = _TEXT.split()
 _SIGNS = (".", ",", "!", "?", "\n", " Ü", " 本", " 🙂")
 EOG_ID = 256 + len(_WORDS) + len(_SIGNS)
 VOCABULARY = Vocabulary(

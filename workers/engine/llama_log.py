@@ -1,6 +1,6 @@
 """llama.cpp's own log: kept off the terminal, passed on to ours, and remembered while a model loads.
 
-A load that fails returns a null pointer and says why in the log only; the sizes of the buffers are in the log only, too.
+A load that fails returns a null pointer and says why in the log only; buffer sizes are in the log only, too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LlamaLog:
         return "; ".join(dict.fromkeys(filter(None, errors)))
 
     def buffer_bytes(self) -> dict[str, int]:
-        """Sizes of the buffers that the newest context announced, over all devices: KV (RS: recurrent), compute, output."""
+        """What the context said about its buffers, summed over devices: KV (RS: recurrent), compute, output."""
         sizes = dict.fromkeys(("KV", "RS", "compute", "output"), 0)
         for _, line in self._lines:
             for kind, mib in _BUFFER_SIZE.findall(line):

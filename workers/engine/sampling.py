@@ -140,8 +140,9 @@ def largest(logits: Floats, count: int) -> Indices:
 
 
 def _probabilities(values: Floats) -> npt.NDArray[np.float64]:
-    weights = np.exp((values - values.max()).astype(np.float64))
-    return weights / weights.sum()
+    weights: npt.NDArray[np.float64] = np.exp((values - values.max()).astype(np.float64))
+    weights /= weights.sum()
+    return weights
 
 
 def _typical(logits: Floats, ids: Indices | None, mass: float) -> Indices:
@@ -179,7 +180,8 @@ def _above_min_p(logits: Floats, ids: Indices | None, ratio: float) -> Indices:
     """The tokens at least `ratio` times as likely as the likeliest."""
     ids = np.flatnonzero(logits > -np.inf) if ids is None else ids
     values = logits[ids]
-    return ids[values >= values.max() + np.log(ratio)]
+    kept: Indices = ids[values >= values.max() + np.log(ratio)]
+    return kept
 
 
 def _parsed_bias(bias: dict[str, float], vocabulary_size: int) -> tuple[Indices, Floats]:

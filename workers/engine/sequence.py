@@ -85,9 +85,7 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(
-        self, message: Generate, prompt_ids: Ids[int], vocabulary: Vocabulary, context_length: int
-    ) -> None:
+    def __init__(self, message: Generate, prompt_ids: Ids[int], vocabulary: Vocabulary, context_length: int) -> None:
         """Raises InvalidRequest when a bias or a forced id doesn't fit the model, or the published text the ids."""
         request = message.request
         self.key = message.key

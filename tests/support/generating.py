@@ -1,0 +1,72 @@
+"""Run generations on an engine in this process, as the runner's main thread would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tasks.generation import GenerationRequest, SamplingParams, TokenLogprob
+from workers.engine.base import Engine
+from workers.messages import Done, Generate, TokenOut
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@dataclass
+class Heard:
+    """All that one generation said."""
+
+    outputs: list[TokenOut] = field(default_factory=list)
+    done: Done | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(output.text for output in self.outputs)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(token for output in self.outputs for token in output.ids)
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        return tuple(each for output in self.outputs for each in output.logprobs)
+
+
+def request(prompt: str, **options) -> GenerationRequest:
+    """Greedy unless the test says otherwise."""
+    return GenerationRequest(model="m", prompt=prompt, **{"sampling": GREEDY, **options})
+
+
+def listen(engine: Engine, into: dict[int, Heard]) -> int:
+    """One step; returns how many outputs it had."""
+    outputs = engine.step()
+    for output in outputs:
+        heard = into.setdefault(output.key, Heard())
+        if isinstance(output, Done):
+            assert heard.done is None
+            heard.done = output
+        else:
+            assert heard.done is None
+            heard.outputs.append(output)
+    return len(outputs)
+
+
+def run(
+    engine: Engine, messages: Iterable[Generate], *, on_step: Callable[[int], None] | None = None
+) -> dict[int, Heard]:
+    """Start all messages together and step until all are done; `on_step` sees the number of each step before it."""
+    heard: dict[int, Heard] = {}
+    for message in messages:
+        engine.add(engine.prepare(message))
+    steps = 0
+    while engine.has_work:
+        steps += 1
+        if on_step is not None:
+            on_step(steps)
+        listen(engine, heard)
+        assert steps < 10_000
+    return heard
+
+
+def run_one(engine: Engine, what: GenerationRequest, **message) -> Heard:
+    return run(engine, [Generate(key=1, request=what, **message)])[1]

@@ -1,0 +1,169 @@
+"""Text, stop strings, limits and resume of one generation, token by token."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.errors import InvalidRequest
+from tasks.generation import GenerationRequest
+from workers.engine.sequence import Sequence, TextAssembler, possible_overlap
+from workers.engine.vocabulary import Vocabulary
+from workers.messages import Generate, TokenOut
+
+EOG = 256
+VOCABULARY = Vocabulary(pieces=(*(bytes([byte]) for byte in range(256)), b""), eog_ids=frozenset({EOG}))
+
+
+def sequence(forced: bytes = b"", emitted: str = "", context_length: int = 1000, **request) -> Sequence:
+    message = Generate(
+        key=1,
+        request=GenerationRequest(model="m", prompt="?", **request),
+        forced_ids=tuple(forced),
+        emitted_text=emitted,
+    )
+    return Sequence(message, (1, 2, 3), VOCABULARY, context_length)
+
+
+def feed(target: Sequence, tokens: bytes | list[int]) -> list[TokenOut]:
+    """Everything that comes out, from the leftover of a resume to the end of the tokens or of the generation."""
+    outputs = [target.leftover()]
+    for token in tokens:
+        if target.finish_reason is not None:
+            break
+        outputs.append(target.accept(token))
+    return [output for output in outputs if output is not None]
+
+
+def text_of(outputs: list[TokenOut]) -> str:
+    return "".join(output.text for output in outputs)
+
+
+def test_multibyte_character_leaves_whole_and_carries_all_its_ids():
+    outputs = feed(sequence(), "aß🙂b".encode())
+    assert [output.text for output in outputs] == ["a", "ß", "🙂", "b"]
+    assert outputs[2].ids == tuple("🙂".encode())
+
+
+def test_incomplete_character_at_the_end_becomes_a_replacement_character():
+    assert text_of(feed(sequence(max_tokens=2), "🙂".encode()[:2])) == "\ufffd"
+
+
+def test_stop_string_across_token_borders_is_removed():
+    target = sequence(stop=("END",))
+    assert text_of(feed(target, b"one E EN END two")) == "one E EN "
+    assert target.finish_reason == "stop"
+    assert target.done().completion_tokens == len("one E EN END")
+
+
+def test_only_a_possible_start_of_a_stop_string_is_held_back():
+    outputs = feed(sequence(stop=("\nUser:",)), b"a\nUseful")
+    assert [output.text for output in outputs] == ["a", "\nUsef", "u", "l"]
+
+
+def test_stop_string_inside_one_token_cuts_its_text():
+    vocabulary = Vocabulary(pieces=(b"before###after",), eog_ids=frozenset())
+    target = Sequence(
+        Generate(key=1, request=GenerationRequest(model="m", prompt="?", stop=("###",))), (), vocabulary, 10
+    )
+    output = target.accept(0)
+    assert output is not None
+    assert output.text == "before"
+
+
+def test_the_earliest_of_several_stop_strings_wins():
+    assert text_of(feed(sequence(stop=("cd", "bcd")), b"abcd")) == "a"
+
+
+def test_held_text_is_flushed_when_the_limit_ends_the_generation():
+    target = sequence(stop=("END",), max_tokens=3)
+    outputs = feed(target, b"xEN")
+    assert [output.text for output in outputs] == ["x", "EN"]
+    assert outputs[-1].ids == tuple(b"EN")
+    assert target.finish_reason == "length"
+
+
+def test_end_token_stops_without_text():
+    target = sequence()
+    assert text_of(feed(target, [97, EOG, 98])) == "a"
+    assert target.finish_reason == "stop"
+
+
+def test_ignored_end_token_goes_on():
+    target = sequence(ignore_eos=True)
+    assert text_of(feed(target, [97, EOG, 98])) == "ab"
+    assert target.finish_reason is None
+
+
+def test_full_context_ends_with_length():
+    target = sequence(context_length=5)
+    assert text_of(feed(target, b"abc")) == "ab"
+    assert target.finish_reason == "length"
+
+
+def test_max_tokens_zero_is_finished_at_once():
+    target = sequence(max_tokens=0)
+    assert target.finish_reason == "length"
+    assert target.done().completion_tokens == 0
+
+
+def test_empty_stop_string_is_no_stop_string():
+    assert text_of(feed(sequence(stop=("",)), b"abc")) == "abc"
+
+
+@given(
+    text=st.text(alphabet="ab\nü🙂", max_size=12),
+    stops=st.lists(st.text(alphabet="ab\nü🙂", min_size=1, max_size=4), max_size=3),
+)
+def test_resume_at_every_published_token_equals_the_undisturbed_text(text: str, stops: list[str]):
+    tokens = text.encode()
+    request = {"stop": tuple(stops), "max_tokens": max(1, len(tokens))}
+    whole = sequence(**request)
+    outputs = feed(whole, tokens)
+    for published in range(len(outputs) + 1):
+        ids = b"".join(bytes(output.ids) for output in outputs[:published])
+        emitted = text_of(outputs[:published])
+        resumed = sequence(ids, emitted, **request)
+        assert emitted + text_of(feed(resumed, tokens[len(ids) :])) == text_of(outputs)
+        assert resumed.done().finish_reason == whole.done().finish_reason
+
+
+def test_forced_ids_that_end_the_text_finish_at_once():
+    target = sequence(b"one END", "one ", stop=("END",))
+    assert target.finish_reason == "stop"
+    assert target.leftover() is None
+
+
+def test_text_that_was_generated_but_not_published_comes_first():
+    outputs = feed(sequence(b"abc", "a"), b"d")
+    assert [output.text for output in outputs] == ["bc", "d"]
+
+
+def test_text_that_was_published_ahead_is_not_repeated():
+    # "EN" was flushed by the attempt before, e.g. because it was cut off; here it is held for the stop string.
+    assert text_of(feed(sequence(b"xEN", "xEN", stop=("END",)), b"Ok")) == "Ok"
+
+
+def test_published_text_of_another_model_is_refused():
+    with pytest.raises(InvalidRequest, match="published text"):
+        sequence(b"abc", "xyz")
+
+
+def test_forced_ids_beyond_the_vocabulary_are_refused():
+    message = Generate(key=1, request=GenerationRequest(model="m", prompt="?"), forced_ids=(9999,))
+    with pytest.raises(InvalidRequest, match="not of this model"):
+        Sequence(message, (1,), VOCABULARY, 10)
+
+
+@given(st.text(alphabet="ab", max_size=8), st.text(alphabet="ab", min_size=1, max_size=5))
+def test_possible_overlap_is_the_longest_proper_start(text: str, stop: str):
+    expected = max(length for length in range(len(stop)) if text.endswith(stop[:length]))
+    assert possible_overlap(text, stop) == expected
+
+
+@given(st.binary(max_size=30))
+def test_any_bytes_come_out_as_the_whole_decoder_would_read_them(data: bytes):
+    assembler = TextAssembler(())
+    text = "".join(assembler.push(bytes([byte])) for byte in data) + assembler.flush()
+    assert text == data.decode("utf-8", "replace")
