@@ -1,0 +1,91 @@
+"""Which processes make up Keepwarm on one machine: command lines, environment, order of their end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+# `-P`: a folder called `app` or `tasks` where the user happens to stand must not shadow ours.
+PYTHON = (sys.executable, "-P", "-m")
+
+STORE = (*PYTHON, "tasks.embedded_store")
+WORKER = (*PYTHON, "workers")
+CONTROLLER = (*PYTHON, "tasks.controller")
+API = (*PYTHON, "app.serve")
+LIFELINE = "tasks.lifeline"  # for modules that don't know it themselves
+
+
+class StopRank(IntEnum):
+    """Who ends first. Workers drain while everything that they need is still there; the store flushes last."""
+
+    WORKER = 0
+    FRONT = 1
+    CONTROLLER = 2
+    STORE = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """One process to keep alive."""
+
+    name: str  # also the name of its log file
+    argv: tuple[str, ...]
+    stop_rank: StopRank
+    stop_bound_s: float  # from SIGTERM to SIGKILL
+    env: Mapping[str, str] = field(default_factory=dict)  # on top of ours
+
+
+def store_process() -> ProcessSpec:
+    return ProcessSpec(name="store", argv=STORE, stop_rank=StopRank.STORE, stop_bound_s=5.0)
+
+
+def worker_processes(count: int) -> tuple[ProcessSpec, ...]:
+    """The drain of a worker is bounded by 10 s; the rest is for its runners to exit."""
+    names = ["worker"] if count == 1 else [f"worker-{number}" for number in range(1, count + 1)]
+    return tuple(
+        ProcessSpec(name=name, argv=supervised(WORKER), stop_rank=StopRank.WORKER, stop_bound_s=12.0) for name in names
+    )
+
+
+def controller_process() -> ProcessSpec:
+    return ProcessSpec(name="controller", argv=supervised(CONTROLLER), stop_rank=StopRank.CONTROLLER, stop_bound_s=3.0)
+
+
+def api_process() -> ProcessSpec:
+    """Open streams get 5 s to end by themselves."""
+    return ProcessSpec(name="api", argv=supervised(API), stop_rank=StopRank.FRONT, stop_bound_s=7.0)
+
+
+def flower_process(*, host: str, port: int, basic_auth: str | None) -> ProcessSpec:
+    """The password travels in the environment: command lines can be read by every user of the machine."""
+    return ProcessSpec(
+        name="flower",
+        argv=supervised(flower_argv(host=host, port=port)),
+        stop_rank=StopRank.FRONT,
+        stop_bound_s=3.0,
+        env=flower_env(basic_auth),
+    )
+
+
+def flower_argv(*, host: str, port: int) -> tuple[str, ...]:
+    """Flower bounded: workers that are gone leave after a minute, and at most 5000 tasks are kept in memory."""
+    return (
+        *(*PYTHON, "celery", "--app", "tasks.celery_app", "--quiet", "flower"),
+        f"--address={host}",
+        f"--port={port}",
+        "--purge_offline_workers=60",
+        "--max_tasks=5000",
+        "--persistent=False",
+    )
+
+
+def flower_env(basic_auth: str | None) -> dict[str, str]:
+    return {"FLOWER_BASIC_AUTH": basic_auth} if basic_auth else {}
+
+
+def supervised(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The same command, ended by its lifeline when the supervisor dies."""
+    module = argv[: len(PYTHON)]
+    return (*module, LIFELINE, *argv[len(PYTHON) :])

@@ -1,0 +1,59 @@
+"""`keepwarm ps`: the warm pool."""
+
+from __future__ import annotations
+
+from app.cli.render import bytes_text, duration_text, print_table, say
+from tasks.generation import JsonObject
+
+
+def show_pool(pool: JsonObject) -> None:
+    """Runners, then the workers that hold them, then who waits."""
+    workers = pool["workers"]
+    if not workers:
+        say("No worker is alive.")
+    rows = [_runner_row(worker, runner) for worker in workers for runner in worker["runners"]]
+    if rows:
+        print_table(["MODEL", "STATE", "MEMORY", "BUSY", "WORKER", "DEVICE", "PID"], rows)
+    elif workers:
+        say("No model is warm.")
+    if workers:
+        say("")
+        print_table(["WORKER", "DEVICE", "MEMORY", "STATE", "PID"], [_worker_row(worker) for worker in workers])
+    waiting = [queue for queue in pool["queues"] if queue["depth"]]
+    if waiting:
+        say("")
+        print_table(["WAITING FOR", "JOBS", "OLDEST"], [_queue_row(queue) for queue in waiting])
+
+
+def _runner_row(worker: JsonObject, runner: JsonObject) -> list[str]:
+    return [
+        runner["model"],
+        runner["state"],
+        bytes_text(runner["bytes"]),
+        _busy(runner),
+        worker["id"],
+        worker["device"],
+        str(runner["pid"]),
+    ]
+
+
+def _busy(runner: JsonObject) -> str:
+    """`2 of 8`, or for how long nothing has run."""
+    idle_s = runner.get("idle_s")
+    if not runner["in_flight"] and idle_s is not None:
+        return f"idle {duration_text(idle_s)}"
+    return f"{runner['in_flight']} of {runner['slots']}"
+
+
+def _worker_row(worker: JsonObject) -> list[str]:
+    return [
+        worker["id"],
+        worker["device"],
+        f"{bytes_text(worker['used_bytes'])} of {bytes_text(worker['budget_bytes'])}",
+        "draining" if worker.get("draining") else "serving",
+        str(worker["pid"]),
+    ]
+
+
+def _queue_row(queue: JsonObject) -> list[str]:
+    return [queue["model"], str(queue["depth"]), duration_text(queue["oldest_age_s"])]

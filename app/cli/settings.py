@@ -1,0 +1,40 @@
+"""Settings that only `keepwarm up` needs; the rest belongs to the processes that it starts."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.settings import ApiSettings, is_loopback
+from tasks.errors import InvalidSetting
+from tasks.settings import ENV_PREFIX
+
+
+class UpSettings(BaseSettings):
+    """What runs on this machine beside the API."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
+
+    workers: int = Field(default=1, ge=0, le=64)  # worker processes
+    flower_port: int = Field(default=5555, ge=0, le=65535)  # 0 = no Flower
+    flower_basic_auth: str | None = None  # user:password
+
+    @field_validator("flower_basic_auth")
+    @classmethod
+    def _user_and_password(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        user, _, password = value.partition(":")
+        if not user or not password:
+            raise ValueError("write it as user:password")
+        return value
+
+
+def refuse_open_flower(up: UpSettings, api: ApiSettings) -> None:
+    """Flower shows every task to whoever reaches it. Raises InvalidSetting when that is everybody."""
+    if up.flower_port and not up.flower_basic_auth and not is_loopback(api.host):
+        raise InvalidSetting(
+            "KEEPWARM_FLOWER_BASIC_AUTH",
+            f"set it to user:password, because with KEEPWARM_HOST={api.host} other machines reach Flower too; "
+            "or switch Flower off with --flower-port 0",
+        )

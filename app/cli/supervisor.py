@@ -1,0 +1,242 @@
+"""Keep a set of processes alive and end them in order. Knows neither Keepwarm nor the terminal.
+
+A child that dies is started again after 1, 2, 4 … 30 s; a minute of life resets the count. Exit code 2 means that
+a setting is wrong: starting again can't help. Everything happens in `tick` and `stop`, on one thread: the kernel ties
+the death signal of a child to the thread that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from app.cli.processes import ProcessSpec
+from tasks.lifeline import MARKER
+
+BACKOFF_FIRST_S = 1.0
+BACKOFF_LONGEST_S = 30.0
+STABLE_AFTER_S = 60.0
+WRONG_SETTING_EXIT_CODE = 2
+STOP_POLL_S = 0.05
+KILL_BOUND_S = 5.0  # longer only in uninterruptible I/O
+
+
+# ---- what the supervisor reports
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStarted:
+    name: str
+    pid: int
+    is_restart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChildDied:
+    """`restart_in_s` None: it is not started again."""
+
+    name: str
+    exit_code: int  # negative: the signal
+    restart_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStopped:
+    """Ended on request; `was_killed`: it did not end within its bound."""
+
+    name: str
+    was_killed: bool
+
+
+SupervisorEvent = ChildStarted | ChildDied | ChildStopped
+
+
+# ---- ports
+
+
+class RunningProcess(Protocol):
+    """A started child and everything that it started itself."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+        ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None:
+        """End it and its descendants at once; harmless when it has ended already."""
+        ...
+
+
+class Launcher(Protocol):
+    def launch(self, spec: ProcessSpec) -> RunningProcess: ...
+
+
+class _Child:
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.process: RunningProcess | None = None
+        self.started_at = 0.0
+        self.deaths = 0  # in a row
+        self.restart_at: float | None = None
+
+
+class Supervisor:
+    """Starts children, restarts the dead, stops all."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        *,
+        report: Callable[[SupervisorEvent], None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._launcher = launcher
+        self._report = report
+        self._clock = clock
+        self._sleep = sleep
+        self._children: dict[str, _Child] = {}
+
+    def start(self, spec: ProcessSpec) -> None:
+        child = self._children[spec.name] = _Child(spec)
+        self._launch(child)
+
+    def is_alive(self, name: str) -> bool:
+        child = self._children[name]
+        return child.process is not None and child.process.poll() is None
+
+    def deaths(self, name: str) -> int:
+        """How often in a row the child has died young."""
+        return self._children[name].deaths
+
+    def tick(self) -> None:
+        """Notice deaths and start again what is due."""
+        now = self._clock()
+        for child in self._children.values():
+            if child.process is not None:
+                exit_code = child.process.poll()
+                if exit_code is not None:
+                    self._bury(child, exit_code, now)
+            elif child.restart_at is not None and now >= child.restart_at:
+                self._launch(child)
+
+    def stop(self, *, is_impatient: Callable[[], bool]) -> None:
+        """End all, rank by rank, each within its bound; at once where `is_impatient` turns true."""
+        for rank in sorted({child.spec.stop_rank for child in self._children.values()}):
+            group = [child for child in self._children.values() if child.spec.stop_rank is rank]
+            self._stop_together(group, is_impatient)
+
+    # ---- steps
+
+    def _launch(self, child: _Child) -> None:
+        child.restart_at = None
+        child.process = self._launcher.launch(child.spec)
+        child.started_at = self._clock()
+        self._report(ChildStarted(child.spec.name, child.process.pid, is_restart=child.deaths > 0))
+
+    def _bury(self, child: _Child, exit_code: int, now: float) -> None:
+        assert child.process is not None
+        child.process.kill()  # what it left behind
+        child.process = None
+        if now - child.started_at >= STABLE_AFTER_S:
+            child.deaths = 0
+        child.deaths += 1
+        delay_s = None if exit_code == WRONG_SETTING_EXIT_CODE else backoff_s(child.deaths)
+        child.restart_at = None if delay_s is None else now + delay_s
+        self._report(ChildDied(child.spec.name, exit_code, delay_s))
+
+    def _stop_together(self, group: Iterable[_Child], is_impatient: Callable[[], bool]) -> None:
+        running: list[tuple[_Child, RunningProcess]] = []
+        for child in group:
+            child.restart_at = None
+            if child.process is not None:
+                child.process.terminate()
+                running.append((child, child.process))
+        began = self._clock()
+        while running:
+            for child, process in list(running):
+                has_ended = process.poll() is not None
+                is_overdue = self._clock() - began >= child.spec.stop_bound_s or is_impatient()
+                if has_ended or is_overdue:
+                    process.kill()
+                    child.process = None
+                    running.remove((child, process))
+                    self._report(ChildStopped(child.spec.name, was_killed=not has_ended))
+            if running:
+                self._sleep(STOP_POLL_S)
+
+
+def backoff_s(deaths: int) -> float:
+    """Pause before the next start, after so many deaths in a row."""
+    return min(BACKOFF_FIRST_S * 2.0 ** min(deaths - 1, 10), BACKOFF_LONGEST_S)
+
+
+# ---- real processes
+
+
+class LogFolderLauncher:
+    """Launches with one log file per process, a session of its own, and the lifeline on standard input."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rotated: set[str] = set()
+
+    def log_path(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def launch(self, spec: ProcessSpec) -> RunningProcess:
+        path = self.log_path(spec.name)
+        if spec.name not in self._rotated and path.exists():
+            path.replace(path.with_suffix(".log.1"))
+        self._rotated.add(spec.name)
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                spec.argv,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **spec.env, MARKER: "stdin"},
+                stdin=subprocess.PIPE,  # never written to; its end tells the child that we are gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches only us, and one signal reaches all that it starts
+            )
+        return _SessionLeader(process)
+
+    def log_tail(self, name: str, lines: int) -> list[str]:
+        """The last lines that the process wrote."""
+        try:
+            content = self.log_path(name).read_bytes()[-64 * 1024 :]
+        except FileNotFoundError:
+            return []
+        return content.decode(errors="replace").splitlines()[-lines:]
+
+
+class _SessionLeader:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM when only a zombie is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_BOUND_S)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
