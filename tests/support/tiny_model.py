@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 CONTEXT_LENGTH = 512
-WIDTH, LAYERS, HEADS, FEED_FORWARD = 64, 2, 4, 128
+WIDTH, LAYERS, HEADS, FEED_FORWARD = 64, 2, 2, 128
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "<|{{ message.role }}|>{{ message.content }}<|end|>\n"
