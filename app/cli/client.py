@@ -93,9 +93,10 @@ class ApiClient:
 
     # ---- fleet
 
-    def is_ready(self) -> bool:
+    def is_live(self) -> bool:
+        """Whether a Keepwarm API answers at all."""
         try:
-            return self._http.get("/readyz", timeout=CONNECT_TIMEOUT_S).status_code == 200
+            return self._http.get("/livez", timeout=CONNECT_TIMEOUT_S).status_code == 200
         except httpx2.TransportError:
             return False
 

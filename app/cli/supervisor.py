@@ -115,9 +115,17 @@ class Supervisor:
         child = self._children[name]
         return child.process is not None and child.process.poll() is None
 
+    def knows(self, name: str) -> bool:
+        return name in self._children
+
     def deaths(self, name: str) -> int:
         """How often in a row the child has died young."""
         return self._children[name].deaths
+
+    def has_given_up(self, name: str) -> bool:
+        """Whether the child is dead and stays so."""
+        child = self._children[name]
+        return child.process is None and child.restart_at is None
 
     def tick(self) -> None:
         """Notice deaths and start again what is due."""

@@ -1,0 +1,370 @@
+"""`keepwarm up`: everything on this machine, in the foreground, until Ctrl-C.
+
+1  Read the settings, look at the ports, take the home: what is wrong stops the start before a process exists.
+2  The store first; then workers, controller, API and Flower at once; wait until each of them answers.
+3  Say where everything is, and stream a first answer.
+4  Watch: what dies is started again.
+5  Ctrl-C or SIGTERM ends all, workers first, store last; a second one ends them at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import assert_never
+
+from rich.markup import escape
+
+from app.cli import processes
+from app.cli.answer import stream_answer
+from app.cli.client import ApiClient, ClientError
+from app.cli.first_steps import choose_model, curl_line, first_question, no_model_text
+from app.cli.premises import (
+    free_port,
+    http_url,
+    is_listening,
+    reachable_host,
+    refuse_busy_port,
+    sole_tenancy,
+)
+from app.cli.processes import ProcessSpec
+from app.cli.render import complain, out, say, write_text
+from app.cli.settings import UpSettings, refuse_open_flower
+from app.cli.supervisor import (
+    ChildDied,
+    ChildStarted,
+    ChildStopped,
+    LogFolderLauncher,
+    Supervisor,
+    SupervisorEvent,
+)
+from app.settings import ApiSettings
+from tasks.embedded_store import REPAIR_HINT, EmbeddedStore, StoreAnswer
+from tasks.errors import InvalidSetting, KeepwarmError
+from tasks.settings import StoreSettings, load_settings
+
+CHECK_BOUND_S = 60.0
+WATCH_POLL_S = 0.2
+START_POLL_S = 0.05
+START_ATTEMPTS = 3  # deaths of one process before the whole start is given up
+SLOW_START_S = 30.0  # say what we wait for
+MODELS_BOUND_S = 15.0  # for the first worker to offer its models
+TAIL_LINES = 25
+
+
+class StartFailed(KeepwarmError):
+    """A process does not come up; the end of its log follows."""
+
+    code = "start_failed"
+
+
+class Signals:
+    """Ctrl-C and SIGTERM as a state: asked to stop, asked again."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._changed = threading.Event()
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._changed.set()
+
+    def is_stop_asked(self) -> bool:
+        return self.count > 0
+
+    def is_impatient(self) -> bool:
+        return self.count > 1
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not past the first signal."""
+        if self.is_stop_asked():
+            time.sleep(min(seconds, START_POLL_S))
+        else:
+            self._changed.wait(seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Household:
+    """All settings of one `up`, read and checked."""
+
+    store: StoreSettings
+    api: ApiSettings
+    up: UpSettings
+
+    @property
+    def url(self) -> str:
+        return http_url(self.api.host, self.api.port)
+
+    @property
+    def flower_url(self) -> str | None:
+        return http_url(self.api.host, self.up.flower_port) if self.up.flower_port else None
+
+
+def up(variables: Mapping[str, str], *, with_first_answer: bool) -> int:
+    """Run everything until a signal. `variables` are the flags as KEEPWARM_* variables. Returns the exit code."""
+    os.environ.update(variables)
+    household = read_settings()
+    with sole_tenancy(household.store.home):
+        check_premises(household)
+        signals = Signals()
+        signals.install()
+        return _Run(household, signals).until_stopped(with_first_answer=with_first_answer)
+
+
+def read_settings() -> Household:
+    """Raises InvalidSetting. A port of 0 is replaced by a free one, for the children too."""
+    household = Household(
+        store=load_settings(StoreSettings), api=load_settings(ApiSettings), up=load_settings(UpSettings)
+    )
+    refuse_open_flower(household.up, household.api)
+    if household.api.port == 0:
+        os.environ["KEEPWARM_PORT"] = str(free_port(household.api.host))
+        return read_settings()
+    if household.api.port == household.up.flower_port:
+        raise InvalidSetting("KEEPWARM_FLOWER_PORT", "is the same as KEEPWARM_PORT; change it with --flower-port")
+    return household
+
+
+def check_premises(household: Household) -> None:
+    """Raises InvalidSetting: a port is taken, or a worker would refuse its settings."""
+    host = household.api.host
+    refuse_busy_port(host, household.api.port, variable="KEEPWARM_PORT", flag="--port")
+    if household.up.flower_port:
+        refuse_busy_port(
+            host, household.up.flower_port, variable="KEEPWARM_FLOWER_PORT", flag="--flower-port (0 = no Flower)"
+        )
+    if household.up.workers:
+        _check_worker_settings()
+
+
+def _check_worker_settings() -> None:
+    """Ask a worker: its settings belong to a package that this one must not import."""
+    checked = subprocess.run(
+        [*processes.WORKER, "--check"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=CHECK_BOUND_S,
+    )
+    if checked.returncode == 0:
+        return
+    words = (checked.stderr.strip() or checked.stdout.strip()).splitlines()[-TAIL_LINES:]
+    message = "\n".join(words) or f"`python -m workers --check` ended with {checked.returncode}"
+    name, separator, problem = message.partition(": ")
+    if separator and name.startswith("KEEPWARM_"):
+        raise InvalidSetting(name, problem)
+    raise StartFailed(f"The worker can't start:\n{message}")
+
+
+class _Run:
+    """One life of `keepwarm up`."""
+
+    def __init__(self, household: Household, signals: Signals) -> None:
+        self._household = household
+        self._signals = signals
+        self._launcher = LogFolderLauncher(household.store.home / "logs")
+        self._is_up = False
+        self._is_stopping = False
+        self._supervisor = Supervisor(self._launcher, report=self._report, clock=time.monotonic, sleep=signals.sleep)
+
+    def until_stopped(self, *, with_first_answer: bool) -> int:
+        try:
+            if self._start():
+                self._is_up = True
+                self._announce(with_first_answer=with_first_answer)
+                self._watch()
+        except StartFailed as failure:
+            complain(str(failure))
+            return 1
+        finally:
+            self._stop()
+        return 0
+
+    # ---- 2: start
+
+    def _start(self) -> bool:
+        """False when a signal came first. Raises StartFailed."""
+        return self._start_store() and self._start_the_rest()
+
+    def _start_store(self) -> bool:
+        settings = self._household.store
+        if settings.redis_url is not None:
+            say(f"  store       {_without_password(settings.redis_url)}")
+            return True
+        store = EmbeddedStore.of(settings)
+        holder = store.holder()
+        if holder is not None and not holder.is_supervised:
+            say(f"  store       already running (pid {holder.pid}), and left running at the end")
+            return self._await({"store": lambda: store.answer() is StoreAnswer.READY})
+        if holder is not None:
+            say(f"  store       stopping the one that an earlier run left behind (pid {holder.pid})")
+            store.stop(holder)
+        self._supervisor.start(processes.store_process())
+        return self._await({"store": lambda: store.answer() is StoreAnswer.READY})
+
+    def _start_the_rest(self) -> bool:
+        household, client = self._household, ApiClient(self._household.url)
+        probes: dict[str, Callable[[], bool]] = {}
+        for worker in processes.worker_processes(household.up.workers):
+            probes[worker.name] = lambda: _live_workers(client) >= household.up.workers
+            self._supervisor.start(worker)
+        self._supervisor.start(processes.controller_process())
+        probes["controller"] = lambda: self._supervisor.is_alive("controller")
+        self._supervisor.start(processes.api_process())
+        probes["api"] = client.is_live
+        if household.up.flower_port:
+            flower = _flower(household)
+            self._supervisor.start(flower)
+            host, port = reachable_host(household.api.host), household.up.flower_port
+            probes["flower"] = lambda: is_listening(host, port)
+        return self._await(probes)
+
+    def _await(self, probes: Mapping[str, Callable[[], bool]]) -> bool:
+        """Until each probe has been true once. False when a signal came first. Raises StartFailed."""
+        began = time.monotonic()
+        waiting = dict(probes)
+        has_complained = False
+        with out.status("") as spinner:
+            while waiting:
+                spinner.update(f"waiting for {escape(', '.join(waiting))}")
+                if self._signals.is_stop_asked():
+                    return False
+                self._supervisor.tick()
+                for name in list(waiting):
+                    self._refuse_hopeless(name)
+                    if waiting[name]():
+                        del waiting[name]
+                        say(f"  {name:<11} ready after {time.monotonic() - began:.1f} s")
+                if not has_complained and time.monotonic() - began > SLOW_START_S:
+                    has_complained = True
+                    logs = ", ".join(str(self._launcher.log_path(name)) for name in waiting)
+                    say(f"  still waiting for {', '.join(waiting)}; see {logs}")
+                self._signals.sleep(START_POLL_S)
+        return True
+
+    def _refuse_hopeless(self, name: str) -> None:
+        """The store fails for good at once: its files are damaged, or its folder is taken."""
+        attempts = 1 if name == "store" else START_ATTEMPTS
+        if self._supervisor.knows(name) and (
+            self._supervisor.deaths(name) >= attempts or self._supervisor.has_given_up(name)
+        ):
+            tail = "\n".join(f"  {line}" for line in self._launcher.log_tail(name, TAIL_LINES))
+            hint = f"\n{REPAIR_HINT}." if name == "store" and "append only file" in tail else ""
+            raise StartFailed(f"{name} does not start. The end of {self._launcher.log_path(name)}:\n{tail}{hint}")
+
+    # ---- 3: announce
+
+    def _announce(self, *, with_first_answer: bool) -> None:
+        household = self._household
+        say("")
+        say("Keepwarm is up.", style="bold green")
+        say(f"  API     {household.url}")
+        say(f"  docs    {household.url}/docs")
+        if household.flower_url:
+            say(f"  Flower  {household.flower_url}")
+        say(f"  logs    {household.store.home / 'logs'}")
+        threading.Thread(target=self._first_steps, args=(with_first_answer,), name="first-steps", daemon=True).start()
+
+    def _first_steps(self, with_first_answer: bool) -> None:
+        """On a thread of its own: the first load may take long, and the watch must not wait for it."""
+        try:
+            with ApiClient(self._household.url) as client:
+                model = self._first_model(client)
+                if model is None:
+                    say(f"\n{no_model_text()}")
+                    return
+                say(f"\nTry it:\n  {curl_line(self._household.url, model)}")
+                if with_first_answer:
+                    say(f'\n{model}, asked "{first_question(model)["messages"][0]["content"]}", says:')
+                    answer = stream_answer(client, first_question(model), self._write_unless_stopping)
+                    say("" if answer.is_good else f"No answer: {answer.complaint}")
+        except ClientError as error:
+            if not self._signals.is_stop_asked():
+                complain(f"No first answer: {error}")
+        finally:
+            if not self._signals.is_stop_asked():
+                say("\nCtrl-C stops everything.", style="dim")
+
+    def _first_model(self, client: ApiClient) -> str | None:
+        deadline = time.monotonic() + (MODELS_BOUND_S if self._household.up.workers else 0)
+        while True:
+            model = choose_model(client.models())
+            if model is not None or time.monotonic() > deadline or self._signals.is_stop_asked():
+                return model
+            self._signals.sleep(WATCH_POLL_S)
+
+    def _write_unless_stopping(self, text: str) -> None:
+        if not self._signals.is_stop_asked():
+            write_text(text)
+
+    # ---- 4: watch
+
+    def _watch(self) -> None:
+        while not self._signals.is_stop_asked():
+            self._supervisor.tick()
+            self._signals.sleep(WATCH_POLL_S)
+
+    # ---- 5: stop
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        if self._signals.is_stop_asked():
+            say("\nStopping; running answers get 10 s. Ctrl-C again stops at once.")
+        self._supervisor.stop(is_impatient=self._signals.is_impatient)
+        if self._signals.is_stop_asked():
+            say("Stopped.")
+
+    def _report(self, event: SupervisorEvent) -> None:
+        match event:
+            case ChildStarted(name=name, pid=pid, is_restart=is_restart):
+                if is_restart:
+                    say(f"{name} runs again (pid {pid}).")
+            case ChildDied(name=name, exit_code=exit_code, restart_in_s=None):
+                complain(f"{name} ended with exit code {exit_code}: a setting is wrong. It is not started again.")
+            case ChildDied(name=name, exit_code=exit_code, restart_in_s=delay_s):
+                log = self._launcher.log_path(name)
+                complain(f"{name} {_fate(exit_code)}; it starts again in {delay_s:.0f} s. Log: {log}")
+            case ChildStopped(name=name, was_killed=was_killed):
+                say(f"  {name:<11} {'killed' if was_killed else 'stopped'}")
+            case _:
+                assert_never(event)
+
+
+def _flower(household: Household) -> ProcessSpec:
+    return processes.flower_process(
+        host=household.api.host,
+        port=household.up.flower_port,
+        basic_auth=household.up.flower_basic_auth,
+    )
+
+
+def _live_workers(client: ApiClient) -> int:
+    try:
+        return len(client.pool()["workers"])
+    except ClientError:
+        return 0
+
+
+def _fate(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"was ended by signal {-exit_code}"
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}…@{host}" if at and credentials else url
