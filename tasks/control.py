@@ -13,11 +13,11 @@ from tasks.controller.rescue import Rescue
 from tasks.controller.tick import Controller
 from tasks.errors import StoreUnavailable
 from tasks.settings import StoreSettings, load_settings
+from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
-from tasks.store.wakeup_store import WakeupStore
 from tasks.wakeups import Wakeups
 
 _log = structlog.get_logger(__name__)
@@ -40,7 +40,7 @@ def _controller() -> Controller:
         jobs=JobStore(client, settings),
         leases=LeaseStore(client, settings),
         fleet=fleet,
-        wakeup_store=WakeupStore(client),
+        backlog_store=BacklogStore(client),
         wakeups=Wakeups(celery_app),
     )
     return Controller(fleet=fleet, rescue=rescue)

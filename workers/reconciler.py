@@ -40,6 +40,12 @@ class Pool(Protocol):
     def offers(self) -> tuple[ModelOffer, ...]: ...
 
 
+class Notices(Protocol):
+    def send(self, runners: tuple[RunnerReport, ...]) -> None:
+        """Tell who waits how far the loads have come."""
+        ...
+
+
 class Subscriptions(Protocol):
     """The Celery consumer's queues."""
 
@@ -48,8 +54,8 @@ class Subscriptions(Protocol):
         ...
 
 
-class Identity(Protocol):
-    """What does not change about a worker."""
+class ReportFactory(Protocol):
+    """Adds what does not change about a worker to what does."""
 
     def __call__(
         self,
@@ -70,13 +76,15 @@ class Reconciler:
         pool: Pool,
         fleet: FleetStore,
         subscriptions: Subscriptions,
-        make_report: Identity,
+        load_notices: Notices,
+        make_report: ReportFactory,
         clock: Clock,
     ) -> None:
         self._worker_id = worker_id
         self._pool = pool
         self._fleet = fleet
         self._subscriptions = subscriptions
+        self._load_notices = load_notices
         self._make_report = make_report
         self._clock = clock
         self._due = threading.Event()
@@ -116,15 +124,17 @@ class Reconciler:
             self._pool.apply(placement.workers.get(self._worker_id, WorkerPlacement()), placement.epoch)
             self._epoch = placement.epoch
             self._subscriptions.set(self._pool.ready_models_with_free_slot())
-        self._heartbeat()
+        runners = self._pool.report()
+        self._heartbeat(runners)
+        self._load_notices.send(runners)
 
-    def _heartbeat(self) -> None:
+    def _heartbeat(self, runners: tuple[RunnerReport, ...]) -> None:
         report = self._make_report(
             used_bytes=self._pool.used_bytes,
             is_draining=self._is_draining,
             placement_epoch=self._epoch,
             offers=self._pool.offers(),
-            runners=self._pool.report(),
+            runners=runners,
         )
         now = self._clock.monotonic_s()
         if report != self._reported or now - self._reported_at >= HEARTBEAT_S:

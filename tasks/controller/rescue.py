@@ -8,10 +8,10 @@ import structlog
 
 from tasks.generate import deadline_error
 from tasks.jobs import JobError, JobState
+from tasks.store.backlog_store import BacklogStore
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
-from tasks.store.wakeup_store import WakeupStore
 from tasks.wakeups import Wakeups
 
 BATCH = 200  # records per sweep and tick; the next tick is half a second away
@@ -25,7 +25,7 @@ class Rescue:
     jobs: JobStore
     leases: LeaseStore
     fleet: FleetStore
-    wakeup_store: WakeupStore
+    backlog_store: BacklogStore
     wakeups: Wakeups
 
     def sweep(self) -> None:
@@ -34,12 +34,12 @@ class Rescue:
         self._resend_lost_wakeups()
         self._expire_late_jobs()
         self._forget_silent_workers()
-        self.wakeup_store.trim_index(INDEX_RETENTION_MS)
+        self.backlog_store.trim_index(INDEX_RETENTION_MS)
 
     def refuse(self, model: str, reason: str) -> None:
         """End the waiting jobs of a model that can't be served."""
         error = JobError(code="model_load_failed", message=reason, param="model")
-        for job_id in self.wakeup_store.waiting(model, BATCH):
+        for job_id in self.backlog_store.waiting(model, BATCH):
             self.jobs.end_waiting(job_id, JobState.FAILED, error)
             _log.warning("job_refused", job_id=job_id, model=model)
 
@@ -51,13 +51,13 @@ class Rescue:
                 self.wakeups.wake(job_id, released.model, released.priority)
 
     def _resend_lost_wakeups(self) -> None:
-        for job_id, model, priority in self.wakeup_store.lost():
+        for job_id, model, priority in self.backlog_store.lost():
             _log.warning("wakeup_resent", job_id=job_id, model=model)
-            self.wakeup_store.mark_woken(job_id)
+            self.backlog_store.mark_woken(job_id)
             self.wakeups.wake(job_id, model, priority)
 
     def _expire_late_jobs(self) -> None:
-        for job_id in self.wakeup_store.late(BATCH):
+        for job_id in self.backlog_store.late(BATCH):
             self.jobs.end_waiting(job_id, JobState.EXPIRED, deadline_error())
 
     def _forget_silent_workers(self) -> None:

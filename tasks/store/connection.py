@@ -71,10 +71,11 @@ def connect(settings: StoreSettings) -> Client:
     return redis.Redis.from_url(settings.store_url, retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), 2), **_OPTIONS)
 
 
-def connect_async(settings: StoreSettings) -> AsyncClient:
-    """The same for asyncio."""
+def connect_async(settings: StoreSettings, *, reply_timeout_s: float | None = REPLY_TIMEOUT_S) -> AsyncClient:
+    """The same for asyncio. Without a reply timeout it may wait for messages for ever."""
     retry = redis.asyncio.retry.Retry(ExponentialBackoff(base=0.05, cap=0.5), 2)
-    return redis.asyncio.Redis.from_url(settings.store_url, retry=retry, **_OPTIONS)
+    options = {**_OPTIONS, "socket_timeout": reply_timeout_s}
+    return redis.asyncio.Redis.from_url(settings.store_url, retry=retry, **options)
 
 
 @translated

@@ -35,7 +35,8 @@ class TokenReader:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._client = connect_async(settings)
-        self._subscriptions = _Subscriptions(self._client.connection_pool.make_connection())
+        self._listener = connect_async(settings, reply_timeout_s=None)
+        self._subscriptions = _Subscriptions(self._listener.connection_pool.make_connection())
 
     async def start(self) -> None:
         """Begin to listen; a store that is down is waited for in the background."""
@@ -44,6 +45,7 @@ class TokenReader:
     async def close(self) -> None:
         await self._subscriptions.close()
         await self._client.aclose()
+        await self._listener.aclose()
 
     async def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[list[SeqEvent], None]:
         """Yield lists of (seq, event) as they become available; seq is None for notices. Ends after `End`.

@@ -1,4 +1,4 @@
-"""Which queued jobs have lost their wake-up: compares job records with the messages in the transport's lists."""
+"""The backlog as sweeps and notices need it: who waits, whose wake-up got lost, whose deadline passed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LOST_AFTER_MS = 3_000  # a message is popped and claimed well within this time
 RESEND_LIMIT = 200  # per model and tick
 
 
-class WakeupStore:
+class BacklogStore:
     def __init__(self, client: Client) -> None:
         self._client = client
 
     @translated
     def lost(self) -> list[tuple[JobId, str, Priority]]:
-        """Queued jobs to wake again: as many per model as messages are missing, those woken longest ago first.
+        """Queued jobs to wake again: per model as many as the transport's lists miss, those woken longest ago first.
 
         Too many is harmless (a second wake-up finds the job taken), so no message is parsed."""
         found = []
@@ -63,6 +63,7 @@ class WakeupStore:
 
     @translated
     def waiting(self, model: str, limit: int) -> list[JobId]:
+        """The first of the model's line."""
         return [JobId(job_id.decode()) for job_id in self._client.zrange(keys.waiting(model), 0, limit - 1)]
 
     @translated

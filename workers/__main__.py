@@ -1,0 +1,166 @@
+"""`python -m workers`: one worker, owner of one device. `--check` only validates the settings (exit code 2 when wrong)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from tasks.celery_app import app as celery_app
+from tasks.errors import InvalidSetting
+from tasks.fleet import ModelOffer, RunnerReport, WorkerReport
+from tasks.jobs import WorkerId
+from tasks.lifeline import exit_when_parent_dies
+from tasks.logs import configure_logs
+from tasks.ports import register_model_host
+from tasks.settings import StoreSettings, load_settings
+from tasks.store.backlog_store import BacklogStore
+from tasks.store.connection import connect
+from tasks.store.fleet_store import FleetStore
+from tasks.store.hint_listener import HintListener
+from tasks.store.lease_store import LeaseStore
+from tasks.store.token_writer import TokenWriter
+from tasks.wakeups import Wakeups
+from workers.celery_worker import run_celery_worker
+from workers.clock import Clock
+from workers.devices import Device, default_budget, find_device
+from workers.hints import Hints
+from workers.lease_keeper import LeaseKeeper
+from workers.ledger import Ledger
+from workers.load_notices import LoadNotices
+from workers.measurements import Measurements
+from workers.model_files import FolderScanner
+from workers.reconciler import Reconciler
+from workers.runner_starter import RunnerStarter
+from workers.settings import WorkerSettings
+from workers.subscriptions import CeleryQueues
+from workers.warm_pool import PoolLimits, WarmPool
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    try:
+        settings, store_settings = load_settings(WorkerSettings), load_settings(StoreSettings)
+        scanner = FolderScanner(settings.models_dir, default_slots=settings.slots)
+        scanner.scan()
+        device = find_device(settings.device, gpu_layers=settings.gpu_layers, main_gpu=settings.main_gpu)
+    except InvalidSetting as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if "--check" not in sys.argv[1:]:
+        configure_logs()
+        exit_when_parent_dies()
+        serve(settings, store_settings, scanner, device)
+
+
+def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: FolderScanner, device: Device) -> None:
+    """Put the parts together and run until a signal ends it; no runner outlives this call."""
+    clock = Clock()
+    worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}")
+    client = connect(store_settings)
+    fleet, writer = FleetStore(client), TokenWriter(client)
+    leases = LeaseStore(client, store_settings)
+    budget = settings.memory_budget or default_budget(device)
+    wakeups = Wakeups(celery_app)
+
+    pool = WarmPool(
+        worker_id=worker_id,
+        folder=scanner.scan(),
+        ledger=Ledger(budget),
+        device=device,
+        measurements=Measurements(store_settings.home / "measurements.json"),
+        start_runner=_starter(settings, store_settings.home / "logs", writer, clock),
+        clock=clock,
+        limits=PoolLimits(drain_s=settings.evict_drain_s),
+        on_change=lambda: reconciler.poke(),  # bound below; nothing changes before it starts
+    )
+    queues = CeleryQueues(ring=lambda: wakeups.ring(worker_id))
+    reconciler = Reconciler(
+        worker_id=worker_id,
+        pool=pool,
+        fleet=fleet,
+        subscriptions=queues,
+        load_notices=LoadNotices(BacklogStore(client), writer),
+        make_report=_Identity(
+            id=worker_id, host=socket.gethostname(), device=device.name, budget_bytes=budget, started_ms=clock.now_ms()
+        ),
+        clock=clock,
+    )
+    keeper = LeaseKeeper(
+        leases=leases, host=pool, lease_s=store_settings.lease_s, stall_s=settings.stall_s, clock=clock
+    )
+    hints = Hints(HintListener(store_settings, worker_id), on_placement=reconciler.poke, on_cancel=pool.cancel)
+    register_model_host(pool)
+
+    def drain() -> None:
+        reconciler.begin_drain()
+        pool.drain(settings.drain_s)
+
+    log.info("worker_started", worker=worker_id, device=device.name, budget_bytes=budget)
+    for part in (keeper, hints, reconciler):
+        part.start()
+    try:
+        run_celery_worker(celery_app, worker_id, queues, on_shutdown=drain)
+    finally:
+        pool.close()
+        for part in (hints, keeper, reconciler):
+            part.stop()
+        log.info("worker_stopped", worker=worker_id)
+
+
+def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock: Clock) -> RunnerStarter:
+    return RunnerStarter(
+        sink=writer,
+        clock=clock,
+        log_dir=log_dir,
+        kind=settings.engine,
+        threads=settings.threads,
+        gpu_layers=settings.gpu_layers,
+        main_gpu=settings.main_gpu,
+        use_extra_bufts=True,
+        stall_s=settings.stall_s,
+        load_stall_s=settings.load_stall_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Identity:
+    """What does not change about a worker: a `workers.reconciler.ReportFactory`."""
+
+    id: WorkerId
+    host: str
+    device: str
+    budget_bytes: int
+    started_ms: int
+
+    def __call__(
+        self,
+        *,
+        used_bytes: int,
+        is_draining: bool,
+        placement_epoch: int,
+        offers: tuple[ModelOffer, ...],
+        runners: tuple[RunnerReport, ...],
+    ) -> WorkerReport:
+        return WorkerReport(
+            id=self.id,
+            pid=os.getpid(),
+            host=self.host,
+            device=self.device,
+            budget_bytes=self.budget_bytes,
+            used_bytes=used_bytes,
+            started_ms=self.started_ms,
+            is_draining=is_draining,
+            placement_epoch=placement_epoch,
+            offers=offers,
+            runners=runners,
+        )
+
+
+if __name__ == "__main__":
+    main()
