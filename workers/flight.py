@@ -13,9 +13,9 @@ from tasks.errors import KeepwarmError
 from tasks.generation import TokenLogprob
 from tasks.jobs import JobError, Usage
 from tasks.ports import Attempt, Cancelled, Failed, Finished, Outcome, Parked
+from tasks.store.token_writer import Chunk
 from tasks.stream_events import Tokens
 from workers.messages import Done, TokenOut
-from workers.token_sink import Chunk
 
 
 class Ending(Enum):
@@ -69,7 +69,8 @@ class Flight:
         text = "".join(output.text for output in outputs)
         ids = tuple(token for output in outputs for token in output.ids)
         logprobs: tuple[TokenLogprob, ...] = tuple(each for output in outputs for each in output.logprobs)
-        chunk = Chunk(attempt=self.attempt, seq=self._next_seq, event=Tokens(text, ids, logprobs))
+        event = Tokens(text, ids, logprobs)
+        chunk = Chunk(self.attempt.job_id, self.attempt.number, self._next_seq, event)
         self._next_seq += 1
         self._text += text
         return chunk

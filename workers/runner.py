@@ -21,8 +21,11 @@ from tasks.errors import KeepwarmError, ModelLoadFailed, RunnerCrashed, RunnerSt
 from tasks.fleet import RUNNER_NEXT, RunnerReport, RunnerState
 from tasks.jobs import JobError, JobId
 from tasks.ports import Attempt, Cancelled, Failed, Lost, Outcome, Parked
+from tasks.store.token_writer import Chunk
+from tasks.store.verdict import Verdict
 from workers.clock import Clock
 from workers.flight import Ending, Flight
+from workers.lease_keeper import RunningAttempt
 from workers.messages import (
     Accepted,
     Cancel,
@@ -39,7 +42,7 @@ from workers.messages import (
     TokenOut,
 )
 from workers.runner_link import LinkClosed, RunnerLink
-from workers.token_sink import Chunk, TokenSink, Verdict
+from workers.token_sink import TokenSink
 
 log = structlog.get_logger(__name__)
 
@@ -137,11 +140,13 @@ class Runner:
                 progress=1.0 if self.ready else self._progress,
             )
 
-    def progress(self, job_id: JobId) -> int | None:
-        """Engine steps since the job's newest attempt began here; None when it is not here."""
-        with self._lock:
-            flights = [each for each in self._flights.values() if each.attempt.job_id == job_id]
-            return max(flights, key=lambda each: each.attempt.number).steps if flights else None
+    def running_attempts(self) -> list[RunningAttempt]:
+        """What is in flight, with the engine steps since it began: the proof of life for its lease."""
+        return [
+            RunningAttempt(flight.attempt.job_id, flight.attempt.number, flight.steps)
+            for flight in self._all_flights()
+            if not flight.is_resolved
+        ]
 
     # ---- load
 
@@ -241,6 +246,9 @@ class Runner:
             self._on_change()
 
     def _begin(self, attempt: Attempt) -> tuple[Flight, Outcome | None]:
+        for other in self._all_flights():
+            if other.attempt.job_id == attempt.job_id and other.attempt.number < attempt.number:
+                self._abandon(other, Lost())  # rescued while it still ran here: the higher attempt has won
         with self._begin_lock:
             with self._lock:
                 flight = Flight(attempt, self._next_key)

@@ -24,6 +24,7 @@ from workers.clock import Clock
 from workers.devices import Device, ModelMapping
 from workers.estimate import MeasuredNeed, MemoryNeed, estimate_load_ms, estimate_need
 from workers.eviction import Candidate, UseRate, keep_value
+from workers.lease_keeper import RunningAttempt
 from workers.ledger import Ledger
 from workers.measurements import Measurement, MeasurementKey, Measurements
 from workers.messages import Ready
@@ -156,9 +157,9 @@ class WarmPool:
     def device_name(self) -> str:
         return self._device.name
 
-    def ready_models_with_free_slot(self) -> tuple[str, ...]:
+    def ready_models_with_free_slot(self) -> frozenset[str]:
         """Models that this worker can take a job for right now."""
-        return tuple(sorted(name for name, runner in self._serving().items() if runner.has_free_slot))
+        return frozenset(model for model, runner in self._serving().items() if runner.has_free_slot)
 
     def report(self) -> tuple[RunnerReport, ...]:
         with self._lock:
@@ -199,10 +200,9 @@ class WarmPool:
         """End the job's sequence within a step; False when it is not here."""
         return any([runner.cancel(job_id) for runner in self._runners()])
 
-    def progress(self, job_id: JobId) -> int | None:
-        """Engine steps since the job's attempt began; None when it is not here."""
-        found = [steps for runner in self._runners() if (steps := runner.progress(job_id)) is not None]
-        return max(found, default=None)
+    def running_attempts(self) -> list[RunningAttempt]:
+        """What runs here, with the engine steps since it began: whose lease may be renewed."""
+        return [attempt for runner in self._runners() for attempt in runner.running_attempts()]
 
     # ---- desired state
 

@@ -1,0 +1,397 @@
+"""The parent handle of a runner: slots, batches, endings and watchdogs, against a scripted process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.errors import ModelLoadFailed
+from tasks.fleet import RunnerState
+from tasks.jobs import JobError, JobId
+from tasks.ports import Cancelled, Failed, Finished, Lost, Parked
+from tasks.store.verdict import Verdict
+from tasks.stream_events import Tokens
+from tests.support.scripted_runner import Changes, ManualClock, MemorySink, Running, ScriptedLink, make_attempt
+from workers.messages import Cancel, Done, LoadFailed, LoadProgress, Rejected, Shutdown, Step, TokenOut
+from workers.runner import Runner, RunnerLimits, RunnerSlot
+
+
+class Bench:
+    """One runner with two slots and everything around it."""
+
+    def __init__(self) -> None:
+        self.link = ScriptedLink()
+        self.sink = MemorySink()
+        self.clock = ManualClock()
+        self.changes = Changes()
+        self.runner = Runner(
+            model="m",
+            link=self.link,
+            slots=2,
+            sink=self.sink,
+            limits=RunnerLimits(stall_s=30, load_stall_s=60, publish_s=5),
+            clock=self.clock.clock(),
+            on_change=self.changes,
+        )
+        self.runner.start()
+
+    def open(self) -> None:
+        self.link.load()
+        self.runner.wait_loaded()
+        assert self.runner.open()
+
+    def slot(self) -> RunnerSlot:
+        slot = self.runner.take_slot()
+        assert slot is not None
+        return slot
+
+    def run(self, job_id: str = "job_1", **fields: object) -> tuple[Running, int]:
+        """An attempt that has reached the runner, and its key."""
+        before = len([message for message in self.link.sent if type(message).__name__ == "Generate"])
+        running = Running(self.slot(), make_attempt(job_id, **fields))  # type: ignore[arg-type]
+        return running, self.link.await_generate(before + 1).key
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.link.exit(0)
+    assert bench.runner.wait_gone(10)
+
+
+@pytest.fixture
+def ready(bench: Bench) -> Bench:
+    bench.open()
+    return bench
+
+
+def test_runner_is_ready_only_when_its_owner_opens_it(bench: Bench) -> None:
+    bench.link.say(LoadProgress(0.5))
+    bench.link.load()
+    assert bench.runner.wait_loaded().slots == 2
+    assert bench.runner.report(7).state is RunnerState.STARTING
+    assert bench.runner.take_slot() is None
+    assert bench.runner.open()
+    assert bench.runner.report(7).state is RunnerState.READY
+
+
+def test_slots_are_counted_and_come_back(ready: Bench) -> None:
+    first, second = ready.slot(), ready.slot()
+    assert ready.runner.take_slot() is None
+    assert not ready.runner.has_free_slot
+    first.give_back()
+    first.give_back()
+    assert ready.runner.in_flight == 1
+    second.give_back()
+    assert ready.runner.in_flight == 0
+
+
+def test_change_is_reported_when_slots_become_full_and_free(ready: Bench) -> None:
+    before = ready.changes.count
+    first = ready.slot()
+    assert ready.changes.count == before
+    second = ready.slot()
+    assert ready.changes.count == before + 1
+    second.give_back()
+    assert ready.changes.count == before + 2
+    first.give_back()
+    assert ready.changes.count == before + 2
+
+
+def test_attempt_is_published_and_finished_with_the_whole_text(ready: Bench) -> None:
+    running, key = ready.run(last_seq=4, emitted_text="Once ", forced_ids=(7,))
+    ready.link.step(TokenOut(key, "upon", (8,)))
+    ready.link.finish(key)
+    outcome = running.outcome()
+    assert isinstance(outcome, Finished)
+    assert (outcome.text, outcome.finish_reason) == ("Once upon", "stop")
+    assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 2)
+    assert [chunk.seq for chunk in ready.sink.chunks] == [5]
+    assert ready.runner.in_flight == 0
+
+
+def test_forced_prefix_travels_to_the_runner(ready: Bench) -> None:
+    running, key = ready.run(emitted_text="Once ", forced_ids=(7, 9), last_seq=1)
+    message = ready.link.await_generate()
+    assert (message.forced_ids, message.emitted_text) == ((7, 9), "Once ")
+    ready.link.finish(key)
+    running.outcome()
+
+
+def test_everything_read_at_once_is_one_batch_with_one_chunk_per_sequence(ready: Bench) -> None:
+    (one, key_1), (two, key_2) = ready.run("job_1"), ready.run("job_2")
+    ready.link.say(
+        Step(1, (TokenOut(key_1, "a", (1,)), TokenOut(key_2, "x", (2,)))),
+        Step(2, (TokenOut(key_1, "b", (3,)), TokenOut(key_2, "y", (4,)))),
+        Step(
+            3,
+            (
+                Done(key=key_1, finish_reason="stop", prompt_tokens=1, completion_tokens=2),
+                Done(key=key_2, finish_reason="length", prompt_tokens=1, completion_tokens=2),
+            ),
+        ),
+    )
+    first, second = one.outcome(), two.outcome()
+    assert isinstance(first, Finished)
+    assert isinstance(second, Finished)
+    assert (first.text, second.text) == ("ab", "xy")
+    assert ready.sink.calls == [2]
+    assert [chunk.event for chunk in ready.sink.chunks] == [Tokens("ab", (1, 3)), Tokens("xy", (2, 4))]
+
+
+def test_tokens_that_arrive_during_a_slow_publish_wait_for_the_next_chunk(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.sink.gate.clear()
+    ready.link.step(TokenOut(key, "a", (1,)))
+    assert ready.sink.has_called.wait(10)
+    ready.link.step(TokenOut(key, "b", (2,)))
+    ready.link.finish(key)
+    assert not running.is_over
+    ready.sink.gate.set()
+    running.outcome()
+    assert ready.sink.text_of("job_1") == "ab"
+    assert [chunk.seq for chunk in ready.sink.chunks] == [1, 2]
+
+
+def test_rejected_request_fails_for_good(ready: Bench) -> None:
+    running, key = ready.run()
+    error = JobError(code="context_length_exceeded", message="too long")
+    ready.link.say(Rejected(key=key, error=error))
+    assert running.outcome() == Failed(error=error, is_retryable=False)
+    assert ready.runner.in_flight == 0
+
+
+def test_cancel_ends_the_attempt_with_the_text_so_far(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.link.step(TokenOut(key, "abc", (1,)))
+    assert ready.runner.cancel(JobId("job_1"))
+    outcome = running.outcome()
+    assert isinstance(outcome, Cancelled)
+    assert (outcome.text, outcome.is_expired) == ("abc", False)
+    assert outcome.usage is not None
+
+
+def test_cancel_of_a_job_that_is_elsewhere_is_false(ready: Bench) -> None:
+    assert not ready.runner.cancel(JobId("job_9"))
+
+
+def test_cancel_verdict_of_the_store_ends_the_attempt(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.sink.verdicts["job_1"] = Verdict.CANCEL
+    ready.link.step(TokenOut(key, "a", (1,)))
+    outcome = running.outcome()
+    assert isinstance(outcome, Cancelled)
+    assert outcome.text == "a"
+    assert ready.link.await_sent(Cancel) == [Cancel(key)]
+
+
+def test_lost_verdict_stops_at_once_and_publishes_nothing_more(ready: Bench) -> None:
+    ready.link.is_deaf = True
+    running, key = ready.run()
+    ready.sink.verdicts["job_1"] = Verdict.LOST
+    ready.link.step(TokenOut(key, "a", (1,)))
+    assert running.outcome() == Lost()
+    calls = len(ready.sink.calls)
+    ready.link.step(TokenOut(key, "b", (2,)))
+    ready.link.finish(key, None)
+    assert ready.runner.wait_idle(10)
+    assert len(ready.sink.calls) == calls
+    assert ready.runner.running_attempts() == []
+
+
+def test_newer_attempt_of_a_job_displaces_the_older_one(ready: Bench) -> None:
+    older, _ = ready.run("job_1", number=1)
+    newer, key = ready.run("job_1", number=2)
+    assert older.outcome() == Lost()
+    ready.link.finish(key)
+    assert isinstance(newer.outcome(), Finished)
+
+
+def test_natural_end_wins_over_a_late_cancel(ready: Bench) -> None:
+    ready.link.is_deaf = True
+    running, key = ready.run()
+    ready.runner.cancel(JobId("job_1"))
+    ready.link.finish(key, "stop")
+    assert isinstance(running.outcome(), Finished)
+
+
+def test_deadline_expires_a_running_attempt(ready: Bench) -> None:
+    running, _ = ready.run(deadline_ms=ready.clock.clock().now_ms() + 500)
+    ready.clock.advance(1)
+    ready.link.tick()
+    outcome = running.outcome()
+    assert isinstance(outcome, Cancelled)
+    assert outcome.is_expired
+
+
+def test_attempt_past_its_deadline_never_reaches_the_runner(ready: Bench) -> None:
+    outcome = ready.slot().run(make_attempt(deadline_ms=1))
+    assert isinstance(outcome, Cancelled)
+    assert outcome.is_expired
+    assert ready.link.sent == []
+    assert ready.runner.in_flight == 0
+
+
+def test_parking_stops_all_sequences_and_keeps_their_tokens(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.link.step(TokenOut(key, "abc", (1,)))
+    ready.runner.begin_drain()
+    assert ready.runner.state is RunnerState.DRAINING
+    assert not ready.runner.wait_idle(0)
+    ready.runner.park_all()
+    assert running.outcome() == Parked()
+    assert ready.sink.text_of("job_1") == "abc"
+    assert ready.runner.wait_idle(10)
+
+
+def test_slot_taken_before_a_drain_and_used_after_parking_is_parked(ready: Bench) -> None:
+    slot = ready.slot()
+    ready.runner.begin_drain()
+    ready.runner.park_all()
+    assert slot.run(make_attempt()) == Parked()
+    assert ready.link.sent == []
+
+
+def test_draining_runner_takes_no_new_work(ready: Bench) -> None:
+    ready.runner.begin_drain()
+    assert ready.runner.take_slot() is None
+
+
+def test_crash_makes_every_attempt_retryable_at_once(ready: Bench) -> None:
+    (one, _), (two, _) = ready.run("job_1"), ready.run("job_2")
+    ready.link.exit(-signal.SIGSEGV)
+    for running in (one, two):
+        outcome = running.outcome()
+        assert isinstance(outcome, Failed)
+        assert outcome.is_retryable
+        assert outcome.error.code == "runner_crashed"
+        assert "-11" in outcome.error.message
+    assert ready.runner.state is RunnerState.CRASHED
+    assert ready.runner.in_flight == 0
+
+
+def test_tokens_that_arrived_before_a_crash_are_published(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.link.step(TokenOut(key, "abc", (1,)))
+    ready.link.exit(1)
+    assert isinstance(running.outcome(), Failed)
+    assert ready.sink.text_of("job_1") == "abc"
+
+
+def test_cancelled_attempt_stays_cancelled_when_the_runner_dies_first(ready: Bench) -> None:
+    ready.link.is_deaf = True
+    running, _ = ready.run()
+    ready.runner.cancel(JobId("job_1"))
+    ready.link.exit(-9)
+    assert isinstance(running.outcome(), Cancelled)
+
+
+def test_slot_of_a_dead_runner_gives_a_retryable_failure(ready: Bench) -> None:
+    slot = ready.slot()
+    ready.link.exit(-9)
+    assert ready.runner.wait_gone(10)
+    outcome = slot.run(make_attempt())
+    assert isinstance(outcome, Failed)
+    assert outcome.is_retryable
+
+
+def test_silence_during_work_is_a_stall(ready: Bench) -> None:
+    running, _ = ready.run()
+    ready.clock.advance(31)
+    ready.link.tick()
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == "runner_stalled"
+    assert outcome.is_retryable
+    assert ready.runner.state is RunnerState.CRASHED
+
+
+def test_silence_without_work_is_no_stall(ready: Bench) -> None:
+    ready.clock.advance(1000)
+    ready.link.tick()
+    running, key = ready.run()
+    ready.link.tick()
+    ready.link.finish(key)
+    assert isinstance(running.outcome(), Finished)
+
+
+def test_steps_are_the_proof_of_life(ready: Bench) -> None:
+    running, key = ready.run()
+    assert [attempt.steps for attempt in ready.runner.running_attempts()] == [0]
+    ready.link.say(Step(1, ()), Step(2, (TokenOut(key, "a", (1,)),)))
+    assert ready.sink.has_called.wait(10)
+    assert [attempt.steps for attempt in ready.runner.running_attempts()] == [2]
+    ready.link.finish(key)
+    running.outcome()
+
+
+def test_store_outage_is_bridged_without_losing_or_doubling_tokens(ready: Bench) -> None:
+    ready.sink.failures_left = 2
+    running, key = ready.run()
+    ready.link.step(TokenOut(key, "abc", (1,)))
+    ready.link.finish(key)
+    assert isinstance(running.outcome(), Finished)
+    assert ready.sink.text_of("job_1") == "abc"
+    assert [chunk.seq for chunk in ready.sink.chunks] == [1]
+
+
+def test_long_store_outage_makes_the_attempt_retryable(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.sink.gate.clear()
+    ready.sink.failures_left = 1000
+    ready.link.step(TokenOut(key, "abc", (1,)))
+    assert ready.sink.has_called.wait(10)
+    ready.clock.advance(6)
+    ready.sink.gate.set()
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.is_retryable) == ("store_unavailable", True)
+
+
+def test_failed_load_carries_the_reason(bench: Bench) -> None:
+    bench.link.say(LoadFailed("unknown architecture"))
+    bench.link.exit(3)
+    with pytest.raises(ModelLoadFailed, match="unknown architecture"):
+        bench.runner.wait_loaded()
+    assert bench.runner.wait_gone(10)
+    assert bench.runner.state is RunnerState.CRASHED
+
+
+def test_load_without_progress_is_killed(bench: Bench) -> None:
+    bench.clock.advance(61)
+    bench.link.tick()
+    with pytest.raises(ModelLoadFailed, match="no progress"):
+        bench.runner.wait_loaded()
+    assert bench.link.exit_code() == -signal.SIGKILL
+
+
+def test_idle_runner_is_asked_to_exit(ready: Bench) -> None:
+    ready.runner.stop(10)
+    assert ready.link.await_sent(Shutdown)
+    assert ready.runner.state is RunnerState.STOPPED
+    assert ready.runner.failure is None
+
+
+def test_runner_that_ignores_shutdown_is_killed(ready: Bench) -> None:
+    ready.link.is_deaf = True
+    ready.runner.stop(0)
+    assert ready.runner.wait_gone(10)
+    assert ready.link.exit_code() == -signal.SIGKILL
+    assert ready.runner.state is RunnerState.STOPPED
+
+
+def test_loading_runner_is_killed_when_stopped(bench: Bench) -> None:
+    bench.runner.stop(10)
+    assert bench.runner.state is RunnerState.STOPPED
+    with pytest.raises(ModelLoadFailed):
+        bench.runner.wait_loaded()
+
+
+def test_runner_that_was_stopped_while_loading_never_opens(bench: Bench) -> None:
+    bench.link.load()
+    bench.runner.wait_loaded()
+    bench.runner.stop(10)
+    assert not bench.runner.open()
