@@ -14,7 +14,8 @@ STORE = (*PYTHON, "tasks.embedded_store")
 WORKER = (*PYTHON, "workers")
 CONTROLLER = (*PYTHON, "tasks.controller")
 API = (*PYTHON, "app.serve")
-LIFELINE = "tasks.lifeline"  # for modules that don't know it themselves
+LIFELINE = "tasks.lifeline"
+RUNNERS_EXIT_S = 3.0
 
 
 class StopRank(IntEnum):
@@ -41,28 +42,35 @@ def store_process() -> ProcessSpec:
     return ProcessSpec(name="store", argv=STORE, stop_rank=StopRank.STORE, stop_bound_s=5.0)
 
 
-def worker_processes(count: int) -> tuple[ProcessSpec, ...]:
-    """The drain of a worker is bounded by 10 s; the rest is for its runners to exit."""
+def worker_processes(count: int, *, drain_s: float) -> tuple[ProcessSpec, ...]:
+    """Running answers get `drain_s` to end; then they are parked, and the runners exit."""
     names = ["worker"] if count == 1 else [f"worker-{number}" for number in range(1, count + 1)]
     return tuple(
-        ProcessSpec(name=name, argv=supervised(WORKER), stop_rank=StopRank.WORKER, stop_bound_s=12.0) for name in names
+        ProcessSpec(
+            name=name,
+            argv=WORKER,
+            stop_rank=StopRank.WORKER,
+            stop_bound_s=drain_s + RUNNERS_EXIT_S,
+            env={"KEEPWARM_DRAIN_S": str(drain_s)},
+        )
+        for name in names
     )
 
 
 def controller_process() -> ProcessSpec:
-    return ProcessSpec(name="controller", argv=supervised(CONTROLLER), stop_rank=StopRank.CONTROLLER, stop_bound_s=3.0)
+    return ProcessSpec(name="controller", argv=CONTROLLER, stop_rank=StopRank.CONTROLLER, stop_bound_s=3.0)
 
 
 def api_process() -> ProcessSpec:
     """Open streams get 5 s to end by themselves."""
-    return ProcessSpec(name="api", argv=supervised(API), stop_rank=StopRank.FRONT, stop_bound_s=7.0)
+    return ProcessSpec(name="api", argv=API, stop_rank=StopRank.FRONT, stop_bound_s=7.0)
 
 
 def flower_process(*, host: str, port: int, basic_auth: str | None) -> ProcessSpec:
     """The password travels in the environment: command lines can be read by every user of the machine."""
     return ProcessSpec(
         name="flower",
-        argv=supervised(flower_argv(host=host, port=port)),
+        argv=with_lifeline(flower_argv(host=host, port=port)),
         stop_rank=StopRank.FRONT,
         stop_bound_s=3.0,
         env=flower_env(basic_auth),
@@ -85,7 +93,6 @@ def flower_env(basic_auth: str | None) -> dict[str, str]:
     return {"FLOWER_BASIC_AUTH": basic_auth} if basic_auth else {}
 
 
-def supervised(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """The same command, ended by its lifeline when the supervisor dies."""
-    module = argv[: len(PYTHON)]
-    return (*module, LIFELINE, *argv[len(PYTHON) :])
+def with_lifeline(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The same command for a module that does not watch the lifeline itself."""
+    return (*PYTHON, LIFELINE, *argv[len(PYTHON) :])

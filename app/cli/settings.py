@@ -16,6 +16,7 @@ class UpSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
 
     workers: int = Field(default=1, ge=0, le=64)  # worker processes
+    drain_s: float = Field(default=10.0, ge=0, le=600)  # of the workers at the end; then work is parked
     flower_port: int = Field(default=5555, ge=0, le=65535)  # 0 = no Flower
     flower_basic_auth: str | None = None  # user:password
 

@@ -215,7 +215,7 @@ class _Run:
     def _start_the_rest(self) -> bool:
         household, client = self._household, ApiClient(self._household.url)
         probes: dict[str, Callable[[], bool]] = {}
-        for worker in processes.worker_processes(household.up.workers):
+        for worker in processes.worker_processes(household.up.workers, drain_s=household.up.drain_s):
             probes[worker.name] = lambda: _live_workers(client) >= household.up.workers
             self._supervisor.start(worker)
         self._supervisor.start(processes.controller_process())
@@ -319,7 +319,7 @@ class _Run:
     def _stop(self) -> None:
         self._is_stopping = True
         if self._signals.is_stop_asked():
-            say("\nStopping; running answers get 10 s. Ctrl-C again stops at once.")
+            say(f"\nStopping; running answers get {self._household.up.drain_s:.0f} s. Ctrl-C again stops at once.")
         self._supervisor.stop(is_impatient=self._signals.is_impatient)
         if self._signals.is_stop_asked():
             say("Stopped.")
