@@ -45,7 +45,7 @@ def completion_request(body: CompletionBody, offer: ModelOffer, limits: ApiSetti
         raise NotSupportedYet("suffix", "these models continue text, they don't fill gaps.")
     if body.best_of is not None and body.best_of > 1:
         raise NotSupportedYet("best_of", "send the request several times.")
-    return _request(body, offer, limits, logprobs=body.logprobs, prompt=_single_prompt(body.prompt))
+    return _request(body, offer, limits, logprobs=body.logprobs, prompt=body.prompt)
 
 
 def job_request(body: JobBody, offer: ModelOffer, limits: ApiSettings) -> GenerationRequest:
@@ -160,19 +160,3 @@ def _refuse_unsupported(fields: ChatFields) -> None:
         raise NotSupportedYet("modalities", "only text.")
     if fields.web_search_options:
         raise NotSupportedYet("web_search_options", "put what was found into the prompt.")
-
-
-def _single_prompt(prompt: object) -> str:
-    match prompt:
-        case str(text) | [str(text)]:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InvalidRequest("prompt: not valid Unicode (a lone surrogate).", param="prompt") from None
-            return text
-        case [str(), *_]:
-            raise NotSupportedYet("prompt", "one prompt per request, and this list has several.")
-        case [int(), *_] | [[*_], *_]:
-            raise NotSupportedYet("prompt", "send text, not token ids.")
-        case _:
-            raise InvalidRequest("prompt: must be a string, or a list of one string.", param="prompt")

@@ -101,7 +101,7 @@ class LiveAnswer:
                         await self._cancel()
                         raise AnswerTookTooLong(timeout_s)
         finally:
-            self._watch.finish()
+            await self._watch.finish()
         end = self._success(transcript.end)
         body = msgspec.json.encode(self._form.whole(transcript, end))
         return Response(body, 200, self._headers, "application/json")
@@ -111,7 +111,7 @@ class LiveAnswer:
         try:
             held_back = await self._hold_back()
         except BaseException:
-            self._watch.finish()
+            await self._watch.finish()
             await self._batches.aclose()
             raise
         return SseResponse(self._chunks(held_back), self._headers)
@@ -136,6 +136,8 @@ class LiveAnswer:
         try:
             while True:
                 chunk = self._word(batch, beat) if batch else await _silence(beat)
+                if self._is_over:
+                    await self._watch.finish()
                 if chunk:
                     beat.sent()
                     yield chunk
@@ -148,7 +150,7 @@ class LiveAnswer:
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
             yield _in_band(error)
         finally:
-            self._watch.finish()
+            await self._watch.finish()
             self._front.metrics.open_streams.dec()
             await self._batches.aclose()
 
@@ -182,7 +184,6 @@ class LiveAnswer:
 
     def _word_end(self, end: End) -> bytes:
         self._is_over = True
-        self._watch.finish()
         if end.state is not JobState.SUCCEEDED:
             return _in_band(error_of(end, self._generation))
         return (b"" if self._has_text else self._form.first()) + self._form.last(end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -42,6 +42,10 @@ _CODE_OF_STATUS = {
     405: "method_not_allowed",
     413: "body_too_large",
     421: "misdirected_request",
+}
+_UNROUTED = {
+    404: "There is nothing at {path}; /docs lists what is.",
+    405: "{path} does not take {method}; the Allow header says what it takes.",
 }
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -137,7 +141,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    response = error_response(facts_of(error), request.scope)
+    facts = facts_of(error)
+    if isinstance(error, HTTPException) and error.status_code in _UNROUTED:
+        message = _UNROUTED[error.status_code].format(method=request.method, path=request.url.path)
+        facts = replace(facts, message=message)
+    response = error_response(facts, request.scope)
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
     return response
@@ -175,12 +183,12 @@ def _invalid_fields(error: RequestValidationError) -> ErrorFacts:
 
 
 def field_name(path: list[str | int]) -> str | None:
-    """`["messages", 0, "role"]` as `messages[0].role`; names of alternatives in a union are left out."""
+    """`["messages", 0, "role"]` as `messages[0].role`; None when the body as a whole is meant."""
     name = ""
     for part in path:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part.isidentifier() or "-" in part:
+        else:
             name += f".{part}" if name else part
     return name or None
 

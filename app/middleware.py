@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+import traceback
 
 import structlog
 from starlette.datastructures import Headers
@@ -35,7 +36,7 @@ class RequestFrame:
         headers = Headers(scope=scope)
         offered_id = headers.get("x-request-id", "")
         request_id = offered_id if _SAFE_ID.fullmatch(offered_id) else "req_" + secrets.token_hex(12)
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        log = _log.bind(request_id=request_id, method=scope["method"])
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -49,7 +50,8 @@ class RequestFrame:
             bounded = bounded_receive(receive, headers.get("content-length"), self._max_body_bytes)
             await self._app(scope, bounded, send_with_id)
         except Exception:
-            _log.exception("request_broke", method=scope["method"], route=route_of(scope))
+            # Worded here, because a prettier traceback would show local variables, and those hold prompts.
+            log.error("request_broke", route=route_of(scope), exception=traceback.format_exc())
             if status:
                 raise  # too late for a status: the server cuts the connection
             await error_response(INTERNAL_ERROR, scope)(scope, receive, send_with_id)
@@ -57,9 +59,7 @@ class RequestFrame:
             took_s = time.perf_counter() - began
             route = route_of(scope)
             self._metrics.request_done(scope["method"], route, status, took_s)
-            _log.info(
-                "request", method=scope["method"], route=route, status=status, duration_ms=round(took_s * 1000, 1)
-            )
+            log.info("request", route=route, status=status, duration_ms=round(took_s * 1000, 1))
 
 
 def bounded_receive(receive: Receive, content_length: str | None, max_body_bytes: int) -> Receive:

@@ -73,9 +73,11 @@ class ClientWatch:
         self._on_leave = on_leave
         self._task = asyncio.create_task(self._watch(receive), name="client-watch")
 
-    def finish(self) -> None:
-        """The answer is complete, or somebody else deals with the job from here on."""
-        if not self.has_left:
+    async def finish(self) -> None:
+        """The answer is complete: stop watching. If the client left before, wait until that is dealt with."""
+        if self.has_left:
+            await self._task
+        else:
             self._task.cancel()
 
     async def _watch(self, receive: Receive) -> None:

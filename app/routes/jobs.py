@@ -131,7 +131,7 @@ async def _events(front: Front, job: Job, after_seq: int, watch: ClientWatch) ->
                     beat.sent()
                     yield chunk
     finally:
-        watch.finish()
+        await watch.finish()
         front.metrics.open_streams.dec()
 
 
@@ -161,7 +161,7 @@ async def _await_end(front: Front, job: Job, request: Request, limit_s: float) -
     except TimeoutError:
         return
     finally:
-        watch.finish()
+        await watch.finish()
 
 
 async def _object(front: Front, job: Job) -> JobObject:

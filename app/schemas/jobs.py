@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field, PlainValidator
 
-from app.schemas.openai import ChatFields, Message, PriorityName
+from app.schemas.openai import ChatFields, Message, PriorityName, Text
 from tasks.jobs import Job, JobResult, JobState, Priority
+
+MAX_DEADLINE_S = 10 * 365 * 24 * 3600
+
+
+def _as_deadline(value: object) -> float | datetime:
+    match value:
+        case bool():
+            pass
+        case int() | float() if 0 < value <= MAX_DEADLINE_S:
+            return float(value)
+        case str():
+            try:
+                time = datetime.fromisoformat(value)
+            except ValueError:
+                time = None
+            if time is not None and time.tzinfo is not None:
+                return time
+    raise ValueError("must be a positive number of seconds from now, or a time like 2030-01-31T12:00:00Z")
+
+
+Deadline = Annotated[float | datetime, PlainValidator(_as_deadline, json_schema_input_type=float | datetime)]
 
 
 class JobBody(ChatFields):
     """POST /v1/jobs: exactly one of messages and prompt."""
 
     messages: list[Message] | None = Field(default=None, min_length=1)
-    prompt: str | None = None
+    prompt: Text | None = None
     priority: PriorityName = "default"
-    deadline: float | AwareDatetime | None = Field(default=None, description="Seconds from now, or an RFC 3339 time.")
+    deadline: Deadline | None = Field(default=None, description="Seconds from now, or an RFC 3339 time.")
 
 
 class UsageObject(BaseModel):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from tasks.jobs import Priority
 
@@ -16,11 +16,35 @@ ServiceTier = Literal["auto", "default", "priority", "scale", "flex", "interacti
 MAX_TOP_LOGPROBS = 20
 
 
+def _encodable(text: str) -> str:
+    """JSON may escape half of a surrogate pair; nothing behind us could write that down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid Unicode: half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 def _as_list(value: object) -> object:
     """A lone string is a list of one; null is an empty list."""
     if value is None:
         return []
     return [value] if isinstance(value, str) else value
+
+
+def _as_single(value: object) -> object:
+    """The completion route's prompt: a list of one text is that text."""
+    match value:
+        case [str(text)]:
+            return text
+        case [str(), *_]:
+            raise ValueError("one prompt per request, and this list has several")
+        case [int() | list(), *_]:
+            raise ValueError("token ids are not supported; send text")
+    return value
 
 
 def _as_parts(value: object) -> object:
@@ -32,8 +56,8 @@ def _as_parts(value: object) -> object:
 class ContentPart(BaseModel):
     """A piece of a message; only text can be served."""
 
-    type: str
-    text: str = ""
+    type: Text
+    text: Text = ""
 
 
 class Message(BaseModel):
@@ -41,7 +65,7 @@ class Message(BaseModel):
     content: Annotated[
         list[ContentPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart] | None)
     ] = []
-    name: str | None = Field(default=None, max_length=256)
+    name: Text | None = Field(default=None, max_length=256)
     tool_calls: Any = None
 
     @property
@@ -54,7 +78,7 @@ class SamplingFields(BaseModel):
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    model: str = Field(min_length=1, max_length=256)
+    model: Text = Field(min_length=1, max_length=256)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000)  # 0 and -1: off
@@ -64,11 +88,11 @@ class SamplingFields(BaseModel):
     repeat_last_n: int | None = Field(default=None, ge=0, le=1_000_000)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
         None
     )
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)] = []
+    stop: Annotated[list[Text], BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)] = []
     max_tokens: int | None = Field(default=None, ge=1, le=2**31)
     ignore_eos: bool = False
     n: int | None = None
@@ -123,8 +147,8 @@ class ChatBody(ChatFields, StreamingFields):
 class CompletionBody(SamplingFields, StreamingFields):
     """POST /v1/completions"""
 
-    prompt: Any = Field(json_schema_extra={"type": ["string", "array"]})
+    prompt: Annotated[Text, BeforeValidator(_as_single, json_schema_input_type=str | list[str])]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
-    suffix: str | None = None
+    suffix: Text | None = None
     best_of: int | None = None

@@ -1,0 +1,248 @@
+"""A front without a store: fakes of the ports in `app.backend`, kept in memory, and an application on top of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+from fastapi import FastAPI
+
+from app.backend import Backend, Batch
+from tasks.errors import JobNotFound
+from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
+from tasks.generation import GenerationRequest
+from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
+from tasks.stream_events import End, StreamEvent
+
+NOW_MS = 1_700_000_000_000
+DEMO = ModelOffer(id="demo", aliases=("gpt-demo",), context_length=256, slots=4, bytes=2_000_000, load_ms=50)
+COLD = ModelOffer(id="cold", context_length=256, slots=1, bytes=3_000_000, load_ms=1500)
+
+
+def demo_worker(*runners: RunnerReport, offers: tuple[ModelOffer, ...] = (DEMO, COLD)) -> WorkerReport:
+    return WorkerReport(
+        id=WorkerId("w1"),
+        pid=10,
+        host="here",
+        device="cpu",
+        budget_bytes=10_000_000,
+        used_bytes=2_000_000,
+        started_ms=NOW_MS,
+        offers=offers,
+        runners=runners or (demo_runner(),),
+    )
+
+
+def demo_runner(
+    state: RunnerState = RunnerState.READY, *, model: str = "demo", progress: float = 1.0, in_flight: int = 0
+) -> RunnerReport:
+    return RunnerReport(
+        pid=11,
+        model=model,
+        state=state,
+        bytes=2_000_000,
+        slots=4,
+        in_flight=in_flight,
+        since_ms=NOW_MS,
+        progress=progress,
+    )
+
+
+@dataclass
+class Submission:
+    job: Job
+    is_new: bool
+    position: int
+
+
+@dataclass
+class Submitted:
+    """What one call of `submit` was given."""
+
+    request: GenerationRequest
+    priority: Priority
+    deadline_ms: int | None
+    idempotency_key: str | None
+
+
+@dataclass
+class FakeBackend:
+    """All ports at once. `error` is raised by the next submission; batches are played in order to every follower."""
+
+    batches: list[Batch] = field(default_factory=list)
+    stays_open: bool = False  # after the last batch: wait for ever instead of ending
+    workers: tuple[WorkerReport, ...] = field(default_factory=lambda: (demo_worker(),))
+    waiting: tuple[QueueReport, ...] = ()
+    away: tuple[ModelOffer, ...] = ()  # offers of workers that are gone
+    error: Exception | None = None
+    store_error: Exception | None = None
+    line_position: int | None = None
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    submitted: list[Submitted] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    cancelled: list[JobId] = field(default_factory=list)
+    num_fleet_reads: int = 0
+    by_key: dict[str, JobId] = field(default_factory=dict)
+    num_followers: int = 0
+
+    def backend(self) -> Backend:
+        return Backend(jobs=self, fleet=self, dispatcher=self, streams=self, ping=self.ping)
+
+    def ping(self) -> None:
+        if self.store_error:
+            raise self.store_error
+
+    # ---- Submitter
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        offer: ModelOffer,
+        priority: Priority,
+        deadline_ms: int | None,
+        idempotency_key: str | None,
+    ) -> Submission:
+        if self.error:
+            raise self.error
+        self.submitted.append(Submitted(request, priority, deadline_ms, idempotency_key))
+        if idempotency_key in self.by_key:
+            return Submission(self.jobs[self.by_key[idempotency_key]], False, 0)
+        job = Job(
+            id=new_job_id(),
+            state=JobState.QUEUED,
+            model=offer.id,
+            priority=priority,
+            attempt=0,
+            last_seq=0,
+            created_ms=NOW_MS,
+            deadline_ms=deadline_ms,
+        )
+        self.jobs[job.id] = job
+        if idempotency_key:
+            self.by_key[idempotency_key] = job.id
+        return Submission(job, True, 0)
+
+    # ---- Jobs
+    def get(self, job_id: JobId) -> Job:
+        if job_id not in self.jobs:
+            raise JobNotFound(job_id)
+        return self.jobs[job_id]
+
+    def recent(self, limit: int, state: JobState | None = None, model: str | None = None) -> list[Job]:
+        jobs = [
+            job for job in reversed(self.jobs.values()) if state in (None, job.state) and model in (None, job.model)
+        ]
+        return jobs[:limit]
+
+    def cancel(self, job_id: JobId) -> Job:
+        job = self.get(job_id)
+        self.cancelled.append(job_id)
+        if not job.state.is_terminal:
+            self.jobs[job_id] = msgspec.structs.replace(job, state=JobState.CANCELLED)
+        return self.jobs[job_id]
+
+    def position(self, job: Job) -> int | None:
+        return self.line_position
+
+    # ---- FleetState
+    def fleet(self) -> Fleet:
+        self.num_fleet_reads += 1
+        if self.store_error:
+            raise self.store_error
+        return Fleet(now_ms=NOW_MS, workers=self.workers)
+
+    def queues(self) -> tuple[QueueReport, ...]:
+        return self.waiting
+
+    def known_offers(self) -> tuple[ModelOffer, ...]:
+        return self.away
+
+    def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None:
+        self.asked.append((model_id, what))
+
+    # ---- TokenStreams
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[Batch, None]:
+        self.num_followers += 1
+        try:
+            for batch in self.batches:
+                yield [(seq, event) for seq, event in batch if seq is None or seq > after_seq]
+            while self.stays_open:
+                await asyncio.sleep(0)
+                yield []
+        finally:
+            self.num_followers -= 1
+
+
+def numbered(*events: StreamEvent) -> list[Batch]:
+    """One batch per event, numbered from 1."""
+    return [[(seq, event)] for seq, event in enumerate(events, start=1)]
+
+
+def succeeded(**fields) -> End:
+    return End(state=JobState.SUCCEEDED, **{"finish_reason": "stop"} | fields)
+
+
+def chat(**fields) -> dict:
+    """A body for /v1/chat/completions."""
+    return {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]} | fields
+
+
+def sse_data(text: str) -> list:
+    """Payloads of all `data:` lines, decoded but for the terminator."""
+    lines = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else msgspec.json.decode(line) for line in lines]
+
+
+class RawRequest:
+    """One request to an ASGI application, with the client's side of the connection in the test's hand."""
+
+    def __init__(self, app: FastAPI, method: str, path: str, body: object = None, headers: dict | None = None) -> None:
+        self._incoming: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.chunks: list[bytes] = []
+        self.has_body = asyncio.Event()
+        fields = {"content-type": "application/json"} | (headers or {})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
+            "scheme": "http",
+            "server": ("127.0.0.1", 8000),
+            "client": ("127.0.0.1", 50000),
+            "state": {},
+        }
+        if body is not None:
+            self.send_body(msgspec.json.encode(body))
+        self.done = asyncio.create_task(app(scope, self._incoming.get, self._sent))
+
+    def send_body(self, part: bytes, *, more: bool = False) -> None:
+        self._incoming.put_nowait({"type": "http.request", "body": part, "more_body": more})
+
+    def leave(self) -> None:
+        self._incoming.put_nowait({"type": "http.disconnect"})
+
+    async def _sent(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            return
+        self.chunks.append(message.get("body", b""))
+        if self.body:
+            self.has_body.set()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
