@@ -49,9 +49,9 @@ class Changes:
             self.count += 1
             self._condition.notify_all()
 
-    def wait_until(self, predicate: Callable[[], object]) -> None:
+    def wait_until(self, predicate: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
         with self._condition:
-            assert self._condition.wait_for(predicate, PATIENCE_S), "it did not happen in time"
+            assert self._condition.wait_for(predicate, timeout_s), "it did not happen in time"
 
 
 class ScriptedLink:
@@ -175,6 +175,14 @@ class MemorySink:
     def text_of(self, job_id: str) -> str:
         return "".join(
             chunk.event.text for chunk in self.chunks if chunk.job_id == job_id and isinstance(chunk.event, Tokens)
+        )
+
+    def ids_of(self, job_id: str) -> tuple[int, ...]:
+        return tuple(
+            token
+            for chunk in self.chunks
+            if chunk.job_id == job_id and isinstance(chunk.event, Tokens)
+            for token in chunk.event.ids
         )
 
 

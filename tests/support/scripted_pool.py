@@ -1,0 +1,183 @@
+"""A warm pool whose runners are scripts: every process start, load and end is the test's decision."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.fleet import RunnerReport, RunnerState, WorkerPlacement
+from tasks.jobs import WorkerId
+from tests.support.scripted_runner import MIB, PATIENCE_S, Changes, ManualClock, MemorySink, ScriptedLink
+from workers.devices import ModelMapping
+from workers.estimate import RUNNER_BYTES, ModelShape
+from workers.ledger import Ledger
+from workers.measurements import Measurements
+from workers.messages import Shutdown
+from workers.model_files import ModelFile, ModelFolder, UnusableFile
+from workers.runner import Runner, RunnerLimits
+from workers.warm_pool import PoolLimits, WarmPool
+
+
+def make_model(model_id: str, *, mib: int, pinned: bool = False, slots: int = 2, identity: str = "1") -> ModelFile:
+    """A model that needs exactly `mib` MiB by the formula, so that tests can count."""
+    return ModelFile(
+        id=model_id,
+        path=Path(f"/models/{model_id}.gguf"),
+        file_bytes=mib * MIB,
+        identity=identity,
+        shape=ModelShape(
+            weight_bytes=mib * MIB - RUNNER_BYTES,
+            vocabulary_size=0,
+            embedding_length=0,
+            feed_forward_length=0,
+            heads=0,
+            kv_heads=(),
+            key_length=0,
+            value_length=0,
+        ),
+        trained_context_length=0,
+        description="test",
+        aliases=(),
+        context_length=0,
+        slots=slots,
+        kv_type="f16",
+        is_pinned=pinned,
+        ttl_s=None,
+        fallback=None,
+        replicas=0,
+        max_replicas=1,
+    )
+
+
+@dataclass
+class FakeDevice:
+    """Agrees with everything, until the test says otherwise."""
+
+    name: str = "fake"
+    measured: dict[int, int] = field(default_factory=dict)  # pid → bytes
+    dirty_pids: set[int] = field(default_factory=set)
+
+    def total_bytes(self) -> int:
+        return 1000 * MIB
+
+    def available_bytes(self) -> int:
+        return 1000 * MIB
+
+    def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
+        return self.measured.get(pid)
+
+    def has_released(self, pid: int) -> bool:
+        return pid not in self.dirty_pids
+
+
+class ScriptedStarter:
+    """Starts a ScriptedLink per model; `links[model]` holds all of them in order."""
+
+    def __init__(self, sink: MemorySink, clock: ManualClock) -> None:
+        self._sink = sink
+        self._clock = clock
+        self._condition = threading.Condition()
+        self.links: dict[str, list[ScriptedLink]] = {}
+        self.error: OSError | None = None
+        self._next_pid = 5001
+
+    def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
+        if self.error:
+            raise self.error
+        with self._condition:
+            link = ScriptedLink(self._next_pid)
+            self._next_pid += 1
+            runner = Runner(
+                model=model.id,
+                link=link,
+                slots=model.slots,
+                sink=self._sink,
+                limits=RunnerLimits(stall_s=30, load_stall_s=60),
+                clock=self._clock.clock(),
+                on_change=on_change,
+            )
+            runner.start()
+            self.links.setdefault(model.id, []).append(link)
+            self._condition.notify_all()
+        return runner
+
+    def count(self, model: str) -> int:
+        return len(self.links.get(model, ()))
+
+    def await_start(self, model: str, count: int = 1) -> ScriptedLink:
+        with self._condition:
+            assert self._condition.wait_for(lambda: self.count(model) >= count, PATIENCE_S), f"{model} did not start"
+            return self.links[model][count - 1]
+
+
+class PoolBench:
+    """A pool with a budget in MiB over scripted runners."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *models: ModelFile,
+        budget_mib: int = 1000,
+        unusable: tuple[UnusableFile, ...] = (),
+        drain_s: float = 0.0,
+    ) -> None:
+        self.sink = MemorySink()
+        self.clock = ManualClock()
+        self.changes = Changes()
+        self.device = FakeDevice()
+        self.starter = ScriptedStarter(self.sink, self.clock)
+        self.ledger = Ledger(budget_mib * MIB)
+        self.measurements = Measurements(folder / "measurements.json")
+        self.models = {model.id: model for model in models}
+        self.pool = WarmPool(
+            worker_id=WorkerId("w1"),
+            folder=ModelFolder(models=models, unusable=unusable),
+            ledger=self.ledger,
+            device=self.device,
+            measurements=self.measurements,
+            start_runner=self.starter,
+            clock=self.clock.clock(),
+            limits=PoolLimits(drain_s=drain_s, park_s=5, stop_s=5),
+            on_change=self.changes,
+        )
+        self._epoch = 0
+
+    def place(self, *hold: str, evict: tuple[str, ...] = ()) -> None:
+        self._epoch += 1
+        self.pool.apply(WorkerPlacement(hold=hold, evict=evict), self._epoch)
+
+    def finish_load(self, model: str, *, start: int = 1) -> ScriptedLink:
+        """Let the model's load succeed with the bytes that were reserved for it."""
+        link = self.starter.await_start(model, start)
+        link.load(weight_bytes=self.ledger.bytes_of(model))
+        self.changes.wait_until(lambda: self.state(model) is RunnerState.READY)
+        return link
+
+    def warm(self, *models: str) -> None:
+        self.place(*models)
+        for model in models:
+            self.finish_load(model)
+
+    def report(self, model: str) -> RunnerReport | None:
+        return next((each for each in self.pool.report() if each.model == model), None)
+
+    def state(self, model: str) -> RunnerState | None:
+        report = self.report(model)
+        return report.state if report else None
+
+    def await_gone(self, model: str) -> None:
+        self.changes.wait_until(lambda: self.report(model) is None)
+
+    def failure(self, model: str) -> str | None:
+        return next(offer.failure for offer in self.pool.offers() if offer.id == model)
+
+    def await_failure(self, model: str) -> str:
+        self.changes.wait_until(lambda: self.failure(model))
+        failure = self.failure(model)
+        assert failure is not None
+        return failure
+
+    def was_asked_to_exit(self, model: str) -> bool:
+        return any(isinstance(message, Shutdown) for link in self.starter.links[model] for message in link.sent)

@@ -1,0 +1,383 @@
+"""The warm pool against scripted runners: loads, evictions, failures and drains, without processes or sleeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.fleet import RunnerState, WorkerPlacement
+from tasks.jobs import JobId
+from tasks.ports import Cancelled, Failed, Finished, Parked
+from tests.support.scripted_pool import PoolBench, make_model
+from tests.support.scripted_runner import MIB, Running, make_attempt
+from workers.messages import LoadFailed, TokenOut
+from workers.model_files import ModelFile, ModelFolder, UnusableFile
+
+MakeBench = Callable[..., PoolBench]
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> Iterator[MakeBench]:
+    benches: list[PoolBench] = []
+
+    def make(*models: ModelFile, **options: object) -> PoolBench:
+        benches.append(PoolBench(tmp_path, *models, **options))  # type: ignore[arg-type]
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        for links in bench.starter.links.values():
+            for link in links:
+                link.is_deaf = False
+        bench.pool.close()
+        assert bench.pool.report() == ()
+        assert bench.pool.used_bytes == 0 or bench.device.dirty_pids
+
+
+def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.place("a")
+    assert bench.pool.used_bytes == 100 * MIB  # reserved before anything is spawned
+    assert bench.pool.take_slot("a") is None
+    link = bench.finish_load("a")
+    assert bench.pool.ready_models_with_free_slot() == {"a"}
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    running = Running(slot, make_attempt(model="a"))
+    key = link.await_generate().key
+    assert [attempt.job_id for attempt in bench.pool.running_attempts()] == ["job_1"]
+    link.step(TokenOut(key, "hi", (1,)))
+    link.finish(key)
+    assert isinstance(running.outcome(), Finished)
+
+
+def test_full_model_is_not_offered_for_new_jobs(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100, slots=1))
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    assert bench.pool.ready_models_with_free_slot() == frozenset()
+    slot.give_back()
+    assert bench.pool.ready_models_with_free_slot() == {"a"}
+
+
+def test_concurrent_placements_start_one_process_per_model(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    barrier = threading.Barrier(4)
+
+    def request() -> None:
+        barrier.wait()
+        bench.pool.apply(WorkerPlacement(hold=("a",)), 1)
+
+    threads = [threading.Thread(target=request) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    bench.finish_load("a")
+    bench.place("a")
+    assert bench.starter.count("a") == 1
+
+
+def test_older_placement_is_ignored(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.pool.apply(WorkerPlacement(), 7)
+    bench.pool.apply(WorkerPlacement(hold=("a",)), 6)
+    assert bench.pool.report() == ()
+    assert bench.pool.epoch == 7
+
+
+def test_measured_bytes_replace_the_estimate(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.place("a")
+    link = bench.starter.await_start("a")
+    bench.device.measured[link.pid] = 60 * MIB
+    link.load()
+    bench.changes.wait_until(lambda: bench.state("a") is RunnerState.READY)
+    assert bench.pool.used_bytes == 60 * MIB
+    assert next(offer.bytes for offer in bench.pool.offers()) == 60 * MIB
+
+
+def test_model_that_outgrows_its_reservation_and_the_budget_is_stopped(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), budget_mib=150)
+    bench.place("a")
+    link = bench.starter.await_start("a")
+    bench.device.measured[link.pid] = 200 * MIB
+    link.load()
+    assert "200.0 MiB (measured)" in bench.await_failure("a")
+    bench.await_gone("a")
+    assert bench.pool.used_bytes == 0
+    bench.clock.advance(100)
+    bench.pool.reconcile()
+    assert bench.starter.count("a") == 1  # the measurement says that it can't fit
+
+
+def test_idle_model_that_is_not_held_is_evicted_for_bytes(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    bench.place("b")
+    bench.await_gone("a")
+    bench.finish_load("b")
+    assert bench.pool.used_bytes == 100 * MIB
+
+
+def test_model_that_is_not_held_stays_while_bytes_suffice(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=200)
+    bench.warm("a")
+    bench.place("b")
+    bench.finish_load("b")
+    assert bench.state("a") is RunnerState.READY
+
+
+def test_evict_goes_at_once_even_when_nothing_needs_its_bytes(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    bench.place(evict=("a",))
+    bench.await_gone("a")
+    assert bench.pool.used_bytes == 0
+    assert bench.was_asked_to_exit("a")
+
+
+def test_evict_of_a_loading_model_stops_the_load_without_a_failure(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.place("a")
+    bench.starter.await_start("a")
+    bench.place(evict=("a",))
+    bench.await_gone("a")
+    assert bench.failure("a") is None
+
+
+def test_busy_victim_is_drained_and_parked_when_idle_ones_are_not_enough(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    running = Running(slot, make_attempt(model="a"))
+    bench.starter.links["a"][0].await_generate()
+    bench.place("b")
+    assert running.outcome() == Parked()
+    bench.finish_load("b")
+    assert bench.report("a") is None
+
+
+def test_busy_victim_stays_while_an_idle_one_is_enough(make_bench: MakeBench) -> None:
+    models = [make_model(name, mib=100) for name in "abc"]
+    bench = make_bench(*models, budget_mib=200)
+    bench.warm("a", "b")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    bench.place("c")
+    bench.finish_load("c")
+    assert bench.state("a") is RunnerState.READY
+    assert bench.report("b") is None
+    slot.give_back()
+
+
+def test_short_work_of_a_victim_may_end_by_itself(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), drain_s=10)
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    running = Running(slot, make_attempt(model="a"))
+    link = bench.starter.links["a"][0]
+    key = link.await_generate().key
+    bench.place(evict=("a",))
+    bench.changes.wait_until(lambda: bench.state("a") is RunnerState.DRAINING)
+    link.finish(key)
+    assert isinstance(running.outcome(), Finished)
+    bench.await_gone("a")
+
+
+def test_new_traffic_never_revives_a_draining_runner(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), drain_s=10)
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    bench.place(evict=("a",))
+    bench.place("a")
+    assert bench.pool.take_slot("a") is None
+    assert bench.starter.count("a") == 1  # only after the old process is gone
+    slot.give_back()
+    bench.starter.await_start("a", 2)
+    bench.finish_load("a", start=2)
+
+
+def test_slow_eviction_does_not_delay_a_load_that_fits(make_bench: MakeBench) -> None:
+    bench = make_bench(
+        make_model("a", mib=100), make_model("big", mib=150), make_model("c", mib=60), budget_mib=260, drain_s=10
+    )
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")  # keeps the eviction of `a` from ending
+    assert slot is not None
+    bench.place("a")
+    bench.place("c", "big", evict=("a",))
+    bench.finish_load("c")
+    assert bench.state("a") is RunnerState.DRAINING
+    slot.give_back()
+    bench.finish_load("big")
+    bench.await_gone("a")
+
+
+def test_pinned_model_is_never_a_victim_and_the_refusal_says_so(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100, pinned=True), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    bench.place("b")
+    assert bench.state("a") is RunnerState.READY
+    failure = bench.failure("b")
+    assert failure is not None
+    assert "'b' needs 100.0 MiB = weights 52.0 + runner 48.0; the budget is 150.0 MiB" in failure
+    assert "held by pinned a 100.0 MiB" in failure
+    assert "a is pinned" in failure
+
+
+def test_budget_that_is_too_small_is_told_before_anyone_asks(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), budget_mib=90)
+    assert "budget is 90.0 MiB and nothing else is loaded" in (bench.failure("a") or "")
+    bench.place("a")
+    assert bench.starter.count("a") == 0
+
+
+def test_failed_load_is_recorded_and_backs_off(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.place("a")
+    link = bench.starter.await_start("a")
+    link.say(LoadFailed("bad tensor"))
+    link.exit(3)
+    assert "bad tensor" in bench.await_failure("a")
+    bench.await_gone("a")
+    assert bench.pool.used_bytes == 0
+    bench.pool.reconcile()
+    assert bench.starter.count("a") == 1
+    bench.clock.advance(1.1)
+    bench.pool.reconcile()
+    link = bench.starter.await_start("a", 2)
+    link.exit(-9)
+    bench.await_gone("a")
+    bench.clock.advance(1.1)  # the second pause is twice as long
+    bench.pool.reconcile()
+    assert bench.starter.count("a") == 2
+    bench.clock.advance(1)
+    bench.pool.reconcile()
+    bench.finish_load("a", start=3)
+    assert bench.failure("a") is None
+
+
+def test_changed_file_is_tried_at_once(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.place("a")
+    bench.starter.await_start("a").exit(3)
+    bench.await_gone("a")
+    bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100, identity="2"),)))
+    bench.finish_load("a", start=2)
+
+
+def test_runner_that_can_not_be_spawned_is_a_failed_load(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.starter.error = OSError("no more processes")
+    bench.place("a")
+    assert "no more processes" in bench.await_failure("a")
+    bench.await_gone("a")
+    assert bench.pool.used_bytes == 0
+
+
+def test_crashed_runner_is_removed_and_loaded_again(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    running = Running(slot, make_attempt(model="a"))
+    link = bench.starter.links["a"][0]
+    link.await_generate()
+    link.exit(-11)
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert outcome.is_retryable
+    bench.finish_load("a", start=2)
+    assert bench.pool.used_bytes == 100 * MIB
+
+
+def test_bytes_stay_reserved_until_the_device_agrees(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    pid = bench.starter.links["a"][0].pid
+    bench.device.dirty_pids.add(pid)
+    bench.place(evict=("a",))
+    bench.await_gone("a")
+    assert bench.pool.used_bytes == 100 * MIB
+    bench.place("a")
+    assert bench.starter.count("a") == 1
+    bench.device.dirty_pids.clear()
+    bench.pool.reconcile()
+    bench.finish_load("a", start=2)
+
+
+def test_cancel_reaches_the_job_wherever_it_runs(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
+    bench.warm("a", "b")
+    slot = bench.pool.take_slot("b")
+    assert slot is not None
+    running = Running(slot, make_attempt("job_7", model="b"))
+    bench.starter.links["b"][0].await_generate()
+    assert bench.pool.cancel(JobId("job_7"))
+    assert isinstance(running.outcome(), Cancelled)
+    assert not bench.pool.cancel(JobId("job_7"))
+
+
+def test_drain_lets_work_end_and_stops_everything(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    running = Running(slot, make_attempt(model="a"))
+    link = bench.starter.links["a"][0]
+    key = link.await_generate().key
+    bench.place("a", "b")
+    bench.starter.await_start("b")
+    drain = threading.Thread(target=bench.pool.drain, args=(10,))
+    drain.start()
+    bench.changes.wait_until(lambda: bench.state("a") is RunnerState.DRAINING)
+    assert bench.pool.take_slot("a") is None
+    link.finish(key)
+    drain.join(10)
+    assert isinstance(running.outcome(), Finished)
+    assert bench.pool.report() == ()
+    bench.place("a")
+    assert bench.starter.count("a") == 1
+
+
+def test_close_parks_what_runs(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
+    bench.warm("a")
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    running = Running(slot, make_attempt(model="a"))
+    bench.starter.links["a"][0].await_generate()
+    bench.pool.close()
+    assert running.outcome() == Parked()
+    assert bench.pool.report() == ()
+
+
+def test_broken_file_is_offered_with_its_reason(make_bench: MakeBench) -> None:
+    broken = UnusableFile(id="x", path=Path("/models/x.gguf"), file_bytes=3, reason="x.gguf: cut off")
+    bench = make_bench(make_model("a", mib=100), unusable=(broken,))
+    offers = {offer.id: offer for offer in bench.pool.offers()}
+    assert offers["x"].failure == "x.gguf: cut off"
+    assert offers["a"].failure is None
+    bench.place("x", "a")
+    bench.finish_load("a")
+
+
+def test_used_model_outlives_an_unused_one_of_the_same_size(make_bench: MakeBench) -> None:
+    models = [make_model(name, mib=100) for name in "abc"]
+    bench = make_bench(*models, budget_mib=200)
+    bench.warm("a", "b")
+    for _ in range(3):
+        slot = bench.pool.take_slot("a")
+        assert slot is not None
+        slot.give_back()
+    bench.place("c")
+    bench.finish_load("c")
+    assert bench.state("a") is RunnerState.READY
