@@ -1,0 +1,89 @@
+"""What `keepwarm up` proposes, and how figures are written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from app.cli.first_steps import choose_model, curl_line
+from app.cli.processes import API, CONTROLLER, flower_process, store_process, with_lifeline, worker_processes
+from app.cli.render import bytes_text, duration_text, without_control
+from app.cli.settings import UpSettings, refuse_open_flower
+from app.settings import ApiSettings
+from tasks.errors import InvalidSetting
+
+
+def model(name: str, state: str = "cold", size: int = 1, aliases: tuple[str, ...] = ()) -> dict:
+    return {"id": name, "keepwarm": {"state": state, "bytes": size, "aliases": list(aliases)}}
+
+
+@pytest.mark.parametrize(
+    ("models", "chosen"),
+    [
+        ([], None),
+        ([model("a", "failed")], None),
+        ([model("a", "warm"), model("keepwarm-demo-q8_0")], "keepwarm-demo-q8_0"),
+        ([model("a", "warm"), model("b", aliases=("demo",))], "b"),
+        ([model("keepwarm-demo-f16", size=9), model("keepwarm-demo-q8_0", size=5)], "keepwarm-demo-q8_0"),
+        ([model("keepwarm-demo", "failed"), model("b")], "b"),
+        ([model("small", size=1), model("warm", "warm", size=9)], "warm"),
+        ([model("big", size=9), model("small", size=1)], "small"),
+    ],
+)
+def test_the_demo_model_else_the_soonest_is_chosen(models: list, chosen: str | None):
+    assert choose_model(models) == chosen
+
+
+def test_the_curl_line_is_a_whole_shell_command():
+    command = shlex.split(curl_line("http://127.0.0.1:8000", "it's a model"))
+    assert command[:3] == ["curl", "-N", "http://127.0.0.1:8000/v1/chat/completions"]
+    body = json.loads(command[command.index("-d") + 1])
+    assert body["model"] == "it's a model"
+    assert body["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1024**3, "1.0 GiB"), (1024**5, "1024.0 TiB")]
+)
+def test_bytes_as_text(count: int, text: str):
+    assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 ms"), (0.25, "250 ms"), (90, "90 s"), (180, "3 min"), (7200, "2 h"), (400_000, "5 d")],
+)
+def test_durations_as_text(seconds: float, text: str):
+    assert duration_text(seconds) == text
+
+
+def test_a_models_text_cannot_steer_the_terminal():
+    assert without_control("a\x1b[2Jb\rc\x9b31m\td\n") == "a[2Jbc31m\td\n"
+
+
+def test_several_workers_have_names_and_logs_of_their_own():
+    assert [worker.name for worker in worker_processes(1, drain_s=10)] == ["worker"]
+    assert [worker.name for worker in worker_processes(3, drain_s=10)] == ["worker-1", "worker-2", "worker-3"]
+    assert worker_processes(1, drain_s=10)[0].stop_bound_s > 10
+
+
+def test_a_folder_called_like_our_packages_is_never_imported_from_where_the_user_stands():
+    for argv in (API, CONTROLLER, store_process().argv, with_lifeline(API)):
+        assert argv[1:3] == ("-P", "-m")
+
+
+def test_flowers_password_is_not_on_its_command_line():
+    flower = flower_process(host="127.0.0.1", port=5555, basic_auth="ann:secret")
+    assert not any("secret" in word for word in flower.argv)
+    assert flower.env == {"FLOWER_BASIC_AUTH": "ann:secret"}
+
+
+def test_flower_without_a_password_stays_on_this_machine():
+    open_api = ApiSettings(host="0.0.0.0", allow_open=True)
+    with pytest.raises(InvalidSetting, match="KEEPWARM_FLOWER_BASIC_AUTH"):
+        refuse_open_flower(UpSettings(), open_api)
+    refuse_open_flower(UpSettings(flower_port=0), open_api)
+    refuse_open_flower(UpSettings(flower_basic_auth="ann:secret"), open_api)
+    refuse_open_flower(UpSettings(), ApiSettings())
