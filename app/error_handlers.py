@@ -17,8 +17,9 @@ from starlette.types import Scope
 from app.errors import AnswerTookTooLong, JobEnded, StreamReset
 from tasks import errors
 from tasks.errors import KeepwarmError
+from tasks.jobs import JobState
 
-# The nearest class in an error's ancestry decides. Statuses of errors that come from jobs go by `code`.
+# The nearest class in an error's ancestry decides. A failed job's error is known by its `code` alone.
 STATUS: dict[type[KeepwarmError], int] = {
     errors.InvalidRequest: 400,
     errors.IdempotencyMismatch: 422,
@@ -35,7 +36,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     KeepwarmError: 500,
 }
 STORE_RETRY_AFTER_S = 1
-_STATUS_OF_JOB_END = {"job_cancelled": 409, "job_expired": 504}
+_STATUS_OF_END = {JobState.CANCELLED: 409, JobState.EXPIRED: 504}
 _CODE_OF_STATUS = {
     403: "forbidden",
     404: "not_found",
@@ -94,7 +95,7 @@ def facts_of(error: Exception) -> ErrorFacts:
     """Raises nothing; an error that nobody planned for says no more than that."""
     match error:
         case JobEnded():
-            status = status_of_code(error.job_code)
+            status = _STATUS_OF_END.get(error.state) or _STATUS_OF_CODE.get(error.job_code, 500)
             return ErrorFacts(status=status, code=error.job_code, message=str(error), param=error.param)
         case KeepwarmError():
             return _planned(error)
@@ -105,11 +106,6 @@ def facts_of(error: Exception) -> ErrorFacts:
             return ErrorFacts(status=error.status_code, code=code, message=str(error.detail))
         case _:
             return INTERNAL_ERROR
-
-
-def status_of_code(code: str) -> int:
-    """Status of an error that reached us as a code in a job record."""
-    return _STATUS_OF_CODE.get(code, 500)
 
 
 def speaks_openai(path: str) -> bool:
@@ -203,4 +199,4 @@ def _all_errors(kind: type[KeepwarmError]) -> Iterator[type[KeepwarmError]]:
         yield from _all_errors(child)
 
 
-_STATUS_OF_CODE = {kind.code: _status_of_class(kind) for kind in _all_errors(KeepwarmError)} | _STATUS_OF_JOB_END
+_STATUS_OF_CODE = {kind.code: _status_of_class(kind) for kind in _all_errors(KeepwarmError)}

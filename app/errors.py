@@ -20,8 +20,9 @@ class NotSupportedYet(InvalidRequest):
 class JobEnded(KeepwarmError):
     """The job of a waiting client ended without an answer. Its code is the job's, not the class's."""
 
-    def __init__(self, error: JobError) -> None:
+    def __init__(self, state: JobState, error: JobError) -> None:
         super().__init__(error.message)
+        self.state = state
         self.job_code = error.code
         self.param = error.param
 
@@ -59,7 +60,7 @@ def error_of(end: End, request: GenerationRequest | None = None) -> JobEnded:
     error = end.error or _UNEXPLAINED[end.state]
     if error.param == "messages" and request is not None and request.prompt is not None:
         error = JobError(code=error.code, message=error.message, param="prompt")
-    return JobEnded(error)
+    return JobEnded(end.state, error)
 
 
 _UNEXPLAINED = {
