@@ -23,7 +23,7 @@ task_queue_max_priority = None  # a RabbitMQ setting; Redis uses priority_steps
 
 broker_transport_options = {
     "priority_steps": [0, 3, 6],
-    "queue_order_strategy": "round_robin",  # no model's queue starves another's on one worker
+    "queue_order_strategy": "round_robin",  # no model's queue starves another's; workers put their slot gate before it
     "socket_keepalive": True,
     "socket_timeout": 10.0,  # seconds; BRPOP returns every second, so 10 s of silence is a dead connection
     "socket_connect_timeout": 3.0,  # seconds

@@ -56,7 +56,7 @@ def generate(self: Any, job_id: str) -> None:
     run_attempt(JobId(job_id), model, Priority(delivery["priority"] or 0), host=model_host(), stores=_stores())
 
 
-@shared_task(name=DOORBELL)  # type: ignore[untyped-decorator]
+@shared_task(name=DOORBELL, send_events=False)  # type: ignore[untyped-decorator]
 def doorbell() -> None:
     """Nothing to do: receiving it made the worker's pop return, and the next pop uses the new subscriptions."""
 

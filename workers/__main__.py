@@ -37,6 +37,7 @@ from workers.model_files import FolderScanner
 from workers.reconciler import Reconciler
 from workers.runner_starter import RunnerStarter
 from workers.settings import WorkerSettings
+from workers.slot_gate import GatedHost, gate
 from workers.subscriptions import CeleryQueues
 from workers.warm_pool import PoolLimits, WarmPool
 
@@ -77,7 +78,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         start_runner=_starter(settings, store_settings.home / "logs", writer, clock),
         clock=clock,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
-        on_change=lambda: reconciler.poke(),  # bound below; nothing changes before it starts
+        on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
     )
     queues = CeleryQueues(ring=lambda: wakeups.ring(worker_id))
     reconciler = Reconciler(
@@ -95,7 +96,13 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         leases=leases, host=pool, lease_s=store_settings.lease_s, stall_s=settings.stall_s, clock=clock
     )
     hints = Hints(HintListener(store_settings, worker_id), on_placement=reconciler.poke, on_cancel=pool.cancel)
-    register_model_host(pool)
+    register_model_host(GatedHost(pool))
+
+    gate.connect(pool.free_slots, ring=lambda: wakeups.ring(worker_id))
+
+    def on_change() -> None:
+        gate.look_again()
+        reconciler.poke()
 
     def drain() -> None:
         reconciler.begin_drain()

@@ -39,6 +39,7 @@ def run_celery_worker(
         threading.Thread(target=on_shutdown, name="drain", daemon=True).start()
 
     app.steps["consumer"].add(PoolSubscriptions)
+    app.conf.broker_transport_options["queue_order_strategy"] = "workers.slot_gate:GatedCycle"
     app.Worker(
         hostname=f"worker@{worker_id}",
         pool="threads",

@@ -1,7 +1,7 @@
 """Make the worker what the placement says, and say what it is: one thread, level-triggered, safe to repeat.
 
 Each turn: read the desired placement and hand it to the warm pool; subscribe to the queues of exactly those models
-that are ready and have a free slot; send the heartbeat. A turn is due on a hint, on any change in the pool, and twice
+that are ready (`workers.slot_gate` leaves full ones out of each pop); send the heartbeat. A turn is due on a hint, on any change in the pool, and twice
 a second in any case.
 """
 
@@ -33,7 +33,7 @@ class Pool(Protocol):
 
     def apply(self, placement: WorkerPlacement, epoch: int) -> None: ...
 
-    def ready_models_with_free_slot(self) -> frozenset[str]: ...
+    def free_slots(self) -> dict[str, int]: ...
 
     def report(self) -> tuple[RunnerReport, ...]: ...
 
@@ -123,7 +123,7 @@ class Reconciler:
             # Apply every turn, not only on a new epoch: a crashed runner is missing under the same placement.
             self._pool.apply(placement.workers.get(self._worker_id, WorkerPlacement()), placement.epoch)
             self._epoch = placement.epoch
-            self._subscriptions.set(self._pool.ready_models_with_free_slot())
+            self._subscriptions.set(frozenset(self._pool.free_slots()))
         runners = self._pool.report()
         self._heartbeat(runners)
         self._load_notices.send(runners)

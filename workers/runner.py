@@ -121,9 +121,9 @@ class Runner:
         return self._taken
 
     @property
-    def has_free_slot(self) -> bool:
+    def free_slots(self) -> int:
         with self._lock:
-            return self._state is RunnerState.READY and self._taken < self.slots
+            return self.slots - self._taken if self._state is RunnerState.READY else 0
 
     def report(self, bytes_held: int, *, state: RunnerState | None = None) -> RunnerReport:
         """`state`: what the owner has decided already, when that is ahead of the process."""

@@ -157,9 +157,11 @@ class WarmPool:
     def device_name(self) -> str:
         return self._device.name
 
-    def ready_models_with_free_slot(self) -> frozenset[str]:
-        """Models that this worker can take a job for right now."""
-        return frozenset(model for model, runner in self._serving().items() if runner.has_free_slot)
+    def free_slots(self) -> dict[str, int]:
+        """Every model that is ready here, with the jobs that it could take right now."""
+        return {
+            model: runner.free_slots for model, runner in self._serving().items() if runner.state is RunnerState.READY
+        }
 
     def report(self) -> tuple[RunnerReport, ...]:
         with self._lock:

@@ -81,7 +81,7 @@ def test_runner_is_ready_only_when_its_owner_opens_it(bench: Bench) -> None:
 def test_slots_are_counted_and_come_back(ready: Bench) -> None:
     first, second = ready.slot(), ready.slot()
     assert ready.runner.take_slot() is None
-    assert not ready.runner.has_free_slot
+    assert ready.runner.free_slots == 0
     first.give_back()
     first.give_back()
     assert ready.runner.in_flight == 1

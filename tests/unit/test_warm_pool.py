@@ -43,7 +43,7 @@ def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
     assert bench.pool.used_bytes == 100 * MIB  # reserved before anything is spawned
     assert bench.pool.take_slot("a") is None
     link = bench.finish_load("a")
-    assert bench.pool.ready_models_with_free_slot() == {"a"}
+    assert {m for m, n in bench.pool.free_slots().items() if n} == {"a"}
     slot = bench.pool.take_slot("a")
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
@@ -59,9 +59,9 @@ def test_full_model_is_not_offered_for_new_jobs(make_bench: MakeBench) -> None:
     bench.warm("a")
     slot = bench.pool.take_slot("a")
     assert slot is not None
-    assert bench.pool.ready_models_with_free_slot() == frozenset()
+    assert {m for m, n in bench.pool.free_slots().items() if n} == set()
     slot.give_back()
-    assert bench.pool.ready_models_with_free_slot() == {"a"}
+    assert {m for m, n in bench.pool.free_slots().items() if n} == {"a"}
 
 
 def test_concurrent_placements_start_one_process_per_model(make_bench: MakeBench) -> None:
