@@ -97,7 +97,9 @@ class LiveAnswer:
                     self._meter.saw(batch)
                     if self._watch.has_left:
                         return Response(status_code=STATUS_CLIENT_LEFT)
-                    if transcript.end is None and time.monotonic() - self._arrived > timeout_s:
+                    if transcript.end is not None:
+                        break
+                    if time.monotonic() - self._arrived > timeout_s:
                         await self._cancel()
                         raise AnswerTookTooLong(timeout_s)
         finally:

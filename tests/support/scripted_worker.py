@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,13 @@ class ScriptedWorker:
                 kind, _, job_id = message["data"].decode().partition(" ")
                 assert kind == "cancel"
                 return job_id
+
+    def await_listener(self, job_id: JobId) -> None:
+        """Until a front listens to the job: a notice reaches only those. Asks again and again, without a pause."""
+        channel = keys.live(job_id)
+        give_up_at = time.monotonic() + PATIENCE_S
+        while not self._client.pubsub_numsub(channel)[0][1]:
+            assert time.monotonic() < give_up_at, f"nobody listens to {job_id}"
 
     def finish(self, turn: Turn, state: JobState, result: JobResult | None, error: JobError | None) -> None:
         attempt = turn.attempt
