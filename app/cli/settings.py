@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -29,6 +31,16 @@ class UpSettings(BaseSettings):
         if not user or not password:
             raise ValueError("write it as user:password")
         return value
+
+
+def refuse_shared_budget(up: UpSettings, environment: Mapping[str, str]) -> None:
+    """Each worker would take most of the same free memory. Raises InvalidSetting; nothing is over-committed."""
+    if up.workers > 1 and not environment.get("KEEPWARM_MEMORY_BUDGET"):
+        raise InvalidSetting(
+            "KEEPWARM_MEMORY_BUDGET",
+            f"{up.workers} workers share this machine's memory: say how much each may take, "
+            "for example --memory-budget 4GiB",
+        )
 
 
 def refuse_open_flower(up: UpSettings, api: ApiSettings) -> None:

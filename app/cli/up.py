@@ -35,7 +35,7 @@ from app.cli.premises import (
 )
 from app.cli.processes import ProcessSpec
 from app.cli.render import complain, out, say, write_text
-from app.cli.settings import UpSettings, refuse_open_flower
+from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
 from app.cli.supervisor import (
     ChildDied,
     ChildStarted,
@@ -127,6 +127,7 @@ def read_settings() -> Household:
         store=load_settings(StoreSettings), api=load_settings(ApiSettings), up=load_settings(UpSettings)
     )
     refuse_open_flower(household.up, household.api)
+    refuse_shared_budget(household.up, os.environ)
     if household.api.port == 0:
         os.environ["KEEPWARM_PORT"] = str(free_port(household.api.host))
         return read_settings()

@@ -10,7 +10,7 @@ import pytest
 from app.cli.first_steps import choose_model, curl_line
 from app.cli.processes import API, CONTROLLER, flower_process, store_process, with_lifeline, worker_processes
 from app.cli.render import bytes_text, duration_text, without_control
-from app.cli.settings import UpSettings, refuse_open_flower
+from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
 
@@ -87,3 +87,10 @@ def test_flower_without_a_password_stays_on_this_machine():
     refuse_open_flower(UpSettings(flower_port=0), open_api)
     refuse_open_flower(UpSettings(flower_basic_auth="ann:secret"), open_api)
     refuse_open_flower(UpSettings(), ApiSettings())
+
+
+def test_workers_that_share_a_machine_need_a_budget_each():
+    with pytest.raises(InvalidSetting, match="2 workers share"):
+        refuse_shared_budget(UpSettings(workers=2), {})
+    refuse_shared_budget(UpSettings(workers=2), {"KEEPWARM_MEMORY_BUDGET": "1GiB"})
+    refuse_shared_budget(UpSettings(workers=1), {})
