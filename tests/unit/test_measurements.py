@@ -1,0 +1,83 @@
+"""Measured figures and their file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from workers.measurements import MAX_ENTRIES, MeasurementKey, Measurements, replace_file
+
+
+def key(model: str = "m", **changes: object) -> MeasurementKey:
+    plain = MeasurementKey(model=model, file="10:1", context_length=4096, slots=8, kv_type="f16", device="cpu")
+    return msgspec.structs.replace(plain, **changes)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "measurements.json"
+
+
+def test_measurement_survives_a_restart(path: Path) -> None:
+    Measurements(path).record(key(), measured_bytes=100, load_ms=7)
+    found = Measurements(path).get(key())
+    assert found is not None
+    assert (found.bytes, found.load_ms) == (100, 7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"file": "11:1"}, {"context_length": 1}, {"slots": 1}, {"kv_type": "q8_0"}, {"device": "cuda:0"}, {"model": "n"}],
+)
+def test_other_file_or_settings_are_another_measurement(path: Path, changes: dict[str, object]) -> None:
+    measurements = Measurements(path)
+    measurements.record(key(), measured_bytes=100, load_ms=7)
+    assert measurements.get(key(**changes)) is None  # type: ignore[arg-type]
+
+
+def test_largest_bytes_and_newest_load_time_are_kept(path: Path) -> None:
+    measurements = Measurements(path)
+    measurements.record(key(), measured_bytes=100, load_ms=7)
+    measurements.record(key(), measured_bytes=90, load_ms=9)
+    measurements.record(key(), measured_bytes=120)
+    found = measurements.get(key())
+    assert found is not None
+    assert (found.bytes, found.load_ms) == (120, 9)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'[{"key": {}}]'])
+def test_broken_file_is_ignored_and_replaced(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    measurements = Measurements(path)
+    assert measurements.get(key()) is None
+    measurements.record(key(), measured_bytes=100)
+    assert Measurements(path).get(key()) is not None
+
+
+def test_folder_that_can_not_be_written_costs_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    measurements = Measurements(tmp_path / "file" / "measurements.json")
+    measurements.record(key(), measured_bytes=100)
+    assert measurements.get(key()) is not None
+
+
+def test_oldest_entries_go_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.measurements.MAX_ENTRIES", 2)
+    measurements = Measurements(path)
+    for model in ("a", "b", "a", "c"):
+        measurements.record(key(model), measured_bytes=1)
+    assert measurements.get(key("b")) is None
+    assert measurements.get(key("a")) is not None
+    assert MAX_ENTRIES > 2
+
+
+def test_failed_replacement_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "kept").write_text("")
+    with pytest.raises(OSError, match="folder"):
+        replace_file(target, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
