@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -40,6 +41,9 @@ LIMIT_S = 30
 ENDLESS = {"max_tokens": None, "ignore_eos": True}
 
 
+M = TypeVar("M", bound=FromRunner)
+
+
 class RunnerUnderTest:
     """Our end of one runner process."""
 
@@ -54,7 +58,7 @@ class RunnerUnderTest:
         for message in messages:
             self._writer.send(message)
 
-    def receive(self, kind: type, matches: Callable[[FromRunner], bool] = lambda message: True):
+    def receive(self, kind: type[M], matches: Callable[[M], bool] = lambda message: True) -> M:
         """The next message of that kind; others are skipped, but a failure is not."""
         for message in self.frames:
             if isinstance(message, kind) and matches(message):
@@ -69,12 +73,8 @@ class RunnerUnderTest:
             if not isinstance(message, Step):
                 continue
             for output in message.outputs:
-                each = heard.setdefault(output.key, Heard())
-                if isinstance(output, Done):
-                    each.done = output
-                else:
-                    each.outputs.append(output)
-            if all(key in heard and heard[key].done for key in keys):
+                heard.setdefault(output.key, Heard()).take(output)
+            if all(key in heard and heard[key].end for key in keys):
                 return heard
         raise AssertionError("the runner ended before the generation")
 
@@ -155,7 +155,7 @@ def test_chat_messages_and_a_resume_travel_through(start: Start):
 def test_steps_are_counted_upwards_also_in_a_prefill_without_output(start: Start):
     runner = start()
     runner.send(Generate(key=1, request=request("long prompt " * 40, max_tokens=1)))
-    steps = []
+    steps: list[Step] = []
     while not steps or not steps[-1].outputs:
         steps.append(runner.receive(Step))
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))

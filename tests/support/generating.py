@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tasks.generation import GenerationRequest, SamplingParams, TokenLogprob
 from workers.engine.base import Engine
@@ -17,7 +18,19 @@ class Heard:
     """All that one generation said."""
 
     outputs: list[TokenOut] = field(default_factory=list)
-    done: Done | None = None
+    end: Done | None = None
+
+    @property
+    def done(self) -> Done:
+        assert self.end is not None, "the generation has not ended"
+        return self.end
+
+    def take(self, output: TokenOut | Done) -> None:
+        assert self.end is None, "output after the end"
+        if isinstance(output, Done):
+            self.end = output
+        else:
+            self.outputs.append(output)
 
     @property
     def text(self) -> str:
@@ -37,17 +50,18 @@ def request(prompt: str, **options) -> GenerationRequest:
     return GenerationRequest(model="m", prompt=prompt, **{"sampling": GREEDY, **options})
 
 
-def listen(engine: Engine, into: dict[int, Heard]) -> int:
+class Steps(Protocol):
+    """An engine, or the step loop inside it."""
+
+    def step(self) -> tuple[TokenOut | Done, ...]: ...
+
+
+def listen(engine: Steps, into: dict[int, Heard]) -> int:
     """One step; returns how many outputs it had."""
     outputs = engine.step()
     for output in outputs:
         heard = into.setdefault(output.key, Heard())
-        if isinstance(output, Done):
-            assert heard.done is None
-            heard.done = output
-        else:
-            assert heard.done is None
-            heard.outputs.append(output)
+        heard.take(output)
     return len(outputs)
 
 

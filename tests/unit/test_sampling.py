@@ -34,8 +34,8 @@ def logits_from(seed: int, size: int = SIZE) -> np.ndarray:
 
 def reference(logits: np.ndarray, tokens: list[int], n: int, params: SamplingParams) -> int:
     values = {token: float(value) for token, value in enumerate(logits)}
-    for token, bias in params.logit_bias.items():
-        values[int(token)] += bias
+    for name, bias in params.logit_bias.items():
+        values[int(name)] += bias
     window = tokens if params.repeat_last_n < 0 else tokens[len(tokens) - params.repeat_last_n :]
     for token in set(window):
         value = values[token]
@@ -134,7 +134,7 @@ def test_greedy_with_penalty_avoids_what_was_just_said():
 def test_plain_greedy_is_left_to_the_batch_wide_argmax():
     assert sampler(temperature=0).is_argmax
     assert not sampler(temperature=0, logprobs=0).is_argmax
-    assert not sampler(temperature=0, ignore_eos=True).is_argmax
+    assert not sampler(temperature=0, logit_bias={"1": 1.0}).is_argmax
     assert not sampler(temperature=0.1).is_argmax
 
 
@@ -186,7 +186,16 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits():
     assert [value for _, value in entry.top] == pytest.approx(exact[likeliest].tolist(), abs=1e-5)
 
 
-def test_flat_and_extreme_logits_do_not_break_the_draw():
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=9),
+        SamplingParams(seed=9, typical_p=0.5),
+        SamplingParams(seed=9, top_k=0, top_p=0.5),
+        SamplingParams(seed=9, temperature=1e-6),
+    ],
+)
+def test_flat_and_extreme_logits_do_not_break_the_draw(params: SamplingParams):
+    subject = Sampler(GenerationRequest(model="m", prompt="", sampling=params), vocabulary())
     for logits in (np.zeros(SIZE), np.full(SIZE, -1e30), np.full(SIZE, 1e30), np.linspace(-1e4, 1e4, SIZE)):
-        for params in ({}, {"typical_p": 0.5}, {"top_k": 0, "top_p": 0.5}, {"temperature": 1e-6}):
-            assert 0 <= sampler(seed=9, **params).pick(logits.astype(np.float32), [], 0) < SIZE
+        assert 0 <= subject.pick(logits.astype(np.float32), [], 0) < SIZE

@@ -118,13 +118,13 @@ def test_empty_stop_string_is_no_stop_string():
 )
 def test_resume_at_every_published_token_equals_the_undisturbed_text(text: str, stops: list[str]):
     tokens = text.encode()
-    request = {"stop": tuple(stops), "max_tokens": max(1, len(tokens))}
-    whole = sequence(**request)
+    stop, max_tokens = tuple(stops), max(1, len(tokens))
+    whole = sequence(stop=stop, max_tokens=max_tokens)
     outputs = feed(whole, tokens)
     for published in range(len(outputs) + 1):
         ids = b"".join(bytes(output.ids) for output in outputs[:published])
         emitted = text_of(outputs[:published])
-        resumed = sequence(ids, emitted, **request)
+        resumed = sequence(ids, emitted, stop=stop, max_tokens=max_tokens)
         assert emitted + text_of(feed(resumed, tokens[len(ids) :])) == text_of(outputs)
         assert resumed.done().finish_reason == whole.done().finish_reason
 

@@ -32,7 +32,7 @@ class EngineFailed(Exception):
 
 
 class ProgressCallback(Protocol):
-    def __call__(self, fraction: float) -> None: ...
+    def __call__(self, fraction: float, /) -> None: ...
 
 
 class Engine(Protocol):

@@ -31,11 +31,8 @@ def extra_buffers_are_safe(model_path: Path, *, cpu_info: Path = Path("/proc/cpu
     """False only where a probe died of a fault. The answer is cached per host, library version and file type."""
     if not has_amx(cpu_info):
         return True
-    try:
-        file_type = read_header(model_path).file_type
-    except (BrokenModelFile, OSError):
-        return True  # the load itself will say what is wrong
-    if file_type in _UNAFFECTED:
+    file_type = file_type_of(model_path)
+    if file_type is None or file_type in _UNAFFECTED:
         return True
     answer = cache_path(file_type)
     try:
@@ -46,6 +43,14 @@ def extra_buffers_are_safe(model_path: Path, *, cpu_info: Path = Path("/proc/cpu
     if safe is not None:
         _remember(answer, safe=safe)
     return safe is not False
+
+
+def file_type_of(model_path: Path) -> str | None:
+    """`Q8_0` and the like; None for a broken file, of which the load itself will say what is wrong."""
+    try:
+        return read_header(model_path).file_type
+    except (BrokenModelFile, OSError):
+        return None
 
 
 def has_amx(cpu_info: Path) -> bool:

@@ -7,6 +7,7 @@ boundary of the draw by as much and never swaps two tokens.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence as Ids
 
@@ -18,11 +19,13 @@ from tasks.generation import GenerationRequest, TokenLogprob
 from workers.engine.vocabulary import Vocabulary
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Candidates = tuple[Indices, Doubles]  # ids and their logits
 
 _MASK64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_BLOCK = 64  # logits per block in `largest`
+_ROWS = 64  # of the matrix that `largest` folds a large vocabulary into
 _NUCLEUS_GUESS = 1024  # top-p nearly always ends within so many tokens
 MAX_LOGPROBS = 20
 
@@ -30,7 +33,17 @@ MAX_LOGPROBS = 20
 class Sampler:
     """The sampling settings of one request, checked and ready. Stateless: token n depends on ids, logits and n only."""
 
-    __slots__ = ("_bias_ids", "_bias_values", "_eog", "_params", "_penalises", "_vocabulary", "is_argmax", "logprobs")
+    __slots__ = (
+        "_bias_ids",
+        "_bias_values",
+        "_masked_ids",
+        "_params",
+        "_penalises",
+        "_vocabulary",
+        "is_argmax",
+        "logprobs",
+        "masked",
+    )
 
     def __init__(self, request: GenerationRequest, vocabulary: Vocabulary) -> None:
         """Raises InvalidRequest for a bias on a token that the model doesn't have."""
@@ -38,30 +51,32 @@ class Sampler:
         self._params = params
         self._vocabulary = vocabulary
         self._bias_ids, self._bias_values = _parsed_bias(params.logit_bias, len(vocabulary))
-        self._eog = np.array(sorted(vocabulary.eog_ids) if request.ignore_eos else [], dtype=np.intp)
+        self.masked = vocabulary.eog_ids if request.ignore_eos else frozenset()
+        self._masked_ids = np.array(sorted(self.masked), dtype=np.intp)
         self._penalises = params.repeat_last_n != 0 and (
             params.repeat_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         )
         self.logprobs = None if request.logprobs is None else min(request.logprobs, MAX_LOGPROBS)
-        changes_logits = self._penalises or self._bias_ids.size > 0 or self._eog.size > 0
-        # The engine serves these from one argmax over the whole batch.
+        # The engine serves these from one argmax over the whole batch, unless that hits a masked token.
+        changes_logits = self._penalises or self._bias_ids.size > 0
         self.is_argmax = params.temperature <= 0 and not changes_logits and self.logprobs is None
 
     def pick(self, logits: Floats, tokens: Ids[int], n: int) -> int:
         """The next token after `tokens` (prompt and completion); it is number `n` of the completion, from 0."""
         logits = self._adjusted(logits, tokens)
-        if self._params.temperature <= 0:
+        params = self._params
+        if params.temperature <= 0:
             return int(logits.argmax())
-        ids = self._filtered(logits)
-        weights = np.exp((logits[ids] - logits[ids].max()).astype(np.float64) / self._params.temperature)
-        totals = weights.cumsum()
-        at = int(totals.searchsorted(uniform(self._params.seed, n) * totals[-1], side="right"))
-        return int(ids[min(at, len(ids) - 1)])
+        ids, values = self._filtered(logits)
+        by_id = ids.argsort()
+        totals = np.exp((values[by_id] - values.max()) / params.temperature).cumsum()
+        at = int(totals.searchsorted(uniform(params.seed, n) * totals[-1], side="right"))
+        return int(ids[by_id[min(at, len(ids) - 1)]])
 
     def logprob_of(self, logits: Floats, token: int) -> TokenLogprob:
         """Of the model's own distribution, before any filter."""
         peak = float(logits.max())
-        norm = peak + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+        norm = peak + float(np.log(np.exp(logits - peak).sum()))
         top = largest(logits, self.logprobs) if self.logprobs else ()
         text_of = self._vocabulary.text_of
         return TokenLogprob(
@@ -71,13 +86,13 @@ class Sampler:
         )
 
     def _adjusted(self, logits: Floats, tokens: Ids[int]) -> Floats:
-        if not (self._penalises or self._bias_ids.size or self._eog.size):
+        if not (self._penalises or self._bias_ids.size or self._masked_ids.size):
             return logits
         logits = logits.copy()  # the original belongs to the engine
         logits[self._bias_ids] += self._bias_values
         if self._penalises:
             self._penalise(logits, tokens)
-        logits[self._eog] = -np.inf
+        logits[self._masked_ids] = -np.inf
         return logits
 
     def _penalise(self, logits: Floats, tokens: Ids[int]) -> None:
@@ -90,17 +105,43 @@ class Sampler:
         repeated = np.where(values <= 0, values * params.repeat_penalty, values / params.repeat_penalty)
         logits[ids] = repeated - times * params.frequency_penalty - params.presence_penalty
 
-    def _filtered(self, logits: Floats) -> Indices:
-        """Ids that may be drawn, ascending."""
+    def _filtered(self, logits: Floats) -> Candidates:
+        """The tokens that may be drawn, and their logits."""
         params = self._params
-        ids = largest(logits, params.top_k) if 0 < params.top_k < len(logits) else None
+        has_top_k = 0 < params.top_k < len(logits)
+        if not has_top_k and params.typical_p >= 1:
+            return self._filtered_vocabulary(logits)
+        ids = largest(logits, params.top_k if has_top_k else len(logits))
+        values = logits[ids].astype(np.float64)
         if params.typical_p < 1:
-            ids = _typical(logits, ids, params.typical_p)
+            ids, values = _typical(ids, values, params.typical_p)
+        # Both keep the head of the ranking.
+        keep = len(ids)
         if params.top_p < 1:
-            ids = _nucleus(logits, ids, params.top_p)
+            totals = np.exp(values - values[0]).cumsum()
+            keep = _nucleus_size(totals, params.top_p * totals[-1])
         if params.min_p > 0:
-            ids = _above_min_p(logits, ids, params.min_p)
-        return np.flatnonzero(logits > -np.inf) if ids is None else np.sort(ids)
+            keep = min(keep, int((-values).searchsorted(-values[0] - math.log(params.min_p), side="right")))
+        return ids[:keep], values[:keep]
+
+    def _filtered_vocabulary(self, logits: Floats) -> Candidates:
+        """The same without top-k and typical, and without ranking 128 k tokens."""
+        params = self._params
+        ids = np.arange(len(logits))
+        if params.top_p < 1:
+            weights = np.exp(logits - logits.max())
+            goal = params.top_p * float(weights.sum(dtype=np.float64))
+            for count in (_NUCLEUS_GUESS, len(logits)):
+                ids = largest(logits, count)
+                totals = weights[ids].cumsum(dtype=np.float64)
+                if totals[-1] >= goal:
+                    break
+            ids = ids[: _nucleus_size(totals, goal)]
+        values = logits[ids].astype(np.float64)
+        if params.min_p > 0:
+            kept = values >= values.max() + math.log(params.min_p)
+            ids, values = ids[kept], values[kept]
+        return ids, values
 
 
 def uniform(seed: int, n: int) -> float:
@@ -122,66 +163,35 @@ def _mix64(z: int) -> int:
 def largest(logits: Floats, count: int) -> Indices:
     """Ids of the `count` largest logits, largest first, equal ones by id.
 
-    The maximum of each block is cheap (SIMD), and the count-th largest of these maxima is a lower bound for the
-    count-th largest logit: what reaches it is few enough to sort.
+    In a large vocabulary, the maximum of every 64 logits is cheap (SIMD), and the count-th largest of these maxima is
+    a lower bound of the count-th largest logit: few reach it, and only they are sorted.
     """
-    blocks = len(logits) // _BLOCK
-    if count >= blocks:
-        candidates = np.arange(len(logits))
-    else:
-        maxima = logits[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-        floor = np.partition(maxima, blocks - count)[blocks - count]
-        candidates = np.flatnonzero(logits >= floor)
-    if len(candidates) > 4 * count:  # a small vocabulary, or a flat one: cut once more before the sort
-        values = logits[candidates]
-        floor = np.partition(values, len(values) - count)[len(values) - count]
-        candidates = candidates[values >= floor]
-    return candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
+    if count >= len(logits):
+        return (-logits).argsort(kind="stable")
+    columns = len(logits) // _ROWS
+    sample = logits[: _ROWS * columns].reshape(_ROWS, columns).max(axis=0) if count < columns else logits
+    floor = np.partition(sample, len(sample) - count)[len(sample) - count]
+    candidates = (logits >= floor).nonzero()[0]
+    ranked: Indices = candidates[(-logits[candidates]).argsort(kind="stable")]
+    return ranked[:count]
 
 
-def _probabilities(values: Floats) -> npt.NDArray[np.float64]:
-    weights: npt.NDArray[np.float64] = np.exp((values - values.max()).astype(np.float64))
-    weights /= weights.sum()
-    return weights
+def _nucleus_size(totals: Doubles, goal: float) -> int:
+    """How many of the likeliest tokens it takes to reach a sum of weights (top-p, Holtzman et al. 2019)."""
+    return int(totals.searchsorted(goal)) + 1
 
 
-def _typical(logits: Floats, ids: Indices | None, mass: float) -> Indices:
-    """The tokens whose surprise is nearest to the expected one, up to `mass` (Meister et al. 2022)."""
-    ids = np.arange(len(logits)) if ids is None else ids
-    p = _probabilities(logits[ids])
+def _typical(ids: Indices, values: Doubles, mass: float) -> Candidates:
+    """The tokens whose surprise is nearest to the expected one, up to `mass` (Meister et al. 2022), still ranked."""
+    weights = np.exp(values - values[0])
+    p = weights / weights.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         surprise = -np.log(p)
         entropy = float(np.nansum(p * surprise))
-    order = np.argsort(np.abs(surprise - entropy), kind="stable")
-    reached = int(np.searchsorted(p[order].cumsum(), mass, side="right")) + 1
-    return ids[order[:reached]]
-
-
-def _nucleus(logits: Floats, ids: Indices | None, mass: float) -> Indices:
-    """The likeliest tokens, as few as reach `mass` (Holtzman et al. 2019)."""
-    if ids is None:
-        return _nucleus_of_all(logits, mass)
-    p = _probabilities(logits[ids])
-    order = np.argsort(-p, kind="stable")
-    return ids[order[: int(np.searchsorted(p[order].cumsum(), mass)) + 1]]
-
-
-def _nucleus_of_all(logits: Floats, mass: float) -> Indices:
-    p = _probabilities(logits)
-    for count in (_NUCLEUS_GUESS, len(logits)):
-        ids = largest(logits, count)
-        reached = p[ids].cumsum()
-        if reached[-1] >= mass:
-            return ids[: int(np.searchsorted(reached, mass)) + 1]
-    return ids
-
-
-def _above_min_p(logits: Floats, ids: Indices | None, ratio: float) -> Indices:
-    """The tokens at least `ratio` times as likely as the likeliest."""
-    ids = np.flatnonzero(logits > -np.inf) if ids is None else ids
-    values = logits[ids]
-    kept: Indices = ids[values >= values.max() + np.log(ratio)]
-    return kept
+    order = np.abs(surprise - entropy).argsort(kind="stable")
+    reached = int(p[order].cumsum().searchsorted(mass, side="right")) + 1
+    kept = np.sort(order[:reached])
+    return ids[kept], values[kept]
 
 
 def _parsed_bias(bias: dict[str, float], vocabulary_size: int) -> tuple[Indices, Floats]:

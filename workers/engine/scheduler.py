@@ -20,6 +20,8 @@ def shares(pending: Items[int], prefill_chunk: int, turn: int = 0) -> list[int]:
     """
     granted = [1 if tokens == 1 else 0 for tokens in pending]
     prompts = [index for index, tokens in enumerate(pending) if tokens > 1]
+    if not prompts:
+        return granted
     left = prefill_chunk
     # Water-filling: smallest demand first; each may take an even share of what is left.
     order = sorted(prompts, key=lambda index: (pending[index], (index + turn) % len(pending)))

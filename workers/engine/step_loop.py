@@ -5,11 +5,10 @@ Knows nothing of llama.cpp: a Backend decodes. One step = admit → share out th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence as Items
 from typing import NamedTuple, Protocol
-
-import numpy as np
 
 from tasks.errors import PromptTooLong
 from workers.engine import scheduler
@@ -130,12 +129,12 @@ class StepLoop:
         sampled, logits = self._decode()
         if not sampled:
             return
-        if np.isnan(logits[:, 0]).any():
+        if math.isnan(logits[:, 0].sum()):  # where one logit is NaN, practically all are
             raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
         likeliest = logits.argmax(axis=1).tolist()
         for row, sequence in enumerate(sampled):
             sampler = sequence.sampler
-            if sampler.is_argmax:
+            if sampler.is_argmax and likeliest[row] not in sampler.masked:
                 output = sequence.accept(likeliest[row])
             else:
                 token = sampler.pick(logits[row], sequence.tokens, sequence.completion_tokens)
