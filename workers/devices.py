@@ -23,6 +23,8 @@ from tasks.errors import InvalidSetting
 log = structlog.get_logger(__name__)
 
 BUDGET_SHARE = 0.8  # of what is available at start; the rest is for the system and for what no formula knows
+CPU_OVERHEAD_BYTES = 48 * 1024**2  # interpreter, libraries and token tables
+CUDA_OVERHEAD_BYTES = 512 * 1024**2  # CUDA context, kernels and cuBLAS workspace
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 
 
@@ -40,6 +42,11 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """`cpu`, `cuda:0 NVIDIA H100`."""
+        ...
+
+    @property
+    def runner_overhead_bytes(self) -> int:
+        """What a runner takes beside weights, KV and compute buffers."""
         ...
 
     def total_bytes(self) -> int: ...
@@ -81,6 +88,7 @@ class CpuDevice:
     """Main memory, within the limit of the process's control group."""
 
     name = "cpu"
+    runner_overhead_bytes = CPU_OVERHEAD_BYTES
 
     def __init__(self, *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._proc = proc
@@ -150,6 +158,8 @@ class NvmlUnavailable(Exception):
 
 class NvidiaDevice:
     """One GPU, by NVML. The library is passed in, so that tests can bring their own."""
+
+    runner_overhead_bytes = CUDA_OVERHEAD_BYTES
 
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml

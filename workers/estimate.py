@@ -12,7 +12,6 @@ from typing import Protocol
 from workers.byte_text import format_bytes, format_sum
 
 MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
-RUNNER_BYTES = 48 * 1024**2  # interpreter, libraries and token tables of a runner process
 LOAD_BYTES_PER_S = 400_000_000  # a cold read from a plain SSD; measured times beat it
 LOAD_BASE_MS = 600  # start of the process and creation of the context
 
@@ -53,7 +52,7 @@ class EstimatedNeed:
     kv_bytes: int
     compute_bytes: int
     output_bytes: int
-    runner_bytes: int = RUNNER_BYTES
+    runner_bytes: int  # the process itself
 
     @property
     def total_bytes(self) -> int:
@@ -82,7 +81,9 @@ class MeasuredNeed:
         return f"{format_bytes(self.total_bytes)} (measured)"
 
 
-def estimate_need(shape: ModelShape, *, context_length: int, slots: int, kv_type: str) -> EstimatedNeed:
+def estimate_need(
+    shape: ModelShape, *, context_length: int, slots: int, kv_type: str, runner_bytes: int
+) -> EstimatedNeed:
     """Memory of one runner with `slots` sequences of `context_length` tokens each."""
     tokens = context_length * slots
     batch = min(MICRO_BATCH, tokens)
@@ -94,6 +95,7 @@ def estimate_need(shape: ModelShape, *, context_length: int, slots: int, kv_type
         kv_bytes=tokens * sum(_kv_row_bytes(shape, kv_heads, kv_type) for kv_heads in shape.kv_heads),
         compute_bytes=max(logits, activations) + attention_mask,
         output_bytes=slots * shape.vocabulary_size * 4,
+        runner_bytes=runner_bytes,
     )
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import psutil
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.settings import ENV_PREFIX, Bytes
+from workers.cores import usable_cores
 
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
-
-
-def physical_cores() -> int:
-    """Hyper-threads only get in each other's way when they multiply matrices."""
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
 
 
 class WorkerSettings(BaseSettings):
@@ -27,10 +22,10 @@ class WorkerSettings(BaseSettings):
     models_dir: Path = Path("models")  # *.gguf files and models.yaml
     memory_budget: Bytes | None = Field(default=None, gt=0)  # None: 80 % of what the device has free at start
     slots: int = Field(default=8, ge=1, le=256)  # sequences at once per model; 256 is llama.cpp's LLAMA_MAX_SEQ
-    threads: int = Field(default_factory=physical_cores, ge=1, le=1024)  # per runner
-    gpu_layers: int = Field(default=0, ge=-1)  # -1: all
-    main_gpu: int = Field(default=0, ge=0)
-    device: str = Field(default="auto", pattern=DEVICE_PATTERN)
+    threads: int = Field(default_factory=usable_cores, ge=1, le=1024)  # per runner
+    device: str = Field(default="auto", pattern=DEVICE_PATTERN)  # whose memory the budget is about
+    gpu_layers: int = Field(default=0, ge=-1)  # -1: all, which `device=cuda…` implies
+    main_gpu: int = Field(default=0, ge=0)  # `device=cuda:N` implies N
     engine: Literal["llama_cpp", "fake"] = "llama_cpp"
     stall_s: float = Field(default=120.0, gt=0)  # one step of a large model on a slow CPU takes tens of seconds
     load_stall_s: float = Field(default=60.0, gt=0)  # without progress; plus the time to read the file slowly
@@ -41,3 +36,15 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().resolve()
+
+    @model_validator(mode="after")
+    def _follow_device(self) -> WorkerSettings:
+        """A ledger for a GPU makes sense only when the models go there."""
+        if not self.device.startswith("cuda"):
+            return self
+        if "gpu_layers" not in self.model_fields_set:
+            self.gpu_layers = -1
+        _, _, number = self.device.partition(":")
+        if number:
+            self.main_gpu = int(number)
+        return self

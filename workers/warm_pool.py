@@ -379,7 +379,9 @@ class WarmPool:
     def _account(self, resident: _Resident, runner: Runner, ready: Ready, *, load_ms: int) -> None:
         """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
         reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
-        measured = max(self._measure(resident, runner, ready) or 0, reported)  # untouched pages are not measured yet
+        told = self._measure(resident, runner, ready)
+        # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
+        measured = reported + self._device.runner_overhead_bytes if told is None else max(told, reported)
         self._measurements.record(self._key(resident.model), measured_bytes=measured, load_ms=load_ms)
         self._ledger.commit(resident.model.id, measured)
         log.info("load_finished", model=resident.model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
@@ -469,7 +471,13 @@ class WarmPool:
         measured = self._measured(model)
         if measured is not None:
             return MeasuredNeed(total_bytes=measured.bytes)
-        return estimate_need(model.shape, context_length=model.context_length, slots=model.slots, kv_type=model.kv_type)
+        return estimate_need(
+            model.shape,
+            context_length=model.context_length,
+            slots=model.slots,
+            kv_type=model.kv_type,
+            runner_bytes=self._device.runner_overhead_bytes,
+        )
 
     def _load_ms(self, model: ModelFile) -> int:
         measured = self._measured(model)

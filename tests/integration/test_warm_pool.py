@@ -18,9 +18,8 @@ from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_runner import MIB, Changes, MemorySink, Running, make_attempt
 from tests.support.tiny_model import write_tiny_model
 from workers.clock import Clock
-from workers.devices import CpuDevice
+from workers.devices import CPU_OVERHEAD_BYTES, CpuDevice
 from workers.engine.fake_behaviour import FakeBehaviour
-from workers.estimate import RUNNER_BYTES
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.model_files import FolderScanner
@@ -170,7 +169,7 @@ def test_killed_runner_gives_a_retryable_outcome_and_its_bytes_back(make_worker:
 
 
 def test_budget_too_small_is_refused_with_the_arithmetic(make_worker: MakeWorker) -> None:
-    worker = make_worker(budget_bytes=RUNNER_BYTES // 2)
+    worker = make_worker(budget_bytes=CPU_OVERHEAD_BYTES // 2)
     worker.place("a")
     failure = next(offer.failure for offer in worker.pool.offers() if offer.id == "a")
     assert failure is not None

@@ -11,7 +11,7 @@ from tasks.fleet import RunnerReport, RunnerState, WorkerPlacement
 from tasks.jobs import WorkerId
 from tests.support.scripted_runner import MIB, PATIENCE_S, Changes, ManualClock, MemorySink, ScriptedLink
 from workers.devices import ModelMapping
-from workers.estimate import RUNNER_BYTES, ModelShape
+from workers.estimate import ModelShape
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.messages import Shutdown
@@ -28,7 +28,7 @@ def make_model(model_id: str, *, mib: int, pinned: bool = False, slots: int = 2,
         file_bytes=mib * MIB,
         identity=identity,
         shape=ModelShape(
-            weight_bytes=mib * MIB - RUNNER_BYTES,
+            weight_bytes=mib * MIB,
             vocabulary_size=0,
             embedding_length=0,
             feed_forward_length=0,
@@ -56,6 +56,7 @@ class FakeDevice:
     """Agrees with everything, until the test says otherwise."""
 
     name: str = "fake"
+    runner_overhead_bytes: int = 0
     measured: dict[int, int] = field(default_factory=dict)  # pid → bytes
     dirty_pids: set[int] = field(default_factory=set)
 

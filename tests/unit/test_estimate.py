@@ -21,7 +21,7 @@ LLAMA_1B = ModelShape(
 
 
 def need(shape: ModelShape = LLAMA_1B, *, context_length: int = 4096, slots: int = 1, kv_type: str = "f16"):
-    return estimate_need(shape, context_length=context_length, slots=slots, kv_type=kv_type)
+    return estimate_need(shape, context_length=context_length, slots=slots, kv_type=kv_type, runner_bytes=10)
 
 
 def test_kv_of_a_known_model() -> None:

@@ -228,7 +228,7 @@ def test_pinned_model_is_never_a_victim_and_the_refusal_says_so(make_bench: Make
     assert bench.state("a") is RunnerState.READY
     failure = bench.failure("b")
     assert failure is not None
-    assert "'b' needs 100.0 MiB = weights 52.0 + runner 48.0; the budget is 150.0 MiB" in failure
+    assert "'b' needs 100.0 MiB = weights 100.0; the budget is 150.0 MiB" in failure
     assert "held by pinned a 100.0 MiB" in failure
     assert "a is pinned" in failure
 
@@ -381,3 +381,12 @@ def test_used_model_outlives_an_unused_one_of_the_same_size(make_bench: MakeBenc
     bench.place("c")
     bench.finish_load("c")
     assert bench.state("a") is RunnerState.READY
+
+
+def test_device_that_tells_nothing_leaves_the_report_of_the_runner(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.device.runner_overhead_bytes = 30 * MIB
+    bench.place("a")
+    bench.starter.await_start("a").load(weight_bytes=50 * MIB)
+    bench.changes.wait_until(lambda: bench.state("a") is RunnerState.READY)
+    assert bench.pool.used_bytes == 80 * MIB

@@ -1,0 +1,66 @@
+"""A worker's settings: defaults that follow the machine, and errors that name the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.errors import InvalidSetting
+from tasks.settings import load_settings
+from workers.cores import usable_cores
+from workers.settings import WorkerSettings
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WorkerSettings.model_fields:
+        monkeypatch.delenv(f"KEEPWARM_{name.upper()}", raising=False)
+
+
+def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KEEPWARM_MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("KEEPWARM_MEMORY_BUDGET", "2GiB")
+    settings = load_settings(WorkerSettings)
+    assert (settings.models_dir, settings.memory_budget) == (tmp_path.resolve(), 2 * 1024**3)
+    assert (settings.slots, settings.gpu_layers, settings.engine) == (8, 0, "llama_cpp")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("slots", "0"), ("memory_budget", "much"), ("device", "tpu"), ("engine", "vllm"), ("gpu_layers", "-2")],
+)
+def test_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"KEEPWARM_{name.upper()}", value)
+    with pytest.raises(InvalidSetting, match=f"^KEEPWARM_{name.upper()}: .*{value}"):
+        load_settings(WorkerSettings)
+
+
+@pytest.mark.parametrize(
+    ("environment", "layers", "gpu"),
+    [
+        ({"DEVICE": "cuda"}, -1, 0),
+        ({"DEVICE": "cuda:2"}, -1, 2),
+        ({"DEVICE": "cuda:2", "GPU_LAYERS": "20"}, 20, 2),
+        ({"DEVICE": "cuda", "MAIN_GPU": "1"}, -1, 1),
+        ({"DEVICE": "cpu"}, 0, 0),
+    ],
+)
+def test_layers_follow_the_device(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], layers: int, gpu: int
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"KEEPWARM_{name}", value)
+    settings = load_settings(WorkerSettings)
+    assert (settings.gpu_layers, settings.main_gpu) == (layers, gpu)
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("0 0", None), ("max 100000", None)]
+)
+def test_quota_of_the_control_group_bounds_the_threads(tmp_path: Path, content: str, cores: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(content + "\n")
+    unbounded = usable_cores(cpu_max=tmp_path / "none")
+    assert 1 <= unbounded <= (psutil.cpu_count() or 1)
+    assert usable_cores(cpu_max=tmp_path / "cpu.max") == (unbounded if cores is None else cores)
