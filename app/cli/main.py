@@ -220,14 +220,24 @@ def run_command(
 
 
 @cli.command("ps", rich_help_panel=ASK)
-def ps_command(as_json: Json = False, url: Url = None) -> None:
+def ps_command(
+    host: Annotated[
+        str | None, typer.Option("--host", help="Only workers of this host; fails when there is none.")
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
     """Show the warm pool: which worker holds which model."""
-    from app.cli.ps import show_pool
+    from app.cli.ps import only_host, show_pool
     from app.cli.render import print_json
 
     with _client(url) as client:
         pool = client.pool()
+    if host is not None:
+        pool = only_host(pool, host)
     print_json(pool) if as_json else show_pool(pool)
+    if host is not None and not pool["workers"]:
+        raise typer.Exit(1)
 
 
 @cli.command("ls", rich_help_panel=ASK)

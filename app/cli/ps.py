@@ -25,6 +25,11 @@ def show_pool(pool: JsonObject) -> None:
         print_table(["WAITING FOR", "JOBS", "OLDEST"], [_queue_row(queue) for queue in waiting])
 
 
+def only_host(pool: JsonObject, host: str) -> JsonObject:
+    """The pool without the workers of other hosts."""
+    return {**pool, "workers": [worker for worker in pool["workers"] if worker["host"] == host]}
+
+
 def _runner_row(worker: JsonObject, runner: JsonObject) -> list[str]:
     return [
         runner["model"],

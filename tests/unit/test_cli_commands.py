@@ -260,6 +260,12 @@ def test_ps_shows_runners_workers_and_queues(keepwarm: FakeKeepwarm, capsys: pyt
     assert not any(line[:1] == ["x"] for line in lines)
 
 
+def test_ps_of_a_host_without_a_worker_fails(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("ps", "--host", "host") == 0
+    assert keepwarm_command("ps", "--host", "elsewhere") == 1
+    assert "No worker is alive." in capsys.readouterr().out
+
+
 def test_ls_shows_models_with_state_and_aliases(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
     assert keepwarm_command("ls") == 0
     assert capsys.readouterr().out.splitlines() == [
