@@ -14,6 +14,7 @@ from app.fleet_view import FleetView
 from app.front import Front
 from app.metrics import Metrics
 from app.middleware import RequestFrame
+from app.origin_guard import OriginGuard
 from app.routes import chat, completions, health, index, jobs, metrics, models, pool
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings, load_settings
@@ -41,6 +42,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         view=FleetView(backend.fleet, max_age_s=settings.fleet_cache_ms / 1000),
         metrics=Metrics(),
     )
+    app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
     app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes, metrics=app.state.front.metrics)
     install_error_handlers(app)
     for routes in (chat, completions, models, jobs, pool, health, metrics, index):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tasks.settings import ENV_PREFIX, Bytes
 
@@ -18,7 +19,8 @@ class ApiSettings(BaseSettings):
     allow_open: bool = False  # listen beyond loopback although nobody has to authenticate
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    allowed_hosts: tuple[str, ...] = ()  # further names in the Host header that a loopback front answers to
+    # Further names, comma-separated, in the Host header that a loopback front answers to.
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 
     max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
     max_messages: int = Field(default=4096, ge=1)
@@ -32,6 +34,11 @@ class ApiSettings(BaseSettings):
     max_wait_s: float = Field(default=60.0, ge=0)  # longest ?wait= of GET /v1/jobs/{id}
     keep_alive_s: float = Field(default=10.0, gt=0)  # longest silence on a stream
     fleet_cache_ms: int = Field(default=250, ge=0)  # age at which the view of the fleet is read anew
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, names: object) -> object:
+        return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
 
     @field_validator("host")
     @classmethod

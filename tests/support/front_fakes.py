@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 import msgspec
 from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from app.backend import Backend, Batch
+from app.main import create_app
+from app.settings import ApiSettings
 from tasks.errors import JobNotFound
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.generation import GenerationRequest
@@ -187,6 +190,11 @@ def numbered(*events: StreamEvent) -> list[Batch]:
 
 def succeeded(**fields) -> End:
     return End(state=JobState.SUCCEEDED, **{"finish_reason": "stop"} | fields)
+
+
+def front_client(fake: FakeBackend, **settings) -> TestClient:
+    """A client of an application on this fake; the settings are ApiSettings' fields."""
+    return TestClient(create_app(ApiSettings(**settings), fake.backend()), base_url="http://127.0.0.1")
 
 
 def chat(**fields) -> dict:

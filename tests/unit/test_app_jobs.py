@@ -13,7 +13,7 @@ from app.settings import ApiSettings
 from tasks.errors import IdempotencyMismatch, QueueFull
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage
 from tasks.stream_events import End, Queued, Reset, Tokens
-from tests.support.front_fakes import NOW_MS, FakeBackend, RawRequest, numbered, succeeded
+from tests.support.front_fakes import NOW_MS, FakeBackend, RawRequest, front_client, numbered, succeeded
 
 BODY = {"model": "demo", "prompt": "Say"}
 EVENTS = (Tokens("a\n", (1,)), Reset(2, "why"), Tokens("é", (2, 3)), succeeded())
@@ -26,7 +26,7 @@ def fake() -> FakeBackend:
 
 @pytest.fixture
 def client(fake: FakeBackend) -> Iterator[TestClient]:
-    with TestClient(create_app(ApiSettings(), fake.backend())) as client:
+    with front_client(fake) as client:
         yield client
 
 
@@ -138,7 +138,9 @@ def test_doubtful_prompt_that_fits_is_accepted_with_its_first_token(client):
 
 def test_doubtful_prompt_that_nobody_counts_in_time_is_accepted(fake):
     fake.batches, fake.stays_open = [], True
-    with TestClient(create_app(ApiSettings(prompt_check_s=0.01), fake.backend())) as client:
+    with TestClient(
+        create_app(ApiSettings(prompt_check_s=0.01), fake.backend()), base_url="http://127.0.0.1"
+    ) as client:
         assert client.post("/v1/jobs", json=BODY | {"prompt": "x" * 300}).status_code == 202
     assert fake.num_followers == 0
 

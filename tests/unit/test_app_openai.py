@@ -14,7 +14,7 @@ from tasks.errors import QueueFull, StoreUnavailable
 from tasks.generation import TokenLogprob
 from tasks.jobs import JobError, JobState, Priority, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, Started, Tokens
-from tests.support.front_fakes import DEMO, FakeBackend, RawRequest, chat, numbered, sse_data, succeeded
+from tests.support.front_fakes import DEMO, FakeBackend, RawRequest, chat, front_client, numbered, sse_data, succeeded
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
 USAGE_OBJECT = {
@@ -33,7 +33,7 @@ def fake() -> FakeBackend:
 
 @pytest.fixture
 def client(fake: FakeBackend) -> Iterator[TestClient]:
-    with TestClient(create_app(ApiSettings(), fake.backend())) as client:
+    with front_client(fake) as client:
         yield client
 
 
@@ -354,7 +354,9 @@ def test_stream_that_ends_without_an_end_is_an_error(client, fake):
 
 def test_answer_that_takes_too_long_is_cancelled(fake):
     fake.batches, fake.stays_open = [], True
-    with TestClient(create_app(ApiSettings(sync_timeout_s=0.01), fake.backend())) as client:
+    with TestClient(
+        create_app(ApiSettings(sync_timeout_s=0.01), fake.backend()), base_url="http://127.0.0.1"
+    ) as client:
         reply = client.post("/v1/chat/completions", json=chat())
     assert reply.status_code == 504
     assert fake.cancelled == list(fake.jobs)
@@ -366,7 +368,7 @@ def test_answer_that_takes_too_long_is_cancelled(fake):
 def test_waiting_is_told_in_comments(fake):
     loading = [(None, Loading("demo", 0.4))]
     fake.batches = [[], [(None, Queued(2))], loading, [(None, Started(1, "w1"))], *numbered(*HELLO, succeeded())]
-    with TestClient(create_app(ApiSettings(hold_back_s=0), fake.backend())) as client:
+    with front_client(fake, hold_back_s=0) as client:
         fake.line_position = 3
         text = client.post("/v1/chat/completions", json=chat(stream=True)).text
     assert [line for line in text.split("\n") if line.startswith(":")] == [

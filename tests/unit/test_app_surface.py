@@ -28,6 +28,7 @@ from tests.support.front_fakes import (
     chat,
     demo_runner,
     demo_worker,
+    front_client,
     numbered,
     succeeded,
 )
@@ -40,7 +41,9 @@ def fake() -> FakeBackend:
 
 @pytest.fixture
 def client(fake: FakeBackend) -> Iterator[TestClient]:
-    with TestClient(create_app(ApiSettings(max_body_bytes=2048), fake.backend())) as client:
+    with TestClient(
+        create_app(ApiSettings(max_body_bytes=2048), fake.backend()), base_url="http://127.0.0.1"
+    ) as client:
         yield client
 
 
@@ -276,6 +279,33 @@ async def test_waiting_client_hears_its_place_now_and_then_and_a_keep_alive_in_b
     assert not beat.is_keep_alive_due
     now = 14.0
     assert beat.is_keep_alive_due
+
+
+# ---- web pages of other origins
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000", "box.lan:8000"])
+def test_host_names_that_are_ours(fake, host):
+    with front_client(fake, allowed_hosts="box.lan, other") as client:
+        assert client.get("/livez", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8000", "[fe80::1]"])
+def test_host_name_that_somebody_bound_to_loopback_is_refused(client, host):
+    reply = client.get("/v1/models", headers={"host": host})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (421, "misdirected_request")
+
+
+def test_open_front_answers_to_any_name(fake):
+    with front_client(fake, allow_open=True, host="0.0.0.0") as client:
+        assert client.get("/livez", headers={"host": "front.example"}).status_code == 200
+
+
+def test_page_of_another_origin_can_read_nothing_new_and_change_nothing(client, fake):
+    cross = {"sec-fetch-site": "cross-site"}
+    assert client.post("/v1/models/demo/evict", headers=cross).status_code == 403
+    assert client.post("/v1/models/demo/evict", headers={"sec-fetch-site": "same-origin"}).status_code == 202
+    assert len(fake.asked) == 1
 
 
 # ---- settings and page
