@@ -45,6 +45,11 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     max_replicas: int = 1
     fallback: str | None = None
     failure: str | None = None  # why the last load failed; cleared when the file changes or a retry succeeds
+    may_retry: bool = False  # the pause after the failure is over: the next job may try a load again
+
+    @property
+    def is_usable(self) -> bool:
+        return self.failure is None or self.may_retry
 
 
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):

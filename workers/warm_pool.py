@@ -512,7 +512,12 @@ class WarmPool:
             max_replicas=model.max_replicas,
             fallback=model.fallback,
             failure=self._failure_of(model),
+            may_retry=self._may_retry(model),
         )
+
+    def _may_retry(self, model: ModelFile) -> bool:
+        with self._lock:
+            return model.id in self._failures and not self._is_backing_off(model.id, self._clock.monotonic_s())
 
     def _failure_of(self, model: ModelFile) -> str | None:
         """Why the model can't serve here: its last load, the placement, or simply its size."""

@@ -113,7 +113,7 @@ def plan(*, fleet: Fleet, queues: Iterable[QueueReport], placement: Placement, a
 def _start(report: WorkerReport, placement: Placement) -> _Worker:
     """Rule 1. An eviction stays on record until the runner is gone, so that a lost hint costs nothing."""
     desired = placement.workers.get(report.id, WorkerPlacement())
-    usable = {offer.id for offer in report.offers if offer.failure is None}
+    usable = {offer.id for offer in report.offers if offer.is_usable}
     resident = {runner.model for runner in report.runners}
     evict = set(desired.evict) & resident
     return _Worker(report=report, hold=(set(desired.hold) & usable) - evict, evict=evict)
@@ -147,11 +147,11 @@ def _candidates(workers: list[_Worker], waiting: Mapping[str, QueueReport], asks
     offers: dict[str, ModelOffer] = {}
     for worker in workers:
         for offer in worker.offers.values():
-            if offer.id not in offers or offers[offer.id].failure:
+            if offer.id not in offers or not offers[offer.id].is_usable:
                 offers[offer.id] = offer
     wanted = set(waiting)
     wanted |= {model for model, ask in asks.items() if ask == "warm"}
-    wanted |= {model for model, offer in offers.items() if offer.pinned and offer.failure is None}
+    wanted |= {model for model, offer in offers.items() if offer.pinned and offer.is_usable}
 
     def urgency(model: str) -> tuple[int, str]:
         offer, queue = offers.get(model), waiting.get(model)
@@ -173,7 +173,7 @@ def _place(model: str, workers: list[_Worker], waiting: Mapping[str, QueueReport
     offering = [worker for worker in workers if model in worker.offers]
     if not offering:
         return Step(kind="refuse", model=model, worker=None, reason=f"No live worker offers '{model}' any more.")
-    usable = [worker for worker in offering if worker.offers[model].failure is None]
+    usable = [worker for worker in offering if worker.offers[model].is_usable]
     if not usable:
         reason = offering[0].offers[model].failure or "unknown"
         return Step(kind="refuse", model=model, worker=None, reason=f"'{model}' can't be loaded: {reason}")

@@ -128,6 +128,11 @@ def test_model_that_failed_everywhere_is_refused_with_its_reason() -> None:
     assert decided.refused() == {"a": "'a' can't be loaded: truncated file"}
 
 
+def test_failed_load_is_tried_again_after_its_pause() -> None:
+    retryable = worker((offer("a", failure="truncated file", may_retry=True),))
+    assert decide((retryable,), (waiting("a"),)).placement.workers["w1"].hold == ("a",)
+
+
 def test_failed_load_is_tried_on_another_worker() -> None:
     workers = (worker((offer("a", failure="no memory"),), name="w1"), worker((offer("a"),), name="w2"))
     decided = decide(workers, (waiting("a"),), hold={"w1": ("a",)})
