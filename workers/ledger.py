@@ -77,11 +77,13 @@ class Ledger:
         bytes together: the caller must stop the runner.
         """
         with self._lock:
-            account = self._accounts[model]
-            if measured_bytes > account.bytes + self._free():
-                raise ModelDoesNotFit(self._refusal(model, MeasuredNeed(total_bytes=measured_bytes)))
-            self._accounts[model] = replace(account, bytes=measured_bytes, is_committed=True)
-            self._check()
+            self._commit(model, measured_bytes)
+
+    def grow(self, model: str, measured_bytes: int) -> None:
+        """Like `commit`, for a runner that may be gone by now; never shrinks its account."""
+        with self._lock:
+            if model in self._accounts and measured_bytes > self._accounts[model].bytes:
+                self._commit(model, measured_bytes)
 
     def release(self, model: str) -> None:
         """Give the bytes back; a model without an account is no error, so that every path may release."""
@@ -92,6 +94,13 @@ class Ledger:
         """Why the model can't be loaded now, with the arithmetic."""
         with self._lock:
             return ModelDoesNotFit(self._refusal(model, need))
+
+    def _commit(self, model: str, measured_bytes: int) -> None:
+        account = self._accounts[model]
+        if measured_bytes > account.bytes + self._free():
+            raise ModelDoesNotFit(self._refusal(model, MeasuredNeed(total_bytes=measured_bytes)))
+        self._accounts[model] = replace(account, bytes=measured_bytes, is_committed=True)
+        self._check()
 
     def _refusal(self, model: str, need: MemoryNeed) -> str:
         others = [account for account in self._accounts.values() if account.model != model]

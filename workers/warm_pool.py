@@ -60,6 +60,8 @@ class _Resident:
     since_ms: int
     runner: Runner | None = None
     is_leaving: bool = False
+    has_worked: bool = False
+    is_remeasured: bool = False  # after its first work, when it has touched its buffers
 
     @property
     def state(self) -> RunnerState:
@@ -196,6 +198,8 @@ class WarmPool:
         if slot is not None:
             with self._lock:
                 self._usage.touch(model, self._clock.now_ms())
+                if resident := self._residents.get(model):
+                    resident.has_worked = True
         return slot
 
     def cancel(self, job_id: JobId) -> bool:
@@ -233,6 +237,9 @@ class WarmPool:
             steps = self._plan()
             arriving = [resident for model in steps.load if (resident := self._admit(self._models[model]))]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
+            grown = [each for each in self._residents.values() if self._is_due_for_remeasuring(each)]
+        for resident in grown:
+            _in_background(f"measure-{resident.model.id}", self._measure_again, resident)
         for resident in leaving:
             _in_background(f"retire-{resident.model.id}", self._retire, resident, self._limits.drain_s)
         for resident in arriving:
@@ -444,16 +451,37 @@ class WarmPool:
         if not runner.wait_idle(grace_s):
             runner.park_all()
             runner.wait_idle(self._limits.park_s)
-        self._measure_again(resident, runner)
+        self._measure_again(resident)
         runner.stop(self._limits.stop_s)
 
-    def _measure_again(self, resident: _Resident, runner: Runner) -> None:
-        """After its working life it has touched all the memory that it will ever touch."""
-        if runner.ready is None:
+    # ---- measuring again
+
+    def _is_due_for_remeasuring(self, resident: _Resident) -> bool:
+        """Once per residency, when the first work is over."""
+        is_due = (
+            resident.has_worked
+            and not resident.is_remeasured
+            and not resident.is_leaving
+            and resident.runner is not None
+            and resident.runner.in_flight == 0
+        )
+        resident.is_remeasured |= is_due
+        return is_due
+
+    def _measure_again(self, resident: _Resident) -> None:
+        """A runner that has worked has touched buffers that were only reserved when it became ready."""
+        runner = resident.runner
+        if runner is None or runner.ready is None:
             return
         measured = self._measure(resident, runner, runner.ready)
-        if measured:
-            self._measurements.record(self._key(resident.model), measured_bytes=measured)
+        if measured is None or measured <= self._ledger.bytes_of(resident.model.id):
+            return
+        self._measurements.record(self._key(resident.model), measured_bytes=measured)
+        try:
+            self._ledger.grow(resident.model.id, measured)
+            self._notify()
+        except ModelDoesNotFit as error:  # it runs already; the next load of it will reserve enough
+            log.warning("budget_exceeded", model=resident.model.id, reason=str(error))
 
     def _kill_all(self) -> None:
         with self._lock:

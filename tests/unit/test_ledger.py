@@ -62,6 +62,20 @@ def test_measurement_beyond_reservation_and_free_bytes_is_refused_and_changes_no
     assert ledger.free_bytes == 0
 
 
+def test_account_may_grow_but_never_shrinks() -> None:
+    ledger = Ledger(100)
+    ledger.reserve("a", need(50))
+    ledger.commit("a", 50)
+    ledger.grow("a", 40)
+    assert ledger.bytes_of("a") == 50
+    ledger.grow("a", 60)
+    assert ledger.bytes_of("a") == 60
+    with pytest.raises(ModelDoesNotFit):
+        ledger.grow("a", 101)
+    ledger.grow("gone", 10)
+    assert ledger.used_bytes == 60
+
+
 def test_second_account_of_a_model_is_a_mistake() -> None:
     ledger = Ledger(100)
     ledger.reserve("a", need(10))

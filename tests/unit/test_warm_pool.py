@@ -390,3 +390,18 @@ def test_device_that_tells_nothing_leaves_the_report_of_the_runner(make_bench: M
     bench.starter.await_start("a").load(weight_bytes=50 * MIB)
     bench.changes.wait_until(lambda: bench.state("a") is RunnerState.READY)
     assert bench.pool.used_bytes == 80 * MIB
+
+
+def test_runner_is_measured_again_after_its_first_work(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), budget_mib=150)
+    bench.warm("a")
+    link = bench.starter.links["a"][0]
+    slot = bench.pool.take_slot("a")
+    assert slot is not None
+    bench.device.measured[link.pid] = 120 * MIB
+    bench.pool.reconcile()
+    assert bench.pool.used_bytes == 100 * MIB  # it still works
+    slot.give_back()
+    bench.pool.reconcile()
+    bench.changes.wait_until(lambda: bench.pool.used_bytes == 120 * MIB)
+    assert next(offer.bytes for offer in bench.pool.offers()) == 120 * MIB
