@@ -38,6 +38,7 @@ STATUS: dict[type[KeepwarmError], int] = {
 STORE_RETRY_AFTER_S = 1
 _STATUS_OF_END = {JobState.CANCELLED: 409, JobState.EXPIRED: 504}
 _CODE_OF_STATUS = {
+    400: "invalid_request",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
@@ -148,7 +149,11 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def _planned(error: KeepwarmError) -> ErrorFacts:
-    evidence = {name: value for name, value in vars(error).items() if value is not None and name != "param"}
+    evidence = {
+        name: value
+        for name, value in vars(error).items()
+        if value is not None and name != "param" and not name.startswith("_")
+    }
     retry_after_s: int | None = getattr(error, "retry_after_s", None)
     if isinstance(error, errors.StoreUnavailable):
         retry_after_s = STORE_RETRY_AFTER_S

@@ -10,6 +10,7 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
 from tasks.lifeline import exit_when_parent_dies
+from tasks.logs import configure_logs
 from tasks.settings import load_settings
 
 GRACE_S = 5  # open streams may end by themselves this long after SIGTERM
@@ -17,6 +18,7 @@ GRACE_S = 5  # open streams may end by themselves this long after SIGTERM
 
 def main() -> int:
     exit_when_parent_dies()
+    configure_logs()
     try:
         settings = load_settings(ApiSettings)
     except InvalidSetting as error:
@@ -29,7 +31,8 @@ def main() -> int:
         loop="uvloop",
         http="httptools",
         ws="none",
-        access_log=False,  # prompts don't belong in logs, and metrics count requests
+        access_log=False,  # RequestFrame logs requests
+        log_config=None,  # uvicorn's records take the road of ours
         server_header=False,
         proxy_headers=False,  # nobody may claim another address
         timeout_graceful_shutdown=GRACE_S,

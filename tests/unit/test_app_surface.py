@@ -41,9 +41,7 @@ def fake() -> FakeBackend:
 
 @pytest.fixture
 def client(fake: FakeBackend) -> Iterator[TestClient]:
-    with TestClient(
-        create_app(ApiSettings(max_body_bytes=2048), fake.backend()), base_url="http://127.0.0.1"
-    ) as client:
+    with front_client(fake, max_body_bytes=200_000) as client:
         yield client
 
 
@@ -103,7 +101,7 @@ def test_unrouted_requests_are_answered_in_the_right_shape(client, method, path,
     assert status != 405 or "POST" in reply.headers["allow"]
 
 
-@pytest.mark.parametrize("content", [b"{bad", b"[]", b"", b"\xff\xfe", b"1", b'{"model": NaN}'])
+@pytest.mark.parametrize("content", [b"{bad", b"[]", b"", b"\xff\xfe", b"1", b'{"model": NaN}', b"[" * 100_000])
 def test_body_that_is_no_json_object_is_400(client, content):
     for path in ("/v1/chat/completions", "/v1/jobs"):
         reply = client.post(path, content=content, headers={"content-type": "application/json"})
@@ -111,7 +109,7 @@ def test_body_that_is_no_json_object_is_400(client, content):
 
 
 def test_announced_oversized_body_is_413(client, fake):
-    reply = client.post("/v1/chat/completions", json=chat(user="x" * 3000))
+    reply = client.post("/v1/chat/completions", json=chat(user="x" * 200_000))
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "body_too_large"
     assert not fake.submitted
