@@ -170,7 +170,7 @@ def store_command(
 @cli.command("flower", rich_help_panel=RUN)
 def flower_command() -> None:
     """Run Flower, Celery's dashboard, in the foreground."""
-    from app.cli.processes import flower_argv, flower_env
+    from app.cli.processes import flower_argv, flower_env, with_lifeline
     from app.cli.settings import UpSettings, refuse_open_flower
     from app.settings import ApiSettings
     from tasks.settings import load_settings
@@ -178,11 +178,13 @@ def flower_command() -> None:
     api, up = load_settings(ApiSettings), load_settings(UpSettings)
     refuse_open_flower(up, api)
     os.environ.update(flower_env(up.flower_basic_auth))
-    _become(flower_argv(host=api.host, port=up.flower_port))
+    _become(with_lifeline(flower_argv(host=api.host, port=up.flower_port)))
 
 
 def _become(argv: tuple[str, ...]) -> None:
-    os.execv(argv[0], argv)
+    from app.cli.processes import CHILD_ENV
+
+    os.execve(argv[0], argv, {**os.environ, **CHILD_ENV})
 
 
 # ---- ask the API

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-# `-P`: a folder called `app` or `tasks` where the user happens to stand must not shadow ours.
+# A folder called `app` or `tasks` where the user happens to stand must not shadow ours, nor in grandchildren.
+CHILD_ENV = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 PYTHON = (sys.executable, "-P", "-m")
 
 STORE = (*PYTHON, "tasks.embedded_store")
@@ -35,7 +36,7 @@ class ProcessSpec:
     argv: tuple[str, ...]
     stop_rank: StopRank
     stop_bound_s: float  # from SIGTERM to SIGKILL
-    env: Mapping[str, str] = field(default_factory=dict)  # on top of ours
+    env: Mapping[str, str] = field(default_factory=dict)  # on top of ours and of CHILD_ENV
 
 
 def store_process() -> ProcessSpec:
@@ -94,5 +95,7 @@ def flower_env(basic_auth: str | None) -> dict[str, str]:
 
 
 def with_lifeline(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """The same command for a module that does not watch the lifeline itself."""
+    """The same command for a module that does not watch the lifeline itself.
+
+    It also imports our `tasks` before Celery's command line puts the current folder in front of everything."""
     return (*PYTHON, LIFELINE, *argv[len(PYTHON) :])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.cli.processes import ProcessSpec
+from app.cli.processes import CHILD_ENV, ProcessSpec
 from tasks.lifeline import MARKER
 
 BACKOFF_FIRST_S = 1.0
@@ -210,7 +210,7 @@ class LogFolderLauncher:
         with path.open("ab") as log:
             process = subprocess.Popen(
                 spec.argv,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **spec.env, MARKER: "stdin"},
+                env={**os.environ, **CHILD_ENV, **spec.env, MARKER: "stdin"},
                 stdin=subprocess.PIPE,  # never written to; its end tells the child that we are gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
