@@ -10,6 +10,7 @@ Exit codes: 0 told to go (or the worker is gone), 3 the model could not be loade
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import functools
 import os
 import queue
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m workers.runner_process", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the worker")
     connection = socket.socket(fileno=parser.parse_args(arguments).fd)
+    faulthandler.enable()  # a crash in native code leaves its Python stack in the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -94,6 +96,10 @@ class RunnerProcess:
         except EngineFailed as error:
             self._send(Fatal(str(error)))
             exit_now(EXIT_ENGINE_FAILED)
+        except Exception as error:  # a bug; the worker shall hear of it at once, not by a closed socket
+            traceback.print_exception(error)
+            self._send(Fatal(f"The engine broke down ({type(error).__name__}); see the runner's log."))
+            exit_now(EXIT_ENGINE_FAILED)
         engine.close()
         exit_now(EXIT_OK)
 
@@ -103,6 +109,10 @@ class RunnerProcess:
             ready = engine.load(ThrottledProgress(self._send))
         except ModelLoadFailed as error:
             self._send(LoadFailed(str(error)))
+            exit_now(EXIT_LOAD_FAILED)
+        except Exception as error:  # llama.cpp's library can't be loaded, memory is short, or a bug
+            traceback.print_exception(error)
+            self._send(LoadFailed(f"The engine can't start: {type(error).__name__}: {error}"))
             exit_now(EXIT_LOAD_FAILED)
         self._send(ready)
         return engine

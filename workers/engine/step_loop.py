@@ -6,7 +6,9 @@ Knows nothing of llama.cpp: a Backend decodes. One step = admit → share out th
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import NamedTuple, Protocol
 
@@ -52,10 +54,19 @@ class Backend(Protocol):
 class StepLoop:
     """Sequences, slots and steps on top of one backend."""
 
-    def __init__(self, backend: Backend, *, slots: int, context_length: int, prefill_chunk: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        slots: int,
+        context_length: int,
+        prefill_chunk: int,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._backend = backend
         self._context_length = context_length
-        self._prefill_chunk = prefill_chunk
+        self._pace = scheduler.PrefillPace(prefill_chunk)
+        self._monotonic_s = monotonic_s
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
         self._free = set(range(slots))
@@ -148,21 +159,12 @@ class StepLoop:
 
     def _decode(self) -> tuple[list[Sequence], Floats]:
         """Decode the next batch, with less prefill while the KV cache has no room for it."""
-        chunk = self._prefill_chunk
+        pending = [sequence.pending for sequence in self._running]
+        chunk = self._pace.chunk(others_generate=1 in pending)
         while True:
-            granted = scheduler.shares([sequence.pending for sequence in self._running], chunk, self._steps)
-            batch = [
-                Slice(
-                    sequence.slot,
-                    sequence.decoded,
-                    sequence.tokens[sequence.decoded : sequence.decoded + count],
-                    count == sequence.pending,
-                )
-                for sequence, count in zip(self._running, granted, strict=True)
-                if count
-            ]
+            granted = scheduler.shares(pending, chunk, self._steps)
             try:
-                logits = self._backend.decode(batch)
+                logits = self._timed_decode(granted)
                 break
             except NoRoom:
                 if chunk <= 1:
@@ -174,3 +176,21 @@ class StepLoop:
             if count and sequence.decoded == len(sequence.tokens):
                 sampled.append(sequence)
         return sampled, logits
+
+    def _timed_decode(self, granted: list[int]) -> Floats:
+        batch = [
+            Slice(
+                sequence.slot,
+                sequence.decoded,
+                sequence.tokens[sequence.decoded : sequence.decoded + count],
+                count == sequence.pending,
+            )
+            for sequence, count in zip(self._running, granted, strict=True)
+            if count
+        ]
+        started_s = self._monotonic_s()
+        logits = self._backend.decode(batch)
+        prompt_tokens = sum(count for count in granted if count > 1)
+        if prompt_tokens:
+            self._pace.measured(prompt_tokens, self._monotonic_s() - started_s)
+        return logits

@@ -9,6 +9,8 @@ import pytest
 
 from workers.engine import probe
 
+pytestmark = pytest.mark.integration
+
 INTEL = "processor\t: 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile amx_int8\nbugs\t\t:\n"
 OTHER = "processor\t: 0\nmodel name\t: not amx_tile either\nflags\t\t: fpu avx512f\n"
 
