@@ -12,6 +12,7 @@ from typing import Protocol
 from workers.byte_text import format_bytes, format_sum
 
 MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
+MEASURED_SLACK = 64  # reserve a 64th more than was measured
 LOAD_BYTES_PER_S = 400_000_000  # a cold read from a plain SSD; measured times beat it
 LOAD_BASE_MS = 600  # start of the process and creation of the context
 
@@ -97,6 +98,11 @@ def estimate_need(
         output_bytes=slots * shape.vocabulary_size * 4,
         runner_bytes=runner_bytes,
     )
+
+
+def need_of_measured(measured_bytes: int) -> MeasuredNeed:
+    """With a little slack: two runs of the same load differ by some pages, and those must not make a load fail."""
+    return MeasuredNeed(total_bytes=measured_bytes + measured_bytes // MEASURED_SLACK)
 
 
 def estimate_load_ms(weight_bytes: int) -> int:

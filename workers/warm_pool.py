@@ -22,7 +22,7 @@ from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, WorkerId
 from workers.clock import Clock
 from workers.devices import Device, ModelMapping
-from workers.estimate import MeasuredNeed, MemoryNeed, estimate_load_ms, estimate_need
+from workers.estimate import MemoryNeed, estimate_load_ms, estimate_need, need_of_measured
 from workers.eviction import Candidate, UseRate, keep_value
 from workers.lease_keeper import RunningAttempt
 from workers.ledger import Ledger
@@ -498,7 +498,7 @@ class WarmPool:
     def _need(self, model: ModelFile) -> MemoryNeed:
         measured = self._measured(model)
         if measured is not None:
-            return MeasuredNeed(total_bytes=measured.bytes)
+            return need_of_measured(measured.bytes)
         return estimate_need(
             model.shape,
             context_length=model.context_length,

@@ -20,6 +20,7 @@ from tests.support.tiny_model import write_tiny_model
 from workers.clock import Clock
 from workers.devices import CPU_OVERHEAD_BYTES, CpuDevice
 from workers.engine.fake_behaviour import FakeBehaviour
+from workers.estimate import need_of_measured
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.model_files import FolderScanner
@@ -137,7 +138,7 @@ def test_real_bytes_are_measured_and_remembered(make_worker: MakeWorker) -> None
     report = worker.await_ready("a")
     assert 5 * MIB < report.bytes < 500 * MIB
     offers = {offer.id: offer for offer in worker.pool.offers()}
-    assert offers["a"].bytes == report.bytes
+    assert offers["a"].bytes == need_of_measured(report.bytes).total_bytes
     assert offers["a"].load_ms > 0
 
 
@@ -251,3 +252,51 @@ def test_llama_cpp_loads_two_models_and_generates(make_worker: MakeWorker) -> No
     worker.place("b", evict=("a",))
     worker.await_gone("a")
     assert {report.model for report in worker.pool.report()} == {"b"}
+
+
+def test_jobs_survive_repeated_kills_without_a_lost_or_doubled_token(make_worker: MakeWorker) -> None:
+    worker = make_worker(fake=FakeBehaviour(step_ms=4))
+    worker.place("a", "b")
+    worker.await_ready("a")
+    worker.await_ready("b")
+    jobs = [f"job_{number}" for number in range(4)]
+    undisturbed = {job: worker.run(job, "b", max_tokens=60, prompt=job).outcome() for job in jobs}
+    worker.sink.chunks.clear()
+    pending = set(jobs)
+    number = 0
+    while pending:
+        number += 1
+        report = worker.await_ready("a")
+        running = {
+            job: worker.run(
+                job,
+                "a",
+                number=number,
+                max_tokens=60,
+                prompt=job,
+                last_seq=len([chunk for chunk in worker.sink.chunks if chunk.job_id == job]),
+                emitted_text=worker.sink.text_of(job),
+                forced_ids=worker.sink.ids_of(job),
+            )
+            for job in sorted(pending)
+        }
+        before = len(worker.sink.calls)
+        if number <= 3:
+            assert worker.sink.await_calls(before + 3 * number)
+            os.kill(report.pid, signal.SIGKILL)
+        for job, each in running.items():
+            outcome = each.outcome()
+            if isinstance(outcome, Finished):
+                pending.remove(job)
+                expected = undisturbed[job]
+                assert isinstance(expected, Finished)
+                assert outcome.text == worker.sink.text_of(job) == expected.text
+                assert outcome.usage.completion_tokens == expected.usage.completion_tokens
+            else:
+                assert isinstance(outcome, Failed)
+                assert outcome.is_retryable
+        if number <= 3:
+            worker.await_ready("a", other_than=report.pid)
+    for job in jobs:
+        chunks = [chunk for chunk in worker.sink.chunks if chunk.job_id == job]
+        assert [chunk.seq for chunk in chunks] == list(range(1, len(chunks) + 1))

@@ -150,9 +150,9 @@ class PoolBench:
         self.pool.apply(WorkerPlacement(hold=hold, evict=evict), self._epoch)
 
     def finish_load(self, model: str, *, start: int = 1) -> ScriptedLink:
-        """Let the model's load succeed with the bytes that were reserved for it."""
+        """Let the model's load succeed with exactly the bytes that the formula gives."""
         link = self.starter.await_start(model, start)
-        link.load(weight_bytes=self.ledger.bytes_of(model))
+        link.load(weight_bytes=self.models[model].shape.weight_bytes)
         self.changes.wait_until(lambda: self.state(model) is RunnerState.READY)
         return link
 

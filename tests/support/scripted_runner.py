@@ -157,6 +157,7 @@ class MemorySink:
     failures_left: int = 0
     gate: threading.Event = field(default_factory=threading.Event)  # closed: the store hangs
     has_called: threading.Event = field(default_factory=threading.Event)
+    condition: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -164,13 +165,19 @@ class MemorySink:
     def append(self, chunks: Sequence[Chunk]) -> list[Verdict]:
         self.has_called.set()
         assert self.gate.wait(PATIENCE_S)
-        self.calls.append(len(chunks))
+        with self.condition:
+            self.calls.append(len(chunks))
+            self.condition.notify_all()
         if self.failures_left:
             self.failures_left -= 1
             raise StoreUnavailable("no store")
         verdicts = [self.verdicts.get(chunk.job_id, Verdict.OK) for chunk in chunks]
         self.chunks += [chunk for chunk, verdict in zip(chunks, verdicts, strict=True) if verdict is not Verdict.LOST]
         return verdicts
+
+    def await_calls(self, count: int) -> bool:
+        with self.condition:
+            return self.condition.wait_for(lambda: len(self.calls) >= count, PATIENCE_S)
 
     def text_of(self, job_id: str) -> str:
         return "".join(
