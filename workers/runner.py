@@ -19,7 +19,7 @@ import structlog
 
 from tasks.errors import KeepwarmError, ModelLoadFailed, RunnerCrashed, RunnerStalled, StoreUnavailable
 from tasks.fleet import RUNNER_NEXT, RunnerReport, RunnerState
-from tasks.jobs import JobError, JobId
+from tasks.jobs import JobId
 from tasks.ports import Attempt, Cancelled, Failed, Lost, Outcome, Parked
 from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
@@ -270,10 +270,10 @@ class Runner:
         return flight, None
 
     def _refusal(self, flight: Flight) -> Outcome | None:
-        if self._state in GONE or self._stop_wanted.is_set():
-            return flight.outcome_of_loss(self.failure or RunnerCrashed(self.model, self._link.exit_code()))
-        if self._is_parking:
+        if self._is_parking or (self._stop_wanted.is_set() and self.failure is None):
             return Parked()
+        if self._state in GONE:
+            return flight.outcome_of_loss(self.failure or RunnerCrashed(self.model, self._link.exit_code()))
         if flight.expires_before(self._clock.now_ms()):
             return Cancelled(text=flight.attempt.emitted_text, usage=None, is_expired=True)
         return None
@@ -342,7 +342,7 @@ class Runner:
             verdicts = self._append(tuple(chunks.values()))
         except StoreUnavailable as error:
             for flight in chunks:
-                self._abandon(flight, _failed(error))
+                self._abandon(flight, flight.outcome_of_loss(error))
             return
         for flight, verdict in zip(chunks, verdicts, strict=True):
             if verdict is Verdict.CANCEL:
@@ -388,11 +388,13 @@ class Runner:
         with self._lock:
             is_wanted = self._stop_wanted.is_set() and self.failure is None
             if not is_wanted and self.failure is None:
-                self.failure = RunnerCrashed(self.model, exit_code)
+                self.failure = self._crash(exit_code)
             self._move_to(RunnerState.STOPPED if is_wanted else RunnerState.CRASHED)
             error = self.failure or RunnerCrashed(self.model, exit_code)
         log.info("runner_gone", model=self.model, pid=self.pid, state=self._state, exit_code=exit_code)
         for flight in self._all_flights():
+            if is_wanted:
+                flight.ask_to_end(Ending.PARK)  # we ended it, so its work goes on elsewhere
             self._land(flight, flight.outcome_of_loss(error))
         self._link.close()
         self._loaded.set()
@@ -400,6 +402,11 @@ class Runner:
         with self._idle:
             self._idle.notify_all()
         self._on_change()
+
+    def _crash(self, exit_code: int | None) -> KeepwarmError:
+        if self.ready is not None:
+            return RunnerCrashed(self.model, exit_code)
+        return ModelLoadFailed(f"'{self.model}' can't be loaded: its runner died (exit code {exit_code}).")
 
     # ---- flights
 
@@ -469,7 +476,3 @@ def _outcome_of(flight: Flight, end: Done | Rejected) -> Outcome:
     if isinstance(end, Rejected):
         return Failed(error=end.error, is_retryable=False)
     return flight.outcome_of(end)
-
-
-def _failed(error: KeepwarmError) -> Failed:
-    return Failed(error=JobError(code=error.code, message=str(error)), is_retryable=error.is_retryable)

@@ -34,6 +34,8 @@ from workers.runner import Runner, RunnerSlot
 
 log = structlog.get_logger(__name__)
 
+EARLY_DEATH_S = 10.0  # a runner that crashes sooner, and without any work, counts as a failed load
+
 
 class StartRunner(Protocol):
     """Spawns the process of one model; it loads on its own. Raises OSError when it can't be spawned."""
@@ -360,15 +362,18 @@ class WarmPool:
         runner = self._spawn(resident)
         try:
             ready = runner.wait_loaded()
-            self._account(resident, runner, ready, load_ms=int((self._clock.monotonic_s() - started_s) * 1000))
+            self._account(resident, runner, ready, load_ms=int(self._lived_s(started_s) * 1000))
             if runner.open():
                 self._record_success(resident)
                 runner.wait_gone()
-            elif runner.failure is not None:
-                raise runner.failure
+            if runner.failure is not None and not (resident.has_worked or self._lived_s(started_s) > EARLY_DEATH_S):
+                raise runner.failure  # no job can be blamed: without a pause it would crash in a loop
         finally:
             runner.stop(self._limits.stop_s)  # returns at once when it is gone already
             runner.wait_gone(self._limits.stop_s)
+
+    def _lived_s(self, started_s: float) -> float:
+        return self._clock.monotonic_s() - started_s
 
     def _spawn(self, resident: _Resident) -> Runner:
         model = resident.model
@@ -388,7 +393,7 @@ class WarmPool:
         reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
         told = self._measure(resident, runner, ready)
         # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
-        measured = reported + self._device.runner_overhead_bytes if told is None else max(told, reported)
+        measured = reported + self._device.runner_overhead_bytes if told is None else max(told, reported, 0)
         self._measurements.record(self._key(resident.model), measured_bytes=measured, load_ms=load_ms)
         self._ledger.commit(resident.model.id, measured)
         log.info("load_finished", model=resident.model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)

@@ -298,6 +298,20 @@ def test_slot_of_a_dead_runner_gives_a_retryable_failure(ready: Bench) -> None:
     assert outcome.is_retryable
 
 
+def test_work_of_a_runner_that_is_stopped_on_purpose_is_parked(ready: Bench) -> None:
+    running, _ = ready.run()
+    slot = ready.slot()
+    ready.runner.stop(10)
+    assert running.outcome() == Parked()
+    assert slot.run(make_attempt("job_2")) == Parked()
+
+
+def test_death_during_the_load_is_a_failed_load(bench: Bench) -> None:
+    bench.link.exit(-9)
+    with pytest.raises(ModelLoadFailed, match="exit code -9"):
+        bench.runner.wait_loaded()
+
+
 def test_silence_during_work_is_a_stall(ready: Bench) -> None:
     running, _ = ready.run()
     ready.clock.advance(31)

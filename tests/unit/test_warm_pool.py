@@ -300,6 +300,27 @@ def test_crashed_runner_is_removed_and_loaded_again(make_bench: MakeBench) -> No
     assert bench.pool.used_bytes == 100 * MIB
 
 
+def test_runner_that_crashes_without_any_work_is_not_restarted_in_a_loop(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    bench.starter.links["a"][0].exit(-11)
+    assert "exit code -11" in bench.await_failure("a")
+    bench.await_gone("a")
+    assert bench.starter.count("a") == 1
+    bench.clock.advance(1.1)
+    bench.pool.reconcile()
+    bench.finish_load("a", start=2)
+
+
+def test_idle_runner_that_dies_after_a_while_is_loaded_again_at_once(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    bench.clock.advance(11)
+    bench.starter.links["a"][0].exit(-9)
+    bench.finish_load("a", start=2)
+    assert bench.failure("a") is None
+
+
 def test_bytes_stay_reserved_until_the_device_agrees(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100))
     bench.warm("a")
