@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -102,15 +103,28 @@ INSTALL_HINT = """\
 
 
 def create_venv():
-    if not venv_python().exists():
+    version = pip_version()
+    if version is None:
         say("creating .venv with Python {}.{}.{}".format(*sys.version_info[:3]))
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    version = subprocess.run(
-        [str(venv_python()), "-m", "pip", "--version"], check=True, stdout=subprocess.PIPE
-    ).stdout.decode()
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_PIP:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        version = pip_version()
+    if version is None or version < OLDEST_PIP:
         say("replacing the old pip of this Python")
         pip("install", "--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "tools" / "pip.lock"))
+
+
+def pip_version():
+    """(major, minor) of the environment's pip; None when there is no whole environment yet."""
+    try:
+        shown = subprocess.run(
+            [str(venv_python()), "-m", "pip", "--version"],
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return tuple(int(part) for part in re.findall(r"\d+", shown.stdout.decode())[:2])
 
 
 def install(lock):
@@ -154,11 +168,13 @@ def pip(*arguments):
         log.write("\n$ {}\n".format(" ".join(command)).encode())
         log.flush()
         written = LOG.stat().st_size
-        process = subprocess.Popen(command, env=pip_environment(), stdout=log, stderr=log, cwd=str(ROOT))
+        process = subprocess.Popen(
+            command, env=pip_environment(), stdout=log, stderr=log, cwd=str(ROOT), start_new_session=True
+        )
         try:
             follow(process, written)
         except BaseException:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # the compiler is a child of a child
             process.wait()
             raise
     if process.returncode != 0:
@@ -215,6 +231,7 @@ def say(text):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
