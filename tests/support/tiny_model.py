@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 CONTEXT_LENGTH = 512
-WIDTH, LAYERS, HEADS, FEED_FORWARD = 64, 2, 2, 128
+WIDTH, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 64, 2, 2, 2, 128
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "<|{{ message.role }}|>{{ message.content }}<|end|>\n"
@@ -37,7 +37,7 @@ def write_tiny_model(path: Path, *, chat_template: str | None = CHAT_TEMPLATE, s
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
@@ -90,7 +90,9 @@ def _weights(vocabulary_size: int, random: np.random.Generator) -> list[tuple[st
         named += [
             (f"blk.{layer}.attn_norm.weight", ones),
             (f"blk.{layer}.ffn_norm.weight", ones),
-            *((f"blk.{layer}.attn_{part}.weight", matrix(WIDTH, WIDTH, 3.0)) for part in "qkv"),
+            (f"blk.{layer}.attn_q.weight", matrix(WIDTH, WIDTH, 3.0)),
+            (f"blk.{layer}.attn_k.weight", matrix(WIDTH * KV_HEADS // HEADS, WIDTH, 3.0)),
+            (f"blk.{layer}.attn_v.weight", matrix(WIDTH * KV_HEADS // HEADS, WIDTH, 3.0)),
             (f"blk.{layer}.attn_output.weight", matrix(WIDTH, WIDTH, 3.0)),
             (f"blk.{layer}.ffn_gate.weight", matrix(FEED_FORWARD, WIDTH, 3.0)),
             (f"blk.{layer}.ffn_up.weight", matrix(FEED_FORWARD, WIDTH, 3.0)),
