@@ -96,6 +96,7 @@ class Runner:
         self._last_sign_s = clock.monotonic_s()
         self._is_parking = False
         self._stop_wanted = threading.Event()
+        self._killed_at_s: float | None = None
         self._loaded = threading.Event()  # Ready came, or it never will
         self._gone = threading.Event()
         self.ready: Ready | None = None
@@ -216,11 +217,11 @@ class Runner:
         self._stop_wanted.set()
         self.begin_drain()
         if is_loading:
-            self._link.kill()
+            self._kill()
         else:
             self._tell(Shutdown())
         if not self._gone.wait(grace_s):
-            self._link.kill()
+            self._kill()
 
     def wait_gone(self, timeout_s: float | None = None) -> bool:
         """Block until the process is gone and everything that was in flight has its outcome."""
@@ -286,8 +287,8 @@ class Runner:
                 messages = self._link.receive(WATCH_INTERVAL_S)
                 if messages:
                     self._take(messages)
-                elif self._link.exit_code() is not None:
-                    break  # its socket outlived it, in some child of its own
+                elif self._is_beyond_hope():
+                    break
                 self._watch()
         except LinkClosed as closed:
             log.info("runner_link_closed", model=self.model, pid=self.pid, reason=str(closed))
@@ -374,10 +375,21 @@ class Runner:
             self.failure = ModelLoadFailed(
                 f"'{self.model}' can't be loaded: no progress for {silent_s:.0f} s at {self._progress:.0%}."
             )
-            self._link.kill()
+            self._kill()
         elif self._flights and silent_s > self._limits.stall_s:
             self.failure = RunnerStalled(self.model, silent_s)
-            self._link.kill()
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._killed_at_s is None:
+            self._killed_at_s = self._clock.monotonic_s()
+        self._link.kill()
+
+    def _is_beyond_hope(self) -> bool:
+        """No end of the stream will come: its socket outlived it in some child, or the kernel can't end it."""
+        if self._link.exit_code() is not None:
+            return True
+        return self._killed_at_s is not None and self._clock.monotonic_s() - self._killed_at_s > EXIT_PATIENCE_S
 
     def _conclude(self) -> None:
         """The process is gone or must go: settle its state first, then everything that was in flight."""

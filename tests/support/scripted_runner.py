@@ -60,6 +60,8 @@ class ScriptedLink:
     def __init__(self, pid: int = 4000) -> None:
         self.pid = pid
         self.is_deaf = False  # ignores Shutdown and Cancel, like a process that hangs
+        self.is_unkillable = False  # like a process that waits for a device for ever
+        self.was_killed = threading.Event()
         self.sent: list[ToRunner] = []
         self._inbox: queue.SimpleQueue[Sequence[FromRunner] | None] = queue.SimpleQueue()
         self._exit_code: int | None = None
@@ -137,11 +139,14 @@ class ScriptedLink:
 
     def wait_exit(self, timeout_s: float) -> int | None:
         with self._condition:
-            self._condition.wait_for(lambda: self._exit_code is not None, timeout_s)
+            if not self.is_unkillable:
+                self._condition.wait_for(lambda: self._exit_code is not None, timeout_s)
             return self._exit_code
 
     def kill(self) -> None:
-        self.exit(-signal.SIGKILL)
+        self.was_killed.set()
+        if not self.is_unkillable:
+            self.exit(-signal.SIGKILL)
 
     def close(self) -> None:
         pass

@@ -323,6 +323,19 @@ def test_silence_during_work_is_a_stall(ready: Bench) -> None:
     assert ready.runner.state is RunnerState.CRASHED
 
 
+def test_work_of_a_process_that_can_not_even_be_killed_is_given_up(ready: Bench) -> None:
+    ready.link.is_unkillable = True
+    running, _ = ready.run()
+    ready.clock.advance(31)
+    ready.link.tick()
+    assert ready.link.was_killed.wait(10)
+    ready.clock.advance(5)
+    ready.link.tick()
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == "runner_stalled"
+
+
 def test_silence_without_work_is_no_stall(ready: Bench) -> None:
     ready.clock.advance(1000)
     ready.link.tick()
