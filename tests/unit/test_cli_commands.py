@@ -35,7 +35,7 @@ JOB = {
     "attempt": 3,
     "worker": "host-7",
     "position": None,
-    "created_at": (datetime.now(UTC) - timedelta(minutes=5)).isoformat(),
+    "created_at": (datetime.now(UTC) - timedelta(hours=5)).isoformat(),
     "started_at": "2026-01-01T00:00:00Z",
     "finished_at": "2026-01-01T00:00:07Z",
     "result": None,
@@ -297,7 +297,7 @@ def test_jobs_are_filtered_by_the_api(keepwarm: FakeKeepwarm, capsys: pytest.Cap
     assert keepwarm.queries == ["/v1/jobs?state=failed&model=warm-one&limit=5"]
     assert capsys.readouterr().out.splitlines()[1].split() == [
         *("job_1", "failed", "warm-one", "default"),
-        *("5", "min", "7", "s", "3", "host-7"),
+        *("5", "h", "7", "s", "3", "host-7"),
     ]
 
 
