@@ -1,4 +1,4 @@
-"""`python -m workers`: one worker, owner of one device. `--check` only validates the settings (exit code 2 when wrong)."""
+"""`python -m workers`: one worker, owner of one device. `--check` only validates the settings; exit code 2 if wrong."""
 
 from __future__ import annotations
 

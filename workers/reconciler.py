@@ -1,8 +1,8 @@
 """Make the worker what the placement says, and say what it is: one thread, level-triggered, safe to repeat.
 
 Each turn: read the desired placement and hand it to the warm pool; subscribe to the queues of exactly those models
-that are ready (`workers.slot_gate` leaves full ones out of each pop); send the heartbeat. A turn is due on a hint, on any change in the pool, and twice
-a second in any case.
+that are ready (`workers.slot_gate` leaves full ones out of each pop); send the heartbeat. A turn is due on a hint, on
+any change in the pool, and twice a second in any case.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class SlotGate:
         return len(self._coming[model])
 
 
-class GatedCycle(round_robin_cycle):  # type: ignore[misc]
+class GatedCycle(round_robin_cycle):
     """kombu's round robin over the queues that the gate lets through. kombu makes one per channel."""
 
     def consume(self, n: int) -> list[str]:
@@ -87,7 +87,7 @@ class GatedCycle(round_robin_cycle):  # type: ignore[misc]
 
     def rotate(self, last_used: str) -> Any:
         gate.popped(last_used)
-        return super().rotate(last_used)
+        return super().rotate(last_used)  # type: ignore[no-untyped-call]
 
 
 gate = SlotGate()  # one per process: kombu makes the cycle itself and passes nothing on

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import socket
 
+from celery.beat import EmbeddedService
+
 from tasks.celery_app import PLAN, app
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
@@ -27,12 +29,13 @@ def main() -> None:
             "options": {"queue": CONTROL_QUEUE, "expires": 2 * TICK_S, "priority": 0},
         }
     }
+    # As a thread: Celery's own `beat=True` makes a process, which outlives a killed controller and ticks on for ever.
+    # The schedule is constant, so the scheduler keeps nothing on disk.
+    EmbeddedService(app, thread=True, scheduler_cls="celery.beat:Scheduler").start()
     app.Worker(
         hostname=f"controller@{socket.gethostname()}-{os.getpid()}",
         pool="solo",
         queues=[CONTROL_QUEUE],
-        beat=True,
-        scheduler="celery.beat:Scheduler",  # the schedule is constant: nothing to keep on disk
         loglevel="WARNING",
         without_mingle=True,
         without_gossip=True,

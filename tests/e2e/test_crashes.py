@@ -66,9 +66,7 @@ def test_killed_runner_costs_a_pause(api: Api, references: dict[str, str], name:
         finish_and_check(api, job_id, first, events, references[name], attempts=2)
 
 
-def test_killed_worker_costs_a_pause_and_leaves_no_runner(
-    stack: Stack, api: Api, references: dict[str, str]
-) -> None:
+def test_killed_worker_costs_a_pause_and_leaves_no_runner(stack: Stack, api: Api, references: dict[str, str]) -> None:
     stack.start_worker()
     api.wait_ready(workers=2)
     job_id = api.submit(**GREEDY)
@@ -82,9 +80,7 @@ def test_killed_worker_costs_a_pause_and_leaves_no_runner(
     wait_until(lambda: not any(is_alive(pid) for pid in runners), "its runners are gone", 5)
 
 
-def test_worker_that_is_told_to_stop_hands_its_work_over(
-    stack: Stack, api: Api, references: dict[str, str]
-) -> None:
+def test_worker_that_is_told_to_stop_hands_its_work_over(stack: Stack, api: Api, references: dict[str, str]) -> None:
     stack.start_worker()
     api.wait_ready(workers=2)
     job_id = api.submit(**GREEDY)

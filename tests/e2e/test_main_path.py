@@ -51,9 +51,10 @@ def client(api: Api) -> openai.OpenAI:
 
 
 def ask(client: openai.OpenAI, question: str, model: str = Q8) -> str:
-    messages = [{"role": "user", "content": question}]
-    completion = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=60)  # type: ignore[call-overload]
-    return completion.choices[0].message.content
+    completion = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=60
+    )
+    return completion.choices[0].message.content or ""
 
 
 def test_sixteen_greedy_requests_at_once_give_the_text_that_each_gives_alone(client: openai.OpenAI) -> None:

@@ -171,5 +171,3 @@ def _numbered(lines: Iterator[str]) -> Iterator[tuple[int, str, str]]:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,8 +66,8 @@ def decide(
     workers: tuple[WorkerReport, ...],
     queues: tuple[QueueReport, ...] = (),
     *,
-    hold: dict[str, tuple[str, ...]] | None = None,
-    asks: dict[str, str] | None = None,
+    hold: Mapping[str, tuple[str, ...]] | None = None,
+    asks: Mapping[str, str] | None = None,
 ) -> Plan:
     placement = Placement(epoch=7, workers={name: WorkerPlacement(hold=held) for name, held in (hold or {}).items()})
     return plan(fleet=Fleet(now_ms=NOW_MS, workers=workers), queues=queues, placement=placement, asks=asks or {})
@@ -206,7 +208,7 @@ def fleets(draw: st.DrawFn) -> tuple[WorkerReport, ...]:
 def test_plan_keeps_the_budget_spares_the_pinned_and_repeats_itself(
     workers: tuple[WorkerReport, ...], queues: list[QueueReport]
 ) -> None:
-    hold = {each.id: tuple(resident.model for resident in each.runners) for each in workers}
+    hold: dict[str, tuple[str, ...]] = {each.id: tuple(resident.model for resident in each.runners) for each in workers}
     decided = decide(workers, tuple(queues), hold=hold)
     assert decided == decide(workers, tuple(queues), hold=hold)
     size = {each.id: each.bytes for each in MODELS}
