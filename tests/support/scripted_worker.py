@@ -22,7 +22,7 @@ from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import Notice, NumberedEvent, Tokens
 
-PATIENCE_S = 10  # a wake-up or a cancel that takes longer fails the test
+PATIENCE_S = 4  # below the reply timeout of the client; what takes longer fails the test
 WORKER_ID = WorkerId("scripted-1")
 DEMO_OFFER = ModelOffer(
     id="demo", aliases=("gpt-demo",), context_length=256, slots=4, bytes=2_000_000, load_ms=50, description="scripted"
