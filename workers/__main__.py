@@ -126,6 +126,7 @@ def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock
         clock=clock,
         log_dir=log_dir,
         kind=settings.engine,
+        fake=settings.fake,
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
         main_gpu=settings.main_gpu,

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.settings import ENV_PREFIX, Bytes
 from workers.cores import usable_cores
+from workers.engine.fake_behaviour import FakeBehaviour
 
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
 
@@ -27,6 +28,7 @@ class WorkerSettings(BaseSettings):
     gpu_layers: int = Field(default=0, ge=-1)  # -1: all, which `device=cuda…` implies
     main_gpu: int = Field(default=0, ge=0)  # `device=cuda:N` implies N
     engine: Literal["llama_cpp", "fake"] = "llama_cpp"
+    fake: FakeBehaviour = FakeBehaviour()  # pace and mishaps of `engine=fake`, as JSON: {"step_ms": 20}
     stall_s: float = Field(default=120.0, gt=0)  # one step of a large model on a slow CPU takes tens of seconds
     load_stall_s: float = Field(default=60.0, gt=0)  # without progress; plus the time to read the file slowly
     drain_s: float = Field(default=20.0, ge=0)  # at shutdown: work may end for this long, then it is parked
