@@ -17,7 +17,13 @@ LOAD_BYTES_PER_S = 400_000_000  # a cold read from a plain SSD; measured times b
 LOAD_BASE_MS = 600  # start of the process and creation of the context
 
 # Bytes per element of a KV row: f16, q8_0 (34 bytes for 32 elements), q4_0 (18 bytes for 32).
-KV_ELEMENT_BYTES: dict[str, tuple[int, int]] = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
+KV_ELEMENT_BYTES: dict[str, tuple[int, int]] = {
+    "auto": (2, 1),  # f16 or bf16
+    "f16": (2, 1),
+    "bf16": (2, 1),
+    "q8_0": (34, 32),
+    "q4_0": (18, 32),
+}
 
 
 class MemoryNeed(Protocol):

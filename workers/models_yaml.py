@@ -5,7 +5,7 @@ models:
     alias: [gpt-4o-mini]     # or `aliases`; one name or a list
     context_length: 8192     # tokens per sequence
     slots: 4                 # sequences at once
-    kv_type: q8_0            # f16, q8_0, q4_0
+    kv_type: q8_0            # auto, f16, bf16, q8_0, q4_0; auto is bf16 on a CPU, f16 on a GPU
     pin: true                # never evicted to make room
     ttl: 10m                 # unload after this long without a job: seconds, or 90s, 10m, 2h
     fallback: other-model
@@ -35,6 +35,8 @@ from tasks.errors import InvalidSetting
 
 MAX_FILE_BYTES = 1024**2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+KvType = Literal["auto", "f16", "bf16", "q8_0", "q4_0"]
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -73,7 +75,7 @@ class ModelOverrides(BaseModel):
     )
     context_length: int | None = Field(default=None, ge=16, le=16_777_216)
     slots: int | None = Field(default=None, ge=1, le=256)  # llama.cpp's LLAMA_MAX_SEQ
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    kv_type: KvType = "auto"
     pin: bool = False
     ttl: Annotated[int | None, BeforeValidator(_parse_seconds)] = Field(default=None, ge=1)
     fallback: Name | None = None

@@ -53,13 +53,21 @@ class RunnerStarter:
         runner.start()
         return runner
 
+    def _kv_type(self, model: ModelFile) -> str:
+        """On a CPU llama.cpp computes f16 attention in three ways (one row, tiles of 64 rows, split over threads), by
+        the shape of the batch, and their sums round differently. A resumed text would then leave the undisturbed one
+        at a near tie. For bf16 there is one way only, so the same tokens give the same logits in any batch."""
+        if model.kv_type != "auto":
+            return model.kv_type
+        return "bf16" if self.gpu_layers == 0 else "f16"
+
     def _config(self, model: ModelFile) -> RunnerConfig:
         engine = EngineConfig(
             model_path=model.path,
             context_length=model.context_length,
             slots=model.slots,
             threads=self.threads,
-            kv_type=model.kv_type,
+            kv_type=self._kv_type(model),
             gpu_layers=self.gpu_layers,
             main_gpu=self.main_gpu,
             use_extra_bufts=self.use_extra_bufts,

@@ -30,7 +30,7 @@ from workers.engine.step_loop import NoRoom, Slice, StepLoop
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Done, Generate, Ready, TokenOut
 
-_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+_KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
 _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
 
 
