@@ -72,13 +72,13 @@ class TokenReader:
                     if seq == seen + 1:
                         seen = seq
                         batch.append((seq, decode_event(payload)))
-                    elif seq == 0:
+                    elif seq == 0 and not _is_over(batch):
                         batch.append((None, decode_event(payload)))
                     elif seq > seen:
                         is_replay_due = True  # the stream was read before this one was written
                         break
                 yield batch
-                if batch and isinstance(batch[-1][1], End):
+                if _is_over(batch):
                     return
                 if not is_replay_due:
                     is_replay_due = not await follower.wait(SILENCE_S)
@@ -220,6 +220,10 @@ class _Subscriptions:
                     follower.put(int(seq), payload)
             elif reply[0] == b"subscribe" and (confirmed := self._confirmed.get(reply[1])):
                 confirmed.set()
+
+
+def _is_over(batch: list[SeqEvent]) -> bool:
+    return bool(batch) and isinstance(batch[-1][1], End)
 
 
 def _has_gap(live: list[tuple[int, bytes]], seen: int) -> bool:
