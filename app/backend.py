@@ -22,6 +22,8 @@ class Jobs(Protocol):
 
     def recent(self, limit: int, state: JobState | None = None, model: str | None = None) -> list[Job]: ...
 
+    def dead(self, limit: int, model: str | None = None) -> list[Job]: ...
+
     def cancel(self, job_id: JobId) -> Job: ...
 
     def position(self, job: Job) -> int | None: ...
@@ -64,6 +66,10 @@ class Submitter(Protocol):
         deadline_ms: int | None,
         idempotency_key: str | None,
     ) -> Submitted: ...
+
+    def requeue(self, job: Job, *, offer: ModelOffer) -> Submitted:
+        """Raises JobNotRepeatable too."""
+        ...
 
 
 class TokenStreams(Protocol):

@@ -23,6 +23,7 @@ from tasks.jobs import JobState
 STATUS: dict[type[KeepwarmError], int] = {
     errors.InvalidRequest: 400,
     errors.IdempotencyMismatch: 422,
+    errors.JobNotRepeatable: 409,
     errors.InvalidSetting: 500,  # ours, never the client's
     errors.NotFound: 404,
     errors.CapacityError: 503,

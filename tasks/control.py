@@ -42,5 +42,6 @@ def _controller() -> Controller:
         fleet=fleet,
         backlog_store=BacklogStore(client),
         wakeups=Wakeups(celery_app),
+        settings=settings,
     )
     return Controller(fleet=fleet, rescue=rescue)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.generation import GenerationRequest
 from tasks.jobs import Job, Priority, new_job_id
 from tasks.store.fleet_store import FleetStore
-from tasks.store.job_store import JobStore
+from tasks.store.job_store import Admission, JobStore
 from tasks.wakeups import Wakeups
 
 FLEET_CACHE_S = 0.25
@@ -51,12 +52,36 @@ class Dispatcher:
         admission = self._jobs.admit(
             new_job_id(), request, priority=priority, deadline_ms=deadline_ms, idempotency_key=idempotency_key
         )
+        return self._submission(admission, offer, priority)
+
+    def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
+        """Admit a new job with the request of one that ended badly; a terminal record is never run again.
+
+        A deadline that is still ahead is kept. A repeated call finds the job that the first one made.
+        Raises JobNotRepeatable, JobNotFound, QueueFull, StoreUnavailable."""
+        deadline_ms = job.deadline_ms
+        if deadline_ms is not None and deadline_ms <= self._current_fleet().now_ms:
+            deadline_ms = None
+        admission = self._jobs.admit(
+            new_job_id(),
+            self._jobs.request_of(job.id),
+            priority=job.priority,
+            deadline_ms=deadline_ms,
+            idempotency_key=None,
+            repeats=job.id,
+        )
+        return self._submission(admission, offer, job.priority)
+
+    def _submission(self, admission: Admission, offer: ModelOffer, priority: Priority) -> Submission:
         if admission.is_new:
+            failpoint("after_admit")
             self._wakeups.wake(admission.job_id, offer.id, priority)
+            failpoint("after_wake")
             if not self._current_fleet().has_ready_runner(offer.id):
                 self._wakeups.nudge_controller()
         job = self._jobs.get(admission.job_id)
-        return Submission(job=job, is_new=admission.is_new, position=admission.position)
+        position = admission.position if admission.is_new else self._jobs.position(job) or 0
+        return Submission(job=job, is_new=admission.is_new, position=position)
 
     def _current_fleet(self) -> Fleet:
         now = self._clock()

@@ -4,6 +4,7 @@
     ├── InvalidRequest            the client sent something that can never work
     │   ├── PromptTooLong
     │   ├── IdempotencyMismatch
+    │   ├── JobNotRepeatable
     │   └── InvalidSetting        a setting or models.yaml entry, named
     ├── NotFound
     │   ├── UnknownModel
@@ -67,6 +68,17 @@ class IdempotencyMismatch(InvalidRequest):
     """The Idempotency-Key was used before with another body."""
 
     code = "idempotency_mismatch"
+
+
+class JobNotRepeatable(InvalidRequest):
+    """Only a job that ended without an answer can be requeued."""
+
+    code = "job_not_repeatable"
+
+    def __init__(self, job_id: str, state: str) -> None:
+        reason = "it has its answer" if state == "succeeded" else f"it is {state}"
+        super().__init__(f"The job '{job_id}' can't be requeued: {reason}. Failed, cancelled and expired jobs can.")
+        self.state = state
 
 
 class InvalidSetting(InvalidRequest):

@@ -92,9 +92,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     started_ms: int | None = None  # start of the newest attempt
     finished_ms: int | None = None
     worker: WorkerId | None = None  # owner of the newest attempt
+    workers: tuple[WorkerId, ...] = ()  # owners of all attempts, oldest first
+    failures: int = 0  # attempts that broke; a parked one did not
+    last_error: JobError | None = None  # why the newest of those broke, also while the job goes on
     cancel_requested: bool = False
     result: JobResult | None = None
-    error: JobError | None = None
+    error: JobError | None = None  # why the job ended without a result
+    requeued_from: JobId | None = None  # the job that this one repeats
+    requeued_as: JobId | None = None  # the job that repeats this one
 
 
 def new_job_id() -> JobId:

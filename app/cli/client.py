@@ -125,8 +125,10 @@ class ApiClient:
     def job(self, job_id: str) -> JsonObject:
         return self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}")
 
-    def jobs(self, *, state: str | None = None, model: str | None = None, limit: int = 20) -> list[JsonObject]:
-        params = {"state": state, "model": model, "limit": limit}
+    def jobs(
+        self, *, state: str | None = None, model: str | None = None, dead: bool = False, limit: int = 20
+    ) -> list[JsonObject]:
+        params = {"state": state, "model": model, "dead": "true" if dead else None, "limit": limit}
         data: list[JsonObject] = self._json(
             "GET", "/v1/jobs", params={name: value for name, value in params.items() if value is not None}
         )["data"]
@@ -134,6 +136,9 @@ class ApiClient:
 
     def cancel(self, job_id: str) -> JsonObject:
         return self._json("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
+
+    def requeue(self, job_id: str) -> JsonObject:
+        return self._json("POST", f"/v1/jobs/{quote(job_id, safe='')}/requeue")
 
     def events(self, job_id: str) -> Iterator[StreamEvent]:
         """The job's events from the first to its End, each numbered one exactly once.

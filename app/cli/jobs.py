@@ -1,10 +1,11 @@
-"""`keepwarm jobs`: what was asked, where it stands, and how to stop it."""
+"""`keepwarm jobs`: what was asked, where it stands, how to stop it, and how to ask once more."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from app.cli.render import duration_text, print_table, say, without_control
+from app.cli.client import ApiClient, ApiRefused
+from app.cli.render import complain, duration_text, print_table, say, without_control
 from tasks.generation import JsonObject
 
 
@@ -16,6 +17,43 @@ def show_jobs(jobs: list[JsonObject], *, now: datetime) -> None:
         ["JOB", "STATE", "MODEL", "PRIORITY", "AGE", "TOOK", "ATTEMPT", "WORKER"],
         [_row(job, now) for job in jobs],
     )
+
+
+def show_dead_letters(jobs: list[JsonObject], *, now: datetime) -> None:
+    if not jobs:
+        say("No dead letters.")
+        return
+    print_table(
+        ["JOB", "MODEL", "DIED", "FAILURES", "WORKERS", "CAUSE"],
+        [
+            [
+                job["id"],
+                job["model"],
+                _age(job["finished_at"], now),
+                str(job["failures"]),
+                " ".join(dict.fromkeys(job["workers"])),
+                _cause(job),
+            ]
+            for job in jobs
+        ],
+    )
+
+
+def requeue_each(client: ApiClient, job_ids: list[str]) -> tuple[list[JsonObject], int]:
+    """Ask each once more. Returns the new jobs and how many were refused; why is said on standard error."""
+    requeued, num_refused = [], 0
+    for job_id in job_ids:
+        try:
+            requeued.append(client.requeue(job_id))
+        except ApiRefused as error:
+            complain(f"{job_id}: {error}")
+            num_refused += 1
+    return requeued, num_refused
+
+
+def show_requeued(jobs: list[JsonObject]) -> None:
+    for job in jobs:
+        say(f"{job['requeued_from']} is asked once more as {job['id']}.")
 
 
 def show_job(job: JsonObject, *, now: datetime) -> None:
@@ -34,7 +72,12 @@ def show_job(job: JsonObject, *, now: datetime) -> None:
         "in line": "" if job["position"] is None else str(job["position"]),
         "tokens": f"{usage['prompt_tokens']} in, {usage['completion_tokens']} out" if usage else "",
         "ended by": result.get("finish_reason") or "",
+        "failures": str(job["failures"]) if job["failures"] else "",
+        "workers": " ".join(job["workers"]) if len(job["workers"]) > 1 else "",
         "error": job["error"]["message"] if job["error"] else "",
+        "last error": job["last_error"]["message"] if job["last_error"] not in (None, job["error"]) else "",
+        "asked before": job["requeued_from"] or "",
+        "asked again": job["requeued_as"] or "",
     }
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -56,6 +99,11 @@ def _row(job: JsonObject, now: datetime) -> list[str]:
         str(job["attempt"]),
         job["worker"] or "",
     ]
+
+
+def _cause(job: JsonObject) -> str:
+    error = job["error"] or job["last_error"]
+    return f"{error['code']}: {error['message']}" if error else ""
 
 
 def _age(timestamp: str, now: datetime) -> str:

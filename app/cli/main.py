@@ -26,7 +26,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-jobs_cli = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
+jobs_cli = typer.Typer(help="List, show, cancel and requeue jobs.", invoke_without_command=True)
 cli.add_typer(jobs_cli, name="jobs", rich_help_panel="Ask")
 
 ASK, RUN = "Ask", "Run"
@@ -278,19 +278,23 @@ def jobs_command(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired.")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    dead: Annotated[
+        bool, typer.Option("--dead", help="Only dead letters: failed jobs whose request is not to blame.")
+    ] = False,
     limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 20,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """List, show and cancel jobs; newest first."""
-    from app.cli.jobs import show_jobs
+    """List, show, cancel and requeue jobs; newest first."""
+    from app.cli.jobs import show_dead_letters, show_jobs
     from app.cli.render import print_json
 
     if context.invoked_subcommand is not None:
         return
     with _client(url) as client:
-        jobs = client.jobs(state=state, model=model, limit=limit)
-    print_json(jobs) if as_json else show_jobs(jobs, now=datetime.now(UTC))
+        jobs = client.jobs(state=state, model=model, dead=dead, limit=limit)
+    show = show_dead_letters if dead else show_jobs
+    print_json(jobs) if as_json else show(jobs, now=datetime.now(UTC))
 
 
 @jobs_cli.command("show")
@@ -314,6 +318,34 @@ def cancel_command(
     with _client(url) as client:
         job = client.cancel(job_id)
     print_json(job) if as_json else say(f"{job['id']} is {_after_cancel(job['state'])}.")
+
+
+@jobs_cli.command("requeue")
+def requeue_command(
+    job_id: Annotated[str | None, typer.Argument(metavar="ID", show_default=False)] = None,
+    all_dead: Annotated[bool, typer.Option("--all-dead", help="Every dead letter, the oldest first.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Ask once more what a failed, cancelled or expired job asked. The answer is a new job."""
+    from app.cli.jobs import requeue_each, show_requeued
+    from app.cli.render import print_json
+
+    if (job_id is None) != all_dead:
+        raise typer.BadParameter("give an ID, or --all-dead", param_hint="ID")
+    with _client(url) as client:
+        if job_id is not None:
+            requeued, num_refused = [client.requeue(job_id)], 0
+        else:
+            dead = client.jobs(dead=True, limit=1000)
+            requeued, num_refused = requeue_each(client, [job["id"] for job in reversed(dead)])
+            if not dead and not as_json:
+                from app.cli.render import say
+
+                say("No dead letters.")
+    print_json(requeued if all_dead else requeued[0]) if as_json else show_requeued(requeued)
+    if num_refused:
+        raise typer.Exit(1)
 
 
 def _after_cancel(state: str) -> str:

@@ -1,4 +1,4 @@
-"""Native jobs: post, list, get (and wait), follow, cancel."""
+"""Native jobs: post, list, get (and wait), follow, cancel, requeue."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from app import sse
 from app.admission import deadline_ms, job_request, may_be_too_long
+from app.backend import Submitted
 from app.errors import error_of
 from app.following import Beat
 from app.front import Front, FrontDep
@@ -49,21 +50,36 @@ async def create_job(
     request.state.job_id = job.id
     if submission.is_new and may_be_too_long(generation, offer):
         await _await_count(front, job, generation)
-    position = submission.position if job.state is JobState.QUEUED else None
-    headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id}
-    return Response(job_object(job, position).model_dump_json(), 202, headers, "application/json")
+    return _accepted(submission)
 
 
-@router.get("/v1/jobs", summary="Jobs, newest first")
+@router.post(
+    "/v1/jobs/{job_id}/requeue",
+    status_code=202,
+    response_model=JobObject,
+    summary="Ask once more what a failed, cancelled or expired job asked; a job of its own",
+)
+async def requeue_job(job_id: str, front: FrontDep) -> Response:
+    job = await to_thread.run_sync(front.backend.jobs.get, JobId(job_id))
+    offer = (await front.view.snapshot()).catalog.resolve(job.model)
+    return _accepted(await to_thread.run_sync(partial(front.backend.dispatcher.requeue, job, offer=offer)))
+
+
+@router.get("/v1/jobs", summary="Jobs, newest first; with ?dead=true only dead letters")
 async def list_jobs(
     front: FrontDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     state: JobState | None = None,
     model: str | None = None,
+    dead: bool = False,
 ) -> JobList:
+    """A dead letter is a failed job whose request is not to blame: its attempts broke too often, or its model can't be
+    served. It stays on this list until it is requeued, and is kept for KEEPWARM_DEAD_RETENTION_S."""
+
     def read() -> list[JobObject]:
         jobs = front.backend.jobs
-        return [job_object(job, _position(front, job)) for job in jobs.recent(limit, state, model)]
+        found = jobs.dead(limit, model) if dead else jobs.recent(limit, state, model)
+        return [job_object(job, _position(front, job)) for job in found if state in (None, job.state)]
 
     return JobList(data=await to_thread.run_sync(read))
 
@@ -162,6 +178,13 @@ async def _await_end(front: Front, job: Job, request: Request, limit_s: float) -
         return
     finally:
         await watch.finish()
+
+
+def _accepted(submission: Submitted) -> Response:
+    job = submission.job
+    position = submission.position if job.state is JobState.QUEUED else None
+    headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id}
+    return Response(job_object(job, position).model_dump_json(), 202, headers, "application/json")
 
 
 async def _object(front: Front, job: Job) -> JobObject:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PlainValidator
 
 from app.schemas.openai import ChatFields, Message, PriorityName, Text
-from tasks.jobs import Job, JobResult, JobState, Priority
+from tasks.jobs import Job, JobError, JobResult, JobState, Priority
 
 MAX_DEADLINE_S = 10 * 365 * 24 * 3600
 
@@ -67,17 +67,22 @@ class JobObject(BaseModel):
     object: Literal["job"] = "job"
     state: JobState
     model: str
-    attempt: int
+    attempt: int  # number of the newest attempt; 0 before the first
+    failures: int  # attempts that broke
     priority: PriorityName
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     deadline: datetime | None
     worker: str | None
+    workers: list[str]  # of all attempts, oldest first
     position: int | None  # 0 = next in line; null when it does not wait
     last_seq: int
     result: ResultObject | None
-    error: ErrorObject | None
+    error: ErrorObject | None  # why it ended without a result
+    last_error: ErrorObject | None  # why the newest broken attempt broke, also while the job goes on
+    requeued_from: str | None
+    requeued_as: str | None
 
 
 class JobList(BaseModel):
@@ -91,19 +96,26 @@ def job_object(job: Job, position: int | None) -> JobObject:
         state=job.state,
         model=job.model,
         attempt=job.attempt,
+        failures=job.failures,
         priority=_PRIORITY_NAMES[job.priority],
         created_at=datetime.fromtimestamp(job.created_ms / 1000, UTC),
         started_at=_time(job.started_ms),
         finished_at=_time(job.finished_ms),
         deadline=_time(job.deadline_ms),
         worker=job.worker,
+        workers=list(job.workers),
         position=position,
         last_seq=job.last_seq,
         result=_result_object(job.result),
-        error=None
-        if job.error is None
-        else ErrorObject(code=job.error.code, message=job.error.message, param=job.error.param),
+        error=_error_object(job.error),
+        last_error=_error_object(job.last_error),
+        requeued_from=job.requeued_from,
+        requeued_as=job.requeued_as,
     )
+
+
+def _error_object(error: JobError | None) -> ErrorObject | None:
+    return None if error is None else ErrorObject(code=error.code, message=error.message, param=error.param)
 
 
 def _result_object(result: JobResult | None) -> ResultObject | None:

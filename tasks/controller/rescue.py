@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from tasks.failpoints import failpoint
 from tasks.generate import deadline_error
 from tasks.jobs import JobError, JobState
+from tasks.settings import StoreSettings
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
@@ -15,7 +17,7 @@ from tasks.store.lease_store import LeaseStore
 from tasks.wakeups import Wakeups
 
 BATCH = 200  # records per sweep and tick; the next tick is half a second away
-INDEX_RETENTION_MS = 7 * 24 * 3600 * 1000  # far beyond any job's retention
+INDEX_SLACK_MS = 24 * 3600 * 1000  # the index is by creation, retention begins at the end
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +29,7 @@ class Rescue:
     fleet: FleetStore
     backlog_store: BacklogStore
     wakeups: Wakeups
+    settings: StoreSettings
 
     def sweep(self) -> None:
         """All sweeps once. Every one is safe to repeat and to run twice at once."""
@@ -34,7 +37,7 @@ class Rescue:
         self._resend_lost_wakeups()
         self._expire_late_jobs()
         self._forget_silent_workers()
-        self.backlog_store.trim_index(INDEX_RETENTION_MS)
+        self._trim()
 
     def refuse(self, model: str, reason: str) -> None:
         """End the waiting jobs of a model that can't be served."""
@@ -48,12 +51,14 @@ class Rescue:
             released = self.leases.rescue(job_id, attempt, worker)
             _log.warning("lease_expired", job_id=job_id, attempt=attempt, worker=worker, requeued=released is not None)
             if released is not None:
+                failpoint("after_rescue")
                 self.wakeups.wake(job_id, released.model, released.priority)
 
     def _resend_lost_wakeups(self) -> None:
         for job_id, model, priority in self.backlog_store.lost():
             _log.warning("wakeup_resent", job_id=job_id, model=model)
             self.backlog_store.mark_woken(job_id)
+            failpoint("after_resend_mark")
             self.wakeups.wake(job_id, model, priority)
 
     def _expire_late_jobs(self) -> None:
@@ -64,3 +69,9 @@ class Rescue:
         for worker_id in self.fleet.silent_workers():
             _log.warning("worker_gone", worker=worker_id)
             self.fleet.forget_worker(worker_id)
+
+    def _trim(self) -> None:
+        retention_ms, dead_retention_ms = self.settings.retention_s * 1000, self.settings.dead_retention_s * 1000
+        self.backlog_store.trim_index(max(retention_ms, dead_retention_ms) + INDEX_SLACK_MS)
+        if num_beyond := self.backlog_store.trim_dead(dead_retention_ms, retention_ms):
+            _log.warning("dead_letters_dropped", count=num_beyond)

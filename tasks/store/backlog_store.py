@@ -12,6 +12,7 @@ from tasks.store.fleet_store import SCORE_PER_PRIORITY
 TRANSPORT_SEPARATOR = "\x06\x16"
 LOST_AFTER_MS = 3_000  # a message is popped and claimed well within this time
 RESEND_LIMIT = 200  # per model and tick
+MAX_DEAD_LETTERS = 1000  # each keeps its prompt and its text in memory
 
 
 class BacklogStore:
@@ -71,6 +72,22 @@ class BacklogStore:
         """Drop the ids of long gone jobs from the list of all jobs."""
         seconds, micros = self._client.time()
         self._client.zremrangebyscore(keys.JOBS, "-inf", seconds * 1000 + micros // 1000 - older_than_ms)
+
+    @translated
+    def trim_dead(self, older_than_ms: int, retention_ms: int) -> int:
+        """Forget dead letters past their retention, and those beyond the bound, whose records get the plain
+        retention. How many were beyond."""
+        seconds, micros = self._client.time()
+        self._client.zremrangebyscore(keys.DEAD, "-inf", seconds * 1000 + micros // 1000 - older_than_ms)
+        beyond = [JobId(job_id.decode()) for job_id in self._client.zrange(keys.DEAD, 0, -1 - MAX_DEAD_LETTERS)]
+        if beyond:
+            pipe = self._client.pipeline(transaction=False)
+            for job_id in beyond:
+                pipe.pexpire(keys.job(job_id), retention_ms, lt=True)
+                pipe.pexpire(keys.stream(job_id), retention_ms, lt=True)
+            pipe.zrem(keys.DEAD, *beyond)
+            pipe.execute()
+        return len(beyond)
 
 
 def _transport_list(model: str, priority: Priority) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tasks.errors import IdempotencyMismatch, JobNotFound, QueueFull
-from tasks.generation import GenerationRequest, encode_request
+from tasks.errors import IdempotencyMismatch, JobNotFound, JobNotRepeatable, QueueFull
+from tasks.generation import GenerationRequest, decode_request, encode_request
 from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
 from tasks.settings import StoreSettings
 from tasks.store import keys
@@ -18,6 +18,7 @@ from tasks.store.records import job_from_fields
 from tasks.stream_events import End, encode_event
 
 RETRY_AFTER_FULL_S = 5  # until service rates are measured
+MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class JobStore:
         self._client = client
         self._settings = settings
         self._retention_ms = settings.retention_s * 1000
+        self._dead_retention_ms = settings.dead_retention_s * 1000
         self._admit = load_script(client, "admit")
         self._end_unclaimed = load_script(client, "end_unclaimed")
 
@@ -46,10 +48,12 @@ class JobStore:
         priority: Priority,
         deadline_ms: int | None,
         idempotency_key: str | None,
+        repeats: JobId | None = None,
     ) -> Admission:
         """Write and index the record in one step. The caller sends the wake-up.
 
-        Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+        `repeats`: the job that ended badly and is asked for once more; a second call attaches to the repetition.
+        Raises QueueFull, IdempotencyMismatch, JobNotRepeatable, StoreUnavailable."""
         payload = encode_request(request)
         key_digest = body_digest = ""
         if idempotency_key is not None:
@@ -67,6 +71,8 @@ class JobStore:
                 keys.JOBS,
                 keys.DEADLINES,
                 keys.idempotency(key_digest),
+                keys.DEAD,
+                keys.job(repeats or job_id),
             ],
             args=[
                 job_id,
@@ -77,7 +83,8 @@ class JobStore:
                 settings.max_queue_per_model,
                 settings.max_queue_total,
                 body_digest,
-                self._retention_ms,
+                max(self._retention_ms, MIN_IDEMPOTENCY_MS),
+                repeats or "",
             ],
         )
         match verdict:
@@ -89,6 +96,8 @@ class JobStore:
                 raise IdempotencyMismatch(
                     "This Idempotency-Key was used with another body; use a new key for a new request."
                 )
+            case b"not-repeatable":
+                raise JobNotRepeatable(str(repeats), rest[0].decode()) if rest[0] else JobNotFound(str(repeats))
             case b"full-model":
                 raise _full(f"'{request.model}'", rest[0], settings.max_queue_per_model)
             case _:
@@ -101,6 +110,14 @@ class JobStore:
         if not fields:
             raise JobNotFound(job_id)
         return job_from_fields(job_id, fields)
+
+    @translated
+    def request_of(self, job_id: JobId) -> GenerationRequest:
+        """What the job asks for. Raises JobNotFound."""
+        payload = self._client.hget(keys.job(job_id), "request")
+        if payload is None:
+            raise JobNotFound(job_id)
+        return decode_request(payload)
 
     @translated
     def get_many(self, job_ids: Sequence[JobId]) -> list[Job]:
@@ -126,6 +143,15 @@ class JobStore:
             ]
             start += page
         return jobs[:limit]
+
+    def dead(self, limit: int, model: str | None = None) -> list[Job]:
+        """Dead letters, newest first: failed jobs that may be worth another try. A requeued one leaves the list."""
+        jobs = self.get_many(self._dead_ids())
+        return [job for job in jobs if model is None or job.model == model][:limit]
+
+    @translated
+    def _dead_ids(self) -> list[JobId]:
+        return [JobId(job_id.decode()) for job_id in self._client.zrevrange(keys.DEAD, 0, -1)]
 
     @translated
     def _recent_ids(self, start: int, count: int) -> list[JobId]:
@@ -161,6 +187,7 @@ class JobStore:
                 keys.waiting(model.decode()),
                 keys.QUEUED,
                 keys.DEADLINES,
+                keys.DEAD,
             ],
             args=[
                 job_id,
@@ -168,7 +195,7 @@ class JobStore:
                 state.value,
                 encode_event(End(state=state, error=error)),
                 b"" if error is None else msgspec.json.encode(error),
-                self._retention_ms,
+                self._dead_retention_ms if state is JobState.FAILED else self._retention_ms,
                 "1" if flag_running else "0",
             ],
         )

@@ -11,7 +11,7 @@
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
 | kw:jobs | zset | ids of known jobs; score = created ms | admit; trimmed by the controller | app (lists) | trimmed by age |
 | kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit | admit | retention |
-| kw:dead | list | newest first: ids of jobs that failed by attempts | finish, release | operators | trimmed to 1000 |
+| kw:dead | zset | dead letters: failed jobs whose request is not to blame, not requeued yet; score = ms of the end | release, end_unclaimed; admit (requeue) and the controller remove | app | dead retention, at most 1000 |
 | kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
 | kw:workers-seen | zset | worker ids; score = ms of the last heartbeat | workers' heartbeat | app, controller | idem |
 | kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | when no worker offers it |

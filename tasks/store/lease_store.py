@@ -33,6 +33,7 @@ class LeaseStore:
         self._lease_ms = int(settings.lease_s * 1000)
         self._max_attempts = settings.max_attempts
         self._retention_ms = settings.retention_s * 1000
+        self._dead_retention_ms = settings.dead_retention_s * 1000
         self._claim = load_script(client, "claim")
         self._renew = load_script(client, "renew")
         self._finish = load_script(client, "finish")
@@ -175,7 +176,7 @@ class LeaseStore:
                 self._max_attempts,
                 encode_event(End(state=JobState.FAILED, error=failure)),
                 _json(failure),
-                self._retention_ms,
+                self._dead_retention_ms,
             ],
         )
         if verdict != b"queued":

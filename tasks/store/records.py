@@ -17,10 +17,10 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
     worker = fields.get(b"worker")
     result = fields.get(b"result")
     error = fields.get(b"error")
-    state = JobState(fields[b"state"].decode())
+    last_error = fields.get(b"last_error")
     return Job(
         id=job_id,
-        state=state,
+        state=JobState(fields[b"state"].decode()),
         model=fields[b"model"].decode(),
         priority=Priority(int(fields[b"priority"])),
         attempt=int(fields[b"attempt"]),
@@ -32,9 +32,17 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
         worker=WorkerId(worker.decode()) if worker else None,
         cancel_requested=b"cancel" in fields,
         result=_RESULT.decode(result) if result else None,
-        # The error of an attempt that broke is kept for the dead-letter list; it is the job's only if the job failed.
-        error=_ERROR.decode(error) if error and state.is_terminal and state is not JobState.SUCCEEDED else None,
+        error=_ERROR.decode(error) if error else None,
+        failures=int(fields.get(b"failures", 0)),
+        last_error=_ERROR.decode(last_error) if last_error else None,
+        workers=tuple(WorkerId(owner) for owner in fields.get(b"workers", b"").decode().split()),
+        requeued_from=_optional_id(fields.get(b"requeued_from")),
+        requeued_as=_optional_id(fields.get(b"requeued_as")),
     )
+
+
+def _optional_id(value: bytes | None) -> JobId | None:
+    return None if value is None else JobId(value.decode())
 
 
 def _optional_int(value: bytes | None) -> int | None:

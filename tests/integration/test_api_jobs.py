@@ -159,6 +159,41 @@ def test_same_idempotency_key_at_once_is_one_job(client):
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
+def test_broken_attempt_is_shown_while_the_job_goes_on(client, worker):
+    path = client.post("/v1/jobs", json=BODY).headers["location"]
+    worker.take().break_down("worker_lost", "The worker is gone.")
+    job = client.get(path).json()
+    assert (job["state"], job["attempt"], job["failures"], job["error"]) == ("queued", 1, 1, None)
+    assert job["last_error"] == {"code": "worker_lost", "message": "The worker is gone.", "param": None}
+    assert job["workers"] == ["scripted-1"]
+
+
+def test_dead_letter_is_listed_until_it_is_requeued(client, worker):
+    posted = client.post("/v1/jobs", json=BODY | {"priority": "batch", "deadline": 3600}).json()
+    worker.take()
+    for _ in range(3):
+        worker.break_job(posted["id"], "worker_lost", "The worker is gone.")
+    (dead,) = client.get("/v1/jobs?state=failed&dead=true").json()["data"]
+    assert (dead["id"], dead["failures"], dead["error"]["code"]) == (posted["id"], 3, "worker_lost")
+    assert dead["workers"] == ["scripted-1"] * 3
+    assert client.get("/v1/jobs?dead=true&model=cold").json()["data"] == []
+
+    reply = client.post(f"/v1/jobs/{dead['id']}/requeue")
+    again = reply.json()
+    assert (reply.status_code, reply.headers["location"]) == (202, f"/v1/jobs/{again['id']}")
+    assert (again["state"], again["requeued_from"], again["priority"]) == ("queued", dead["id"], "batch")
+    assert again["deadline"] == dead["deadline"]
+    assert client.post(f"/v1/jobs/{dead['id']}/requeue").json()["id"] == again["id"]
+    assert client.get("/v1/jobs?dead=true").json()["data"] == []
+    old = client.get(f"/v1/jobs/{dead['id']}").json()
+    assert (old["state"], old["requeued_as"]) == ("failed", again["id"])
+    worker.take().answer("Hello")
+    assert client.get(reply.headers["location"]).json()["result"]["text"] == "Hello"
+    refused = client.post(f"/v1/jobs/{again['id']}/requeue")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_not_repeatable")
+    assert client.post("/v1/jobs/job_0/requeue").status_code == 404
+
+
 def test_prompt_that_the_runner_finds_too_long_is_refused(client, worker, meanwhile):
     reply = meanwhile(client.post, "/v1/jobs", json=BODY | {"prompt": "x" * 400})
     worker.take().fail("context_length_exceeded", "The prompt has 400 tokens, but 256 fit", "messages")

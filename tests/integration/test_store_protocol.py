@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import redis
 
-from tasks.errors import IdempotencyMismatch, JobNotFound, QueueFull, StoreUnavailable
+from tasks.errors import IdempotencyMismatch, JobNotFound, JobNotRepeatable, QueueFull, StoreUnavailable
 from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
@@ -181,7 +182,89 @@ def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobSt
         assert (released is None) == (number == 3)
     job = jobs.get(job_id)
     assert (job.state, job.error) == (JobState.FAILED, BROKEN)
-    assert client.lrange(keys.DEAD, 0, -1) == [job_id.encode()]
+    assert (job.failures, job.last_error, job.workers) == (3, BROKEN, (W1, W1, W1))
+    assert [dead.id for dead in jobs.dead(10)] == [job_id]
+    assert jobs.dead(10, model="other") == []
+    week_ms = 7 * 24 * 3600 * 1000
+    for key in (keys.job(job_id), keys.stream(job_id)):
+        assert week_ms - 10_000 < client.pttl(key) <= week_ms
+
+
+def test_broken_attempt_is_on_record_while_the_job_goes_on(jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    leases.release(job_id, 1, failure=BROKEN)
+    leases.claim(job_id, MODEL, W2)
+    job = jobs.get(job_id)
+    assert (job.failures, job.last_error, job.error, job.workers) == (1, BROKEN, None, (W1, W2))
+
+
+def test_job_of_a_model_that_cannot_be_served_is_a_dead_letter(client: Client, jobs: JobStore) -> None:
+    failed, expired = admit(jobs), admit(jobs)
+    jobs.end_waiting(failed, JobState.FAILED, BROKEN)
+    jobs.end_waiting(expired, JobState.EXPIRED, BROKEN)
+    assert [job.id for job in jobs.dead(10)] == [failed]
+    assert client.pttl(keys.job(failed)) > client.pttl(keys.job(expired)) > 0
+
+
+def repeat(jobs: JobStore, job_id: JobId) -> JobId:
+    priority = jobs.get(job_id).priority
+    return jobs.admit(
+        new_job_id(),
+        jobs.request_of(job_id),
+        priority=priority,
+        deadline_ms=None,
+        idempotency_key=None,
+        repeats=job_id,
+    ).job_id
+
+
+def test_requeued_job_is_a_new_one_and_leaves_the_dead_letters(jobs: JobStore) -> None:
+    dead = admit(jobs)
+    jobs.end_waiting(dead, JobState.FAILED, BROKEN)
+    again = repeat(jobs, dead)
+    assert again != dead
+    assert repeat(jobs, dead) == again  # a second call attaches
+    assert (jobs.get(again).requeued_from, jobs.get(dead).requeued_as) == (dead, again)
+    assert jobs.get(dead).state is JobState.FAILED
+    assert jobs.request_of(again) == request()
+    assert jobs.dead(10) == []
+    jobs.end_waiting(again, JobState.FAILED, BROKEN)
+    assert repeat(jobs, dead) not in {again, dead}  # the repetition failed as well: another one
+
+
+def test_only_a_job_without_an_answer_can_be_requeued(jobs: JobStore, leases: LeaseStore) -> None:
+    job_id = admit(jobs)
+    with pytest.raises(JobNotRepeatable, match="it is queued"):
+        repeat(jobs, job_id)
+    leases.claim(job_id, MODEL, W1)
+    leases.finish(job_id, 1, JobState.SUCCEEDED, result=JobResult(text="", finish_reason="stop", usage=None))
+    with pytest.raises(JobNotRepeatable, match="it has its answer"):
+        repeat(jobs, job_id)
+    with pytest.raises(JobNotFound):
+        repeat(jobs, JobId("job_0"))
+
+
+def test_dead_letters_beyond_the_bound_are_forgotten_first(
+    client: Client, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.backlog_store.MAX_DEAD_LETTERS", 1)
+    old, new = admit(jobs), admit(jobs)
+    jobs.end_waiting(old, JobState.FAILED, BROKEN)
+    client.zadd(keys.DEAD, {old: 5_000})
+    jobs.end_waiting(new, JobState.FAILED, BROKEN)
+    hour_ms = 3_600_000
+    assert BacklogStore(client).trim_dead(older_than_ms=9_999_999_999_999, retention_ms=hour_ms) == 1
+    assert [job.id for job in jobs.dead(10)] == [new]
+    assert client.pttl(keys.job(old)) <= hour_ms < client.pttl(keys.job(new))
+    assert BacklogStore(client).trim_dead(older_than_ms=-1_000, retention_ms=hour_ms) == 0
+    assert jobs.dead(10) == []
+
+
+def test_idempotency_key_of_a_record_that_is_gone_is_free_again(client: Client, jobs: JobStore) -> None:
+    first = admit(jobs, idempotency_key="k")
+    client.delete(keys.job(first))
+    assert admit(jobs, idempotency_key="k") != first
 
 
 def test_parked_attempts_do_not_count_as_broken(jobs: JobStore, leases: LeaseStore) -> None:

@@ -128,6 +128,14 @@ class FakeBackend:
             self.by_key[idempotency_key] = job.id
         return Submission(job, True, 0)
 
+    def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
+        if self.error:
+            raise self.error
+        again = msgspec.structs.replace(job, id=new_job_id(), state=JobState.QUEUED, requeued_from=job.id, error=None)
+        self.jobs[again.id] = again
+        self.jobs[job.id] = msgspec.structs.replace(job, requeued_as=again.id)
+        return Submission(again, True, 0)
+
     # ---- Jobs
     def get(self, job_id: JobId) -> Job:
         if job_id not in self.jobs:
@@ -139,6 +147,9 @@ class FakeBackend:
             job for job in reversed(self.jobs.values()) if state in (None, job.state) and model in (None, job.model)
         ]
         return jobs[:limit]
+
+    def dead(self, limit: int, model: str | None = None) -> list[Job]:
+        return [job for job in self.recent(limit, JobState.FAILED, model) if not job.requeued_as]
 
     def cancel(self, job_id: JobId) -> Job:
         job = self.get(job_id)

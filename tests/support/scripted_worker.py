@@ -94,6 +94,12 @@ class ScriptedWorker:
         while not self._client.pubsub_numsub(channel)[0][1]:
             assert time.monotonic() < give_up_at, f"nobody listens to {job_id}"
 
+    def break_job(self, job_id: str, code: str, message: str) -> None:
+        """Break the job's attempt, whatever its number; one that waits is claimed first."""
+        attempt = self._leases.claim(JobId(job_id), "demo", WORKER_ID)
+        number = attempt.number if attempt else 1
+        self._leases.release(JobId(job_id), number, failure=JobError(code=code, message=message))
+
     def finish(self, turn: Turn, state: JobState, result: JobResult | None, error: JobError | None) -> None:
         attempt = turn.attempt
         assert self._leases.finish(attempt.job_id, attempt.number, state, result=result, error=error)
@@ -129,6 +135,9 @@ class Turn:
         usage = Usage(prompt_tokens=7, completion_tokens=self.num_tokens, cached_tokens=3)
         result = JobResult(text=self.text, finish_reason=finish_reason, usage=usage)
         self.worker.finish(self, JobState.SUCCEEDED, result, None)
+
+    def break_down(self, code: str, message: str) -> None:
+        self.worker.break_job(self.attempt.job_id, code, message)
 
     def fail(self, code: str, message: str, param: str | None = None) -> None:
         self.worker.finish(self, JobState.FAILED, None, JobError(code=code, message=message, param=param))

@@ -52,16 +52,21 @@ def test_posted_job_is_accepted_with_its_place(client, fake):
         "state": "queued",
         "model": "demo",
         "attempt": 0,
+        "failures": 0,
         "priority": "batch",
         "created_at": "",
         "started_at": None,
         "finished_at": None,
         "deadline": None,
         "worker": None,
+        "workers": [],
         "position": 0,
         "last_seq": 0,
         "result": None,
         "error": None,
+        "last_error": None,
+        "requeued_from": None,
+        "requeued_as": None,
     }
     assert fake.submitted[0].priority is Priority.BATCH
     assert fake.submitted[0].request.max_tokens == 5

@@ -33,13 +33,18 @@ JOB = {
     "model": "warm-one",
     "priority": "default",
     "attempt": 3,
+    "failures": 3,
     "worker": "host-7",
+    "workers": ["host-7", "host-7", "host-8"],
     "position": None,
     "created_at": (datetime.now(UTC) - timedelta(hours=5)).isoformat(),
     "started_at": "2026-01-01T00:00:00Z",
     "finished_at": "2026-01-01T00:00:07Z",
     "result": None,
     "error": {"code": "runner_crashed", "message": "The runner died.", "param": None},
+    "last_error": {"code": "runner_crashed", "message": "The runner died.", "param": None},
+    "requeued_from": None,
+    "requeued_as": None,
 }
 
 
@@ -68,7 +73,12 @@ class FakeKeepwarm:
                 self.cancelled.append(path.rsplit("/", 1)[1])
                 return httpx2.Response(200, json={**JOB, "state": "cancelled"})
             case ("GET", "/v1/jobs"):
-                return httpx2.Response(200, json={"data": [JOB]})
+                return httpx2.Response(200, json={"data": [{**JOB, "id": "job_2"}, JOB]})
+            case ("POST", path) if path.endswith("/requeue"):
+                job_id = path.split("/")[3]
+                if job_id == "job_2":
+                    return httpx2.Response(422, json={"detail": "This prompt is quarantined."})
+                return httpx2.Response(202, json={**JOB, "id": "job_9", "requeued_from": job_id})
             case ("GET", path) if path.startswith("/v1/jobs/"):
                 return httpx2.Response(200, json=JOB)
             case ("GET", "/v1/models"):
@@ -280,7 +290,8 @@ def test_ls_shows_models_with_state_and_aliases(keepwarm: FakeKeepwarm, capsys: 
     [
         (["ps"], POOL),
         (["ls"], MODELS),
-        (["jobs"], [JOB]),
+        (["jobs"], [{**JOB, "id": "job_2"}, JOB]),
+        (["jobs", "requeue", "job_1"], {**JOB, "id": "job_9", "requeued_from": "job_1"}),
         (["jobs", "show", "job_1"], JOB),
         (["warm", "warm-one"], {"model": "warm-one", "asked": "warm"}),
     ],
@@ -295,15 +306,44 @@ def test_json_is_what_the_api_says(
 def test_jobs_are_filtered_by_the_api(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
     assert keepwarm_command("jobs", "--state", "failed", "--model", "warm-one", "--limit", "5") == 0
     assert keepwarm.queries == ["/v1/jobs?state=failed&model=warm-one&limit=5"]
-    assert capsys.readouterr().out.splitlines()[1].split() == [
+    assert capsys.readouterr().out.splitlines()[2].split() == [
         *("job_1", "failed", "warm-one", "default"),
         *("5", "h", "7", "s", "3", "host-7"),
     ]
 
 
+def test_dead_letters_are_listed_with_cause_and_workers(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("jobs", "--dead") == 0
+    assert keepwarm.queries == ["/v1/jobs?dead=true&limit=20"]
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith("job_1")
+    assert line.endswith("3         host-7 host-8  runner_crashed: The runner died.")
+
+
+def test_requeue_asks_once_more(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("jobs", "requeue", "job_1") == 0
+    assert capsys.readouterr().out == "job_1 is asked once more as job_9.\n"
+    assert keepwarm_command("jobs", "requeue", "job_2") == 1
+    assert keepwarm_command("jobs", "requeue") == 2
+    assert keepwarm_command("jobs", "requeue", "job_1", "--all-dead") == 2
+
+
+def test_requeue_of_all_dead_goes_on_after_a_refusal(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("jobs", "requeue", "--all-dead") == 1
+    assert [query for query in keepwarm.queries if "requeue" in query] == [
+        "/v1/jobs/job_1/requeue",
+        "/v1/jobs/job_2/requeue",
+    ]
+    printed = capsys.readouterr()
+    assert printed.out == "job_1 is asked once more as job_9.\n"
+    assert "job_2: This prompt is quarantined." in printed.err
+    keepwarm_command("jobs", "requeue", "--all-dead", "--json")
+    assert [job["id"] for job in json.loads(capsys.readouterr().out)] == ["job_9"]
+
+
 def test_a_job_is_shown_with_its_error_and_cancelled_by_id(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
     assert keepwarm_command("jobs", "show", "job_1") == 0
-    assert "error     The runner died." in capsys.readouterr().out
+    assert "error         The runner died." in capsys.readouterr().out
     assert keepwarm_command("jobs", "cancel", "job_1") == 0
     assert keepwarm.cancelled == ["job_1"]
 

@@ -1,21 +1,41 @@
 -- Take a job in, or say why not. Queued is written only here and in release.lua.
--- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency
+-- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency  8 dead  9 job to repeat, or 1
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
---      8 body digest or '' (no idempotency key)  9 retention ms
+--      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
+--      10 id of the job to repeat or ''
 -- Returns {'admitted', position} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
+--      | {'not-repeatable', state or ''}
+-- 1  An earlier call did it: with the same idempotency key, or it repeated the same job. The record of that job
+--    may be gone before its key; then this is a new request. A repetition that ended badly may be repeated too.
+local function state_of(id)
+  return redis.call('HGET', string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. id, 'state')
+end
+local function ended_badly(state)
+  return state == 'failed' or state == 'cancelled' or state == 'expired'
+end
 if ARGV[8] ~= '' then
   local earlier = redis.call('GET', KEYS[7])
   if earlier then
     local id, digest = string.match(earlier, '^(%S+) (%S+)$')
-    if digest ~= ARGV[8] then return {'mismatch'} end
-    return {'attached', id}
+    if state_of(id) then
+      if digest ~= ARGV[8] then return {'mismatch'} end
+      return {'attached', id}
+    end
   end
 end
+if ARGV[10] ~= '' then
+  local origin = redis.call('HMGET', KEYS[9], 'state', 'requeued_as')
+  local repeated = origin[2] and state_of(origin[2])
+  if repeated and not ended_badly(repeated) then return {'attached', origin[2]} end
+  if not ended_badly(origin[1]) then return {'not-repeatable', origin[1] or ''} end
+end
+-- 2  The bounds.
 local depth = redis.call('ZCARD', KEYS[2])
 if depth >= tonumber(ARGV[6]) then return {'full-model', depth} end
 local total = redis.call('ZCARD', KEYS[4])
 if total >= tonumber(ARGV[7]) then return {'full', total} end
 
+-- 3  In.
 local now = now_ms()
 redis.call('HSET', KEYS[1], 'state', 'queued', 'model', ARGV[2], 'priority', ARGV[3], 'attempt', 0, 'failures', 0,
   'seq', 0, 'created', int(now), 'request', ARGV[5])
@@ -29,4 +49,9 @@ redis.call('SADD', KEYS[3], ARGV[2])
 redis.call('ZADD', KEYS[4], int(now), ARGV[1])
 redis.call('ZADD', KEYS[5], int(now), ARGV[1])
 if ARGV[8] ~= '' then redis.call('SET', KEYS[7], ARGV[1] .. ' ' .. ARGV[8], 'PX', ARGV[9]) end
+if ARGV[10] ~= '' then
+  redis.call('HSET', KEYS[1], 'requeued_from', ARGV[10])
+  redis.call('HSET', KEYS[9], 'requeued_as', ARGV[1])
+  redis.call('ZREM', KEYS[8], ARGV[10])
+end
 return {'admitted', redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. int(score))}

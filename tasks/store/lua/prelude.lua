@@ -1,7 +1,9 @@
 -- Put before every script. Fields of the hash kw:job:{job}; times are integer ms of the store's clock:
---   state, model, priority, attempt (fence), failures (attempts that broke), seq (newest event), created, deadline,
---   started, finished, worker, cancel ("1" when asked for), request, result, error (JSON), workers (JSON-less list
---   "a b c" of the owners so far, for the dead-letter list)
+--   state, model, priority, created, deadline, request (JSON)
+--   attempt (fence), started and worker (of the newest attempt), workers (owners so far, oldest first: "a b c")
+--   failures (attempts that broke), last_error (JSON: why the newest of them did)
+--   seq (newest event), cancel ("1" when asked for), finished, result (JSON), error (JSON: why the job has none)
+--   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
 
 local function now_ms()
   local t = redis.call('TIME')
