@@ -30,7 +30,7 @@ def only_model(folder: Path, yaml: str = "") -> ModelFile:
 def test_file_becomes_a_model_with_defaults(folder: Path) -> None:
     model = only_model(folder)
     assert (model.id, model.path.name) == ("tiny-1", "Tiny-1.gguf")
-    assert (model.context_length, model.slots, model.kv_type) == (2048, 8, "f16")
+    assert (model.context_length, model.slots, model.kv_type) == (2048, 8, "auto")
     assert model.description == "llama 192 F32"
     assert (model.shape.heads, model.shape.kv_heads, model.shape.key_length) == (4, (2, 2), 16)
     assert model.shape.weight_bytes == 768
@@ -68,7 +68,7 @@ def test_empty_overrides_change_nothing(folder: Path, yaml: str) -> None:
         ("models: {tiny-1: {slot: 2}}", "unknown key `slot`; known are aliases, context_length, slots"),
         ("models: {tiny-1: {slots: 0}}", "slots: Input should be greater than or equal to 1"),
         ("models: {tiny-1: {slots: yes}}", "slots: Input should be a valid integer"),
-        ("models: {tiny-1: {kv_type: q5}}", "kv_type: Input should be 'f16', 'q8_0' or 'q4_0' .got 'q5'."),
+        ("models: {tiny-1: {kv_type: q5}}", "kv_type: Input should be 'auto', 'f16', 'bf16', 'q8_0' or 'q4_0' .got 'q5'."),
         ("models: {tiny-1: {ttl: soon}}", "ttl: write it in seconds, or like 90s, 10m or 2h"),
         ("models: {tiny-1: {alias: a, aliases: [b]}}", "either alias or aliases"),
         ("models: {tiny-1: {alias: 'a b'}}", "alias.0: a model's name has .*got 'a b'"),
