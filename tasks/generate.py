@@ -11,6 +11,7 @@ from celery import shared_task
 
 from tasks.celery_app import DOORBELL, GENERATE
 from tasks.celery_app import app as celery_app
+from tasks.failpoints import failpoint
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority
 from tasks.ports import (
     Attempt,
@@ -65,17 +66,22 @@ def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHos
     """Take a slot, claim the job, generate, and write down how it ended.
 
     A wake-up that finds no slot goes back to the queue; one that finds its job taken is dropped."""
+    failpoint("after_pop")
     slot = host.take_slot(model)
     if slot is None:
         stores.wakeups.wake(job_id, model, priority)
         return
+    failpoint("after_slot")
     attempt = _claim(job_id, model, slot, host, stores)
     if attempt is None:
         return
+    failpoint("after_claim")
     stores.writer.notify([job_id], Started(attempt=attempt.number, worker=host.worker_id))
     _log.info("attempt_started", job_id=job_id, attempt=attempt.number, model=model, forced=len(attempt.forced_ids))
     outcome = slot.run(attempt)
+    failpoint("before_finish")
     conclude_attempt(attempt, outcome, stores)
+    failpoint("after_finish")
 
 
 def _claim(job_id: JobId, model: str, slot: Slot, host: ModelHost, stores: AttemptStores) -> Attempt | None:
@@ -116,7 +122,9 @@ def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) 
 
 
 def _release(attempt: Attempt, failure: JobError | None, stores: AttemptStores) -> None:
+    failpoint("before_release")
     released = stores.leases.release(attempt.job_id, attempt.number, failure=failure)
+    failpoint("after_release")
     if released is not None:
         stores.wakeups.wake(attempt.job_id, released.model, released.priority)
 

@@ -8,10 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import structlog
 
+from tasks import failpoints
 from tasks.celery_app import app as celery_app
-from tasks.errors import InvalidSetting
+from tasks.errors import InvalidSetting, StoreUnavailable
 from tasks.fleet import ModelOffer, RunnerReport, WorkerReport
 from tasks.jobs import WorkerId
 from tasks.lifeline import exit_when_parent_dies
@@ -26,7 +28,7 @@ from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import TokenWriter
 from tasks.wakeups import Wakeups
 from workers.celery_worker import run_celery_worker
-from workers.clock import Clock
+from workers.clock import Clock, StoreTime
 from workers.devices import Device, default_budget, find_device
 from workers.hints import Hints
 from workers.lease_keeper import LeaseKeeper
@@ -39,6 +41,7 @@ from workers.runner_starter import RunnerStarter
 from workers.settings import WorkerSettings
 from workers.slot_gate import GatedHost, gate
 from workers.subscriptions import CeleryQueues
+from workers.token_sink import FailingSink
 from workers.warm_pool import PoolLimits, WarmPool
 
 log = structlog.get_logger(__name__)
@@ -61,10 +64,12 @@ def main() -> None:
 
 def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: FolderScanner, device: Device) -> None:
     """Put the parts together and run until a signal ends it; no runner outlives this call."""
-    clock = Clock()
     worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}")
     client = connect(store_settings)
     fleet, writer = FleetStore(client), TokenWriter(client)
+    store_time = StoreTime(fleet.now_ms)
+    clock = Clock(now_ms=store_time.now_ms)
+    _prepare_record(fleet, store_time)
     leases = LeaseStore(client, store_settings)
     budget = settings.memory_budget or default_budget(device)
     wakeups = Wakeups(celery_app)
@@ -91,6 +96,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
             id=worker_id, host=socket.gethostname(), device=device.name, budget_bytes=budget, started_ms=clock.now_ms()
         ),
         clock=clock,
+        synchronise=store_time.synchronise,
     )
     keeper = LeaseKeeper(
         leases=leases, host=pool, lease_s=store_settings.lease_s, stall_s=settings.stall_s, clock=clock
@@ -122,7 +128,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
 
 def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock: Clock) -> RunnerStarter:
     return RunnerStarter(
-        sink=writer,
+        sink=FailingSink(writer) if failpoints.is_armed() else writer,
         clock=clock,
         log_dir=log_dir,
         kind=settings.engine,
@@ -134,6 +140,21 @@ def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock
         stall_s=settings.stall_s,
         load_stall_s=settings.load_stall_s,
     )
+
+
+def _prepare_record(fleet: FleetStore, store_time: StoreTime) -> None:
+    """What a new worker does first, if the store is there; otherwise its turns make up for it.
+
+    A worker that was killed on this host holds its models on record until its heartbeat has aged: end that now.
+    Should its process only be out of our sight (containers may share a host's name), its next heartbeat restores it."""
+    try:
+        store_time.synchronise()
+        for report in fleet.fleet().workers:
+            if report.host == socket.gethostname() and not psutil.pid_exists(report.pid):
+                log.info("predecessor_gone", worker=report.id)
+                fleet.forget_worker(report.id)
+    except StoreUnavailable as error:
+        log.warning("store_not_there_yet", error=str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

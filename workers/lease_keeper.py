@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 
 from tasks.errors import StoreUnavailable
+from tasks.failpoints import failpoint
 from tasks.jobs import JobId
 from tasks.store.lease_store import LeaseStore
 from tasks.store.verdict import Verdict
@@ -58,6 +59,8 @@ class LeaseKeeper:
     def renew_all(self) -> None:
         """One round. A job that is cancelled or lost is ended in its runner."""
         alive = self._alive()
+        if alive:
+            failpoint("before_renew")
         for (job_id, _), verdict in zip(alive, self._leases.renew(alive), strict=True):
             if verdict is not Verdict.OK:
                 log.info("attempt_to_end", job_id=job_id, verdict=verdict.name)

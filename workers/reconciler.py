@@ -79,6 +79,7 @@ class Reconciler:
         load_notices: Notices,
         make_report: ReportFactory,
         clock: Clock,
+        synchronise: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker_id = worker_id
         self._pool = pool
@@ -87,6 +88,7 @@ class Reconciler:
         self._load_notices = load_notices
         self._make_report = make_report
         self._clock = clock
+        self._synchronise = synchronise  # the clock with the store's
         self._due = threading.Event()
         self._stopping = threading.Event()
         self._is_draining = False
@@ -96,6 +98,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
     def start(self) -> None:
+        self._due.set()  # say at once that this worker is there
         self._thread.start()
 
     def poke(self) -> None:
@@ -139,6 +142,7 @@ class Reconciler:
         now = self._clock.monotonic_s()
         if report != self._reported or now - self._reported_at >= HEARTBEAT_S:
             self._fleet.heartbeat(report)
+            self._synchronise()
             self._reported, self._reported_at = report, now
 
     def _run(self) -> None:

@@ -26,6 +26,7 @@ from typing import NoReturn, assert_never
 import setproctitle
 
 from tasks.errors import KeepwarmError, ModelLoadFailed
+from tasks.failpoints import failpoint
 from tasks.jobs import JobError
 from workers.engine.base import Engine, EngineFailed
 from workers.engine.sequence import Sequence
@@ -132,7 +133,10 @@ class RunnerProcess:
                         assert_never(work)
             if engine.has_work:
                 number += 1
-                self._send(Step(number, engine.step()))  # also when empty: its number is the proof of life
+                failpoint("before_step")
+                step = Step(number, engine.step())
+                failpoint("after_step")
+                self._send(step)  # also when empty: its number is the proof of life
 
     def _take_work(self, *, wait: bool) -> list[Work]:
         """All that has arrived; blocks for the first item when the engine is idle."""

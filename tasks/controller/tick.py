@@ -10,6 +10,7 @@ import structlog
 
 from tasks.controller.plan import Plan, Step, plan
 from tasks.controller.rescue import Rescue
+from tasks.failpoints import failpoint
 from tasks.store.fleet_store import FleetStore
 
 LEADER_LEASE_MS = 3_000  # several ticks; another controller takes over this long after the leader's last one
@@ -34,8 +35,11 @@ class Controller:
         self.rescue.sweep()
         placement, asks = self.fleet.placement(), self.fleet.asks()
         decided = plan(fleet=self.fleet.fleet(), queues=self.fleet.queues(), placement=placement, asks=asks)
-        if decided.placement.epoch != placement.epoch and not self.fleet.place(decided.placement, self.id, leadership):
-            return None
+        if decided.placement.epoch != placement.epoch:
+            failpoint("before_place")
+            if not self.fleet.place(decided.placement, self.id, leadership):
+                return None
+            failpoint("after_place")
         unmet = {step.model for step in decided.steps if step.kind == "wait"}
         for model in set(asks) - unmet:
             self.fleet.take_ask(model)

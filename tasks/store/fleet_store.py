@@ -32,7 +32,7 @@ class FleetStore:
         """Publish what a worker holds; its offers outlive it so that jobs can be admitted while it restarts."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hset(keys.WORKERS, report.id, msgspec.json.encode(report))
-        pipe.zadd(keys.WORKERS_SEEN, {report.id: self._now_ms()})
+        pipe.zadd(keys.WORKERS_SEEN, {report.id: self._time_ms()})
         if report.offers:
             pipe.hset(keys.OFFERS, mapping={offer.id: msgspec.json.encode(offer) for offer in report.offers})
         pipe.execute()
@@ -47,7 +47,7 @@ class FleetStore:
     @translated
     def fleet(self) -> Fleet:
         """Workers with a fresh heartbeat, in order of their ids."""
-        now_ms = self._now_ms()
+        now_ms = self._time_ms()
         pipe = self._client.pipeline(transaction=False)
         pipe.zrangebyscore(keys.WORKERS_SEEN, now_ms - WORKER_TTL_MS, "+inf")
         pipe.hgetall(keys.WORKERS)
@@ -58,7 +58,7 @@ class FleetStore:
     @translated
     def silent_workers(self) -> list[WorkerId]:
         """Workers whose heartbeat stopped, still on record."""
-        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._now_ms() - WORKER_TTL_MS}")
+        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._time_ms() - WORKER_TTL_MS}")
         return [WorkerId(worker_id.decode()) for worker_id in ids]
 
     @translated
@@ -73,7 +73,7 @@ class FleetStore:
     @translated
     def queues(self) -> tuple[QueueReport, ...]:
         """Depth and age of the oldest job of every model that has waiting jobs."""
-        now_ms = self._now_ms()
+        now_ms = self._time_ms()
         models = sorted(model.decode() for model in self._client.smembers(keys.WAITING_MODELS))
         pipe = self._client.pipeline(transaction=False)
         for model in models:
@@ -132,6 +132,11 @@ class FleetStore:
         """Take or keep the leadership; its epoch, or 0 when another controller leads."""
         return int(self._lead(keys=[keys.LEADER, keys.LEADER_EPOCH], args=[leader_id, lease_ms]))
 
-    def _now_ms(self) -> int:
+    @translated
+    def now_ms(self) -> int:
+        """The store's clock."""
+        return self._time_ms()
+
+    def _time_ms(self) -> int:
         seconds, micros = self._client.time()
         return int(seconds) * 1000 + int(micros) // 1000

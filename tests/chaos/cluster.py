@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
 from tasks.settings import StoreSettings
 from tests.support.gguf_bytes import gguf_bytes
-from tests.support.stack import Stack, free_port
+from tests.support.stack import DEMO_MODELS, Stack, free_port
 
 SKEW_SOURCE = Path(__file__).parents[1] / "support" / "clock_skew.c"
 WATCH_S = 0.05
@@ -48,10 +48,11 @@ class ClockSkew:
 class Member:
     """One place in the cluster, filled by one process after another."""
 
-    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, name: str, start: Callable[[Mapping[str, str]], subprocess.Popen[bytes]]) -> None:
         self.name = name
         self._start = start
-        self.process = start()
+        self.settings: Mapping[str, str] = {}  # of the next process
+        self.process = start(self.settings)
         self._died_at: float | None = None
 
     def revive(self) -> None:
@@ -61,7 +62,7 @@ class Member:
             self._died_at = time.monotonic()
         elif time.monotonic() - self._died_at >= RESTART_PAUSE_S:
             self._died_at = None
-            self.process = self._start()
+            self.process = self._start(self.settings)
 
     def signal(self, number: signal.Signals) -> bool:
         """False when nobody was there to get it."""
@@ -78,6 +79,7 @@ class Cluster:
         self,
         home: Path,
         rng: random.Random,
+        models_dir: Path = DEMO_MODELS,
         *,
         workers: int = 2,
         controllers: int = 2,
@@ -89,7 +91,7 @@ class Cluster:
         self._rng = rng
         self._max_skew_ms = max_skew_ms
         self._skew = ClockSkew(home)
-        self._stack = Stack(home, **settings)
+        self._stack = Stack(home, models_dir, **settings)
         self._sizes = {"worker": workers, "controller": controllers}
         self._ports = [free_port() for _ in range(apis)]
         self._closing = threading.Event()
@@ -143,10 +145,10 @@ class Cluster:
         return self._stack.log(name)
 
     def _add(self, name: str, module: str, *, is_skewed: bool = True, **settings: str) -> None:
-        def start() -> subprocess.Popen[bytes]:
+        def start(more: Mapping[str, str]) -> subprocess.Popen[bytes]:
             skew_ms = self._rng.randint(-self._max_skew_ms, self._max_skew_ms) if is_skewed else 0
             skew = self._skew.settings(skew_ms) if skew_ms else {}
-            return self._stack.spawn(name, module, **settings, **skew)
+            return self._stack.spawn(name, module, **settings, **skew, **more)
 
         self.members.append(Member(name, start))
 
