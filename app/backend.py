@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from tasks.fleet import Fleet, ModelOffer, QueueReport
 from tasks.generation import GenerationRequest
 from tasks.jobs import Job, JobId, JobState, Priority
+from tasks.quarantine import Quarantine
 from tasks.settings import StoreSettings
 from tasks.stream_events import StreamEvent
 
@@ -39,6 +40,14 @@ class FleetState(Protocol):
     def known_offers(self) -> tuple[ModelOffer, ...]: ...
 
     def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None: ...
+
+
+class QuarantineWard(Protocol):
+    """Prompts and models that are kept away because they kill what serves them. Blocking."""
+
+    def all(self) -> list[Quarantine]: ...
+
+    def lift(self, suspect_id: str) -> Quarantine: ...
 
 
 class Submitted(Protocol):
@@ -90,6 +99,7 @@ class Backend:
     fleet: FleetState
     dispatcher: Submitter
     streams: TokenStreams
+    quarantine: QuarantineWard
     ping: Callable[[], None]  # raises StoreUnavailable
 
 
@@ -100,6 +110,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.store.connection import connect, ping
     from tasks.store.fleet_store import FleetStore
     from tasks.store.job_store import JobStore
+    from tasks.store.quarantine_store import QuarantineStore
     from tasks.store.token_reader import TokenReader
     from tasks.wakeups import Wakeups
 
@@ -111,5 +122,6 @@ def connect_backend(settings: StoreSettings) -> Backend:
         fleet=fleet,
         dispatcher=Dispatcher(jobs, fleet, Wakeups(create_celery_app(settings))),
         streams=TokenReader(settings),
+        quarantine=QuarantineStore(client, settings),
         ping=lambda: ping(client),
     )

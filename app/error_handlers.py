@@ -24,6 +24,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.InvalidRequest: 400,
     errors.IdempotencyMismatch: 422,
     errors.JobNotRepeatable: 409,
+    errors.PromptQuarantined: 422,
     errors.InvalidSetting: 500,  # ours, never the client's
     errors.NotFound: 404,
     errors.CapacityError: 503,
@@ -114,7 +115,7 @@ def speaks_openai(path: str) -> bool:
     """Whether clients of this path expect OpenAI's error shape."""
     if not path.startswith("/v1/") or path.endswith(("/warm", "/evict")):
         return False
-    return path.split("/", 3)[2] not in {"jobs", "pool"}
+    return path.split("/", 3)[2] not in {"jobs", "pool", "quarantine"}
 
 
 def error_response(facts: ErrorFacts, scope: Scope) -> Response:

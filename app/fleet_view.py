@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from anyio import to_thread
 
-from app.backend import FleetState
+from app.backend import FleetState, QuarantineWard
 from tasks.catalog import Catalog
 from tasks.fleet import Fleet, QueueReport
+from tasks.quarantine import Quarantine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +20,20 @@ class FleetSnapshot:
     fleet: Fleet
     queues: tuple[QueueReport, ...]
     catalog: Catalog  # also models whose workers are away
+    quarantined: Mapping[str, Quarantine] = field(default_factory=dict)  # models by id
 
 
 class FleetView:
-    def __init__(self, store: FleetState, *, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: FleetState,
+        ward: QuarantineWard,
+        *,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
+        self._ward = ward
         self._max_age_s = max_age_s
         self._clock = clock
         self._reading = asyncio.Lock()  # single-flight
@@ -54,4 +64,9 @@ class FleetView:
     def _read(self) -> FleetSnapshot:
         fleet = self._store.fleet()
         offers = {offer.id: offer for offer in self._store.known_offers()} | fleet.offers()
-        return FleetSnapshot(fleet=fleet, queues=self._store.queues(), catalog=Catalog(offers.values()))
+        return FleetSnapshot(
+            fleet=fleet,
+            queues=self._store.queues(),
+            catalog=Catalog(offers.values()),
+            quarantined={entry.suspect.model: entry for entry in self._ward.all() if entry.suspect.kind == "model"},
+        )

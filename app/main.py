@@ -15,7 +15,7 @@ from app.front import Front
 from app.metrics import Metrics
 from app.middleware import RequestFrame
 from app.origin_guard import OriginGuard
-from app.routes import chat, completions, health, index, jobs, metrics, models, pool
+from app.routes import chat, completions, health, index, jobs, metrics, models, pool, quarantine
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings, load_settings
 
@@ -39,13 +39,13 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
     app.state.front = Front(
         settings=settings,
         backend=backend,
-        view=FleetView(backend.fleet, max_age_s=settings.fleet_cache_ms / 1000),
+        view=FleetView(backend.fleet, backend.quarantine, max_age_s=settings.fleet_cache_ms / 1000),
         metrics=Metrics(),
     )
     app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
     app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes, metrics=app.state.front.metrics)
     install_error_handlers(app)
-    for routes in (chat, completions, models, jobs, pool, health, metrics, index):
+    for routes in (chat, completions, models, jobs, pool, quarantine, health, metrics, index):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=index.STATIC), name="static")
     return app

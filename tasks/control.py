@@ -18,6 +18,7 @@ from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
+from tasks.store.quarantine_store import QuarantineStore
 from tasks.wakeups import Wakeups
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ def _controller() -> Controller:
         leases=LeaseStore(client, settings),
         fleet=fleet,
         backlog_store=BacklogStore(client),
+        quarantine=QuarantineStore(client, settings),
         wakeups=Wakeups(celery_app),
         settings=settings,
     )

@@ -5,17 +5,20 @@
     │   ├── PromptTooLong
     │   ├── IdempotencyMismatch
     │   ├── JobNotRepeatable
+    │   ├── PromptQuarantined
     │   └── InvalidSetting        a setting or models.yaml entry, named
     ├── NotFound
     │   ├── UnknownModel
-    │   └── JobNotFound
+    │   ├── JobNotFound
+    │   └── NotQuarantined
     ├── CapacityError             it could work, but not now or not here
     │   ├── QueueFull
     │   └── ModelDoesNotFit
     ├── StoreUnavailable
     ├── ModelError
     │   ├── ModelNotLoaded        retryable: another worker, or this one a little later
-    │   └── ModelLoadFailed
+    │   ├── ModelLoadFailed
+    │   └── ModelQuarantined
     ├── RunnerError               retryable: the job goes on in a new attempt
     │   ├── RunnerCrashed
     │   └── RunnerStalled
@@ -81,6 +84,18 @@ class JobNotRepeatable(InvalidRequest):
         self.state = state
 
 
+class PromptQuarantined(InvalidRequest):
+    """The very same request killed runners twice and is kept away for a time."""
+
+    code = "prompt_quarantined"
+
+    def __init__(self, message: str, *, quarantine: str, until: str, cause: str) -> None:
+        super().__init__(message)
+        self.quarantine = quarantine  # id, as `keepwarm quarantine lift` takes it
+        self.until = until  # RFC 3339
+        self.cause = cause  # code of the error that brought it there
+
+
 class InvalidSetting(InvalidRequest):
     """A setting has a value that can't work; the message names the variable and what would be right."""
 
@@ -115,6 +130,15 @@ class JobNotFound(NotFound):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job '{job_id}': it was never admitted here, or its retention ended.")
+
+
+class NotQuarantined(NotFound):
+    """Nothing of this id is in quarantine, or the start of a digest fits several."""
+
+    code = "not_quarantined"
+
+    def __init__(self, suspect_id: str) -> None:
+        super().__init__(f"Nothing in quarantine is named '{suspect_id}'; `keepwarm quarantine ls` shows what is.")
 
 
 class CapacityError(KeepwarmError):
@@ -166,6 +190,18 @@ class ModelLoadFailed(ModelError):
     """llama.cpp refused the file, the load stalled, or the runner died while loading."""
 
     code = "model_load_failed"
+
+
+class ModelQuarantined(ModelError):
+    """The model cost several workers in a row and is placed nowhere for a time."""
+
+    code = "model_quarantined"
+
+    def __init__(self, message: str, *, quarantine: str, until: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.quarantine = quarantine
+        self.until = until
+        self.retry_after_s = retry_after_s
 
 
 class RunnerError(KeepwarmError):

@@ -29,7 +29,7 @@ from tasks.routing import model_of_queue
 from tasks.settings import StoreSettings, load_settings
 from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
-from tasks.store.lease_store import JobIsLate, LeaseStore
+from tasks.store.lease_store import JobIsLate, JobIsQuarantined, LeaseStore
 from tasks.store.token_writer import TokenWriter
 from tasks.stream_events import Started
 from tasks.wakeups import Wakeups
@@ -90,6 +90,8 @@ def _claim(job_id: JobId, model: str, slot: Slot, host: ModelHost, stores: Attem
         attempt = stores.leases.claim(job_id, model, host.worker_id)
     except JobIsLate:
         stores.jobs.end_waiting(job_id, JobState.EXPIRED, deadline_error())
+    except JobIsQuarantined as quarantined:
+        stores.jobs.end_waiting(job_id, JobState.FAILED, quarantined.error)
     finally:
         if attempt is None:
             slot.give_back()

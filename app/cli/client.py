@@ -140,6 +140,17 @@ class ApiClient:
     def requeue(self, job_id: str) -> JsonObject:
         return self._json("POST", f"/v1/jobs/{quote(job_id, safe='')}/requeue")
 
+    # ---- quarantine
+
+    def quarantine(self) -> list[JsonObject]:
+        data: list[JsonObject] = self._json("GET", "/v1/quarantine")["data"]
+        return data
+
+    def lift(self, suspect_id: str) -> JsonObject:
+        return self._json("DELETE", f"/v1/quarantine/{quote(suspect_id, safe='')}")
+
+    # ---- events
+
     def events(self, job_id: str) -> Iterator[StreamEvent]:
         """The job's events from the first to its End, each numbered one exactly once.
 

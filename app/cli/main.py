@@ -29,6 +29,11 @@ cli = typer.Typer(
 jobs_cli = typer.Typer(help="List, show, cancel and requeue jobs.", invoke_without_command=True)
 cli.add_typer(jobs_cli, name="jobs", rich_help_panel="Ask")
 
+quarantine_cli = typer.Typer(
+    help="Prompts and models that are kept away because they kill what serves them.", no_args_is_help=True
+)
+cli.add_typer(quarantine_cli, name="quarantine", rich_help_panel="Ask")
+
 ASK, RUN = "Ask", "Run"
 
 Url = Annotated[
@@ -346,6 +351,34 @@ def requeue_command(
     print_json(requeued if all_dead else requeued[0]) if as_json else show_requeued(requeued)
     if num_refused:
         raise typer.Exit(1)
+
+
+@quarantine_cli.command("ls")
+def quarantine_ls_command(as_json: Json = False, url: Url = None) -> None:
+    """List what is in quarantine."""
+    from app.cli.quarantine import show_quarantine
+    from app.cli.render import print_json
+
+    with _client(url) as client:
+        entries = client.quarantine()
+    print_json(entries) if as_json else show_quarantine(entries, now=datetime.now(UTC))
+
+
+@quarantine_cli.command("lift")
+def quarantine_lift_command(
+    suspect_id: Annotated[
+        str, typer.Argument(metavar="ID", help="As `keepwarm quarantine ls` shows it: prompt:… or model:…")
+    ],
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """End a quarantine before its time."""
+    from app.cli.quarantine import show_lifted
+    from app.cli.render import print_json
+
+    with _client(url) as client:
+        entry = client.lift(suspect_id)
+    print_json(entry) if as_json else show_lifted(entry)
 
 
 def _after_cancel(state: str) -> str:

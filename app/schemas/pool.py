@@ -102,6 +102,8 @@ def model_object(offer: ModelOffer, snapshot: FleetSnapshot) -> ModelObject:
 
 def warmth(offer: ModelOffer, snapshot: FleetSnapshot) -> tuple[Warmth, str | None]:
     """The best state that any worker can show, and why it is not better."""
+    if (entry := snapshot.quarantined.get(offer.id)) is not None:
+        return Warmth.FAILED, entry.explanation
     workers = snapshot.fleet.workers
     runners = [runner for worker in workers for runner in worker.runners if runner.model == offer.id]
     if any(runner.state is RunnerState.READY for runner in runners):

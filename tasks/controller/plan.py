@@ -1,12 +1,13 @@
 """Decide which worker should hold which models. Pure and deterministic: integer ms, ids break ties, no clock, no store.
 
-    1  forget what is no longer true: workers that left, models that nobody offers or that failed there
+    1  forget what is no longer true: workers that left, models that nobody offers or that failed there; quarantined
+       models leave every worker and are placed nowhere
     2  operators' wishes: `evict` leaves, `warm` becomes a candidate
     3  idle models past their TTL leave
     4  candidates: pinned and wished-for models, and models with waiting jobs that nobody holds; least slack first
     5  for each candidate a worker: with room; else with the cheapest set of idle victims; else, when the candidate
        has waited beyond its target, with busy victims past their residency floor; else it waits
-    6  a candidate that fits nowhere, or failed everywhere, ends its jobs with the reason
+    6  a candidate that is quarantined, fits nowhere, or failed everywhere, ends its jobs with the reason
 
 Slack is the time until a waiting job misses its class target even if the load began now (`POLICY` rule 3); the value
 of keeping a model is the load it would cost again times the chance that it is needed soon (rule 2, with idle time in
@@ -33,6 +34,7 @@ from tasks.fleet import (
 TARGET_WAIT_MS = 10_000  # a candidate may displace busy models only after its oldest job waited this long
 RESIDENCY_FLOOR_MS = 10_000  # and only models that have been ready for this long
 KEEP_HORIZON_MS = 45_000  # idle for this long: the value of keeping a model has fallen to 1/e
+NOBODY: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +93,27 @@ class _Worker:
         return sum(self.bytes_of(model) for model in (self.hold | set(self.runners)) - self.evict)
 
 
-def plan(*, fleet: Fleet, queues: Iterable[QueueReport], placement: Placement, asks: Mapping[str, str]) -> Plan:
-    """The desired placement for what was observed, with a reason for every step."""
+def plan(
+    *,
+    fleet: Fleet,
+    queues: Iterable[QueueReport],
+    placement: Placement,
+    asks: Mapping[str, str],
+    quarantined: Mapping[str, str] = NOBODY,
+) -> Plan:
+    """The desired placement for what was observed, with a reason for every step.
+
+    `quarantined`: models that are to be placed nowhere, with the reason."""
     workers = [_start(report, placement) for report in fleet.workers if not report.is_draining]
     waiting = {queue.model: queue for queue in queues}
     steps: list[Step] = []
+    _drop_quarantined(workers, quarantined, steps)
     _drop_wished(workers, asks, steps)
     _drop_expired(workers, waiting, fleet.now_ms, steps)
     for model in _candidates(workers, waiting, asks):
+        if model in quarantined:
+            steps.append(Step(kind="refuse", model=model, worker=None, reason=quarantined[model]))
+            continue
         steps.append(_place(model, workers, waiting, fleet.now_ms))
         _apply(steps[-1], workers)
     desired = {
@@ -117,6 +132,15 @@ def _start(report: WorkerReport, placement: Placement) -> _Worker:
     resident = {runner.model for runner in report.runners}
     evict = set(desired.evict) & resident
     return _Worker(report=report, hold=(set(desired.hold) & usable) - evict, evict=evict)
+
+
+def _drop_quarantined(workers: list[_Worker], quarantined: Mapping[str, str], steps: list[Step]) -> None:
+    """Rule 1."""
+    for worker in workers:
+        for model in sorted((set(worker.runners) | worker.hold) & set(quarantined)):
+            if model not in worker.evict:
+                steps.append(Step(kind="evict", model=model, worker=worker.id, reason=quarantined[model]))
+                _evict(worker, model)
 
 
 def _drop_wished(workers: list[_Worker], asks: Mapping[str, str], steps: list[Step]) -> None:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import structlog
 
 from tasks.failpoints import failpoint
+from tasks.fleet import Fleet, RunnerState
 from tasks.generate import deadline_error
 from tasks.jobs import JobError, JobState
+from tasks.quarantine import model_suspect, suspicious_models
 from tasks.settings import StoreSettings
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
+from tasks.store.quarantine_store import QuarantineStore
 from tasks.wakeups import Wakeups
 
 BATCH = 200  # records per sweep and tick; the next tick is half a second away
@@ -28,6 +31,7 @@ class Rescue:
     leases: LeaseStore
     fleet: FleetStore
     backlog_store: BacklogStore
+    quarantine: QuarantineStore
     wakeups: Wakeups
     settings: StoreSettings
 
@@ -39,9 +43,20 @@ class Rescue:
         self._forget_silent_workers()
         self._trim()
 
-    def refuse(self, model: str, reason: str) -> None:
+    def quarantine_models(self, fleet: Fleet) -> dict[str, str]:
+        """Quarantine models that cost too many workers. All that are in quarantine, with the reason."""
+        losses = self.quarantine.losses()
+        succeeded_ms = self.quarantine.succeeded_ms({loss.model for loss in losses})
+        for model, workers in suspicious_models(losses, fleet, succeeded_ms).items():
+            if self.quarantine.impose(model_suspect(model, workers)) is not None:
+                _log.error("model_quarantined", model=model, workers=workers)
+        for entry in self.quarantine.release_expired():
+            _log.info("quarantine_over", suspect=entry.id)
+        return {model: entry.suspect.reason for model, entry in self.quarantine.models().items()}
+
+    def refuse(self, model: str, reason: str, code: str) -> None:
         """End the waiting jobs of a model that can't be served."""
-        error = JobError(code="model_load_failed", message=reason, param="model")
+        error = JobError(code=code, message=reason, param="model")
         for job_id in self.backlog_store.waiting(model, BATCH):
             self.jobs.end_waiting(job_id, JobState.FAILED, error)
             _log.warning("job_refused", job_id=job_id, model=model)
@@ -68,6 +83,9 @@ class Rescue:
     def _forget_silent_workers(self) -> None:
         for worker_id in self.fleet.silent_workers():
             _log.warning("worker_gone", worker=worker_id)
+            for runner in self.fleet.last_runners(worker_id):
+                if runner.state is RunnerState.STARTING:  # what was running is noticed by its leases
+                    self.quarantine.add_loss(runner.model, worker_id, runner.since_ms)
             self.fleet.forget_worker(worker_id)
 
     def _trim(self) -> None:

@@ -10,6 +10,7 @@ import structlog
 
 from tasks.controller.plan import Plan, Step, plan
 from tasks.controller.rescue import Rescue
+from tasks.errors import ModelLoadFailed, ModelQuarantined
 from tasks.failpoints import failpoint
 from tasks.store.fleet_store import FleetStore
 
@@ -34,7 +35,9 @@ class Controller:
             return None
         self.rescue.sweep()
         placement, asks = self.fleet.placement(), self.fleet.asks()
-        decided = plan(fleet=self.fleet.fleet(), queues=self.fleet.queues(), placement=placement, asks=asks)
+        fleet = self.fleet.fleet()
+        quarantined = self.rescue.quarantine_models(fleet)
+        decided = plan(fleet=fleet, queues=self.fleet.queues(), placement=placement, asks=asks, quarantined=quarantined)
         if decided.placement.epoch != placement.epoch:
             failpoint("before_place")
             if not self.fleet.place(decided.placement, self.id, leadership):
@@ -44,7 +47,7 @@ class Controller:
         for model in set(asks) - unmet:
             self.fleet.take_ask(model)
         for model, reason in decided.refused().items():
-            self.rescue.refuse(model, reason)
+            self.rescue.refuse(model, reason, ModelQuarantined.code if model in quarantined else ModelLoadFailed.code)
         self._log_news(decided.steps)
         return decided
 

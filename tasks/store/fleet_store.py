@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from tasks.fleet import Fleet, ModelOffer, Placement, QueueReport, WorkerReport
+from tasks.fleet import Fleet, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
 from tasks.jobs import WorkerId
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
@@ -60,6 +60,12 @@ class FleetStore:
         """Workers whose heartbeat stopped, still on record."""
         ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._time_ms() - WORKER_TTL_MS}")
         return [WorkerId(worker_id.decode()) for worker_id in ids]
+
+    @translated
+    def last_runners(self, worker_id: WorkerId) -> tuple[RunnerReport, ...]:
+        """What a worker held at its last heartbeat."""
+        report = self._client.hget(keys.WORKERS, worker_id)
+        return _REPORT.decode(report).runners if report else ()
 
     @translated
     def known_offers(self) -> tuple[ModelOffer, ...]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from tasks.errors import IdempotencyMismatch, JobNotFound, JobNotRepeatable, QueueFull
+from tasks.errors import (
+    IdempotencyMismatch,
+    JobNotFound,
+    JobNotRepeatable,
+    ModelQuarantined,
+    PromptQuarantined,
+    QueueFull,
+)
 from tasks.generation import GenerationRequest, decode_request, encode_request
 from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
+from tasks.quarantine import Quarantine, request_digest
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
+from tasks.store.quarantine_store import decode_entry
 from tasks.store.records import job_from_fields
 from tasks.stream_events import End, encode_event
 
@@ -48,19 +58,21 @@ class JobStore:
         priority: Priority,
         deadline_ms: int | None,
         idempotency_key: str | None,
+        fingerprint: str | None = None,
         repeats: JobId | None = None,
     ) -> Admission:
         """Write and index the record in one step. The caller sends the wake-up.
 
+        `fingerprint`: what makes two bodies under one idempotency key equal; the request but for its seed if None.
         `repeats`: the job that ended badly and is asked for once more; a second call attaches to the repetition.
-        Raises QueueFull, IdempotencyMismatch, JobNotRepeatable, StoreUnavailable."""
+        Raises QueueFull, IdempotencyMismatch, JobNotRepeatable, PromptQuarantined, ModelQuarantined,
+        StoreUnavailable."""
         payload = encode_request(request)
         key_digest = body_digest = ""
+        digest = request_digest(request)
         if idempotency_key is not None:
             key_digest = hashlib.sha256(idempotency_key.encode()).hexdigest()
-            # The seed is drawn at admission, so it can't be part of what makes two bodies equal.
-            body = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=0))
-            body_digest = hashlib.sha256(encode_request(body)).hexdigest()
+            body_digest = fingerprint or digest
         settings = self._settings
         verdict, *rest = self._admit(
             keys=[
@@ -73,6 +85,7 @@ class JobStore:
                 keys.idempotency(key_digest),
                 keys.DEAD,
                 keys.job(repeats or job_id),
+                keys.QUARANTINE,
             ],
             args=[
                 job_id,
@@ -85,6 +98,9 @@ class JobStore:
                 body_digest,
                 max(self._retention_ms, MIN_IDEMPOTENCY_MS),
                 repeats or "",
+                digest,
+                f"model:{request.model}",
+                f"prompt:{digest}",
             ],
         )
         match verdict:
@@ -98,6 +114,8 @@ class JobStore:
                 )
             case b"not-repeatable":
                 raise JobNotRepeatable(str(repeats), rest[0].decode()) if rest[0] else JobNotFound(str(repeats))
+            case b"quarantined":
+                raise _quarantined(decode_entry(rest[0]), left_ms=rest[1])
             case b"full-model":
                 raise _full(f"'{request.model}'", rest[0], settings.max_queue_per_model)
             case _:
@@ -201,6 +219,16 @@ class JobStore:
         )
         if flag_running and found == b"running":
             self._client.publish(keys.hints(WorkerId(worker.decode())), f"cancel {job_id}")
+
+
+def _quarantined(entry: Quarantine, *, left_ms: int) -> PromptQuarantined | ModelQuarantined:
+    if entry.suspect.kind == "prompt":
+        return PromptQuarantined(
+            entry.explanation, quarantine=entry.id, until=entry.until, cause=entry.suspect.cause.code
+        )
+    return ModelQuarantined(
+        entry.explanation, quarantine=entry.id, until=entry.until, retry_after_s=math.ceil(left_ms / 1000)
+    )
 
 
 def _full(scope: str, depth: int, limit: int) -> QueueFull:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 
 from tasks.generation import decode_request
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, WorkerId
 from tasks.ports import Attempt
+from tasks.quarantine import MAX_RUNNER_LOSSES, PROMPT_QUARANTINED, Suspect, speaks_against_prompt
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
+from tasks.store.quarantine_store import decode_entry
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, decode_numbered, encode_event
+
+_log = structlog.get_logger(__name__)
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +32,14 @@ class JobIsLate(Exception):
     """The deadline passed before an attempt began; the caller ends the job as expired."""
 
 
+class JobIsQuarantined(Exception):
+    """Its request was quarantined while it waited; the caller ends the job with this error."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class LeaseStore:
     def __init__(self, client: Client, settings: StoreSettings) -> None:
         self._client = client
@@ -34,6 +47,7 @@ class LeaseStore:
         self._max_attempts = settings.max_attempts
         self._retention_ms = settings.retention_s * 1000
         self._dead_retention_ms = settings.dead_retention_s * 1000
+        self._quarantine_ms = settings.quarantine_s * 1000
         self._claim = load_script(client, "claim")
         self._renew = load_script(client, "renew")
         self._finish = load_script(client, "finish")
@@ -42,13 +56,15 @@ class LeaseStore:
     @translated
     def claim(self, job_id: JobId, model: str, worker: WorkerId) -> Attempt | None:
         """Start the next attempt, with what earlier ones published. None when the job is not there to take
-        (a duplicate wake-up, a cancelled job). Raises JobIsLate."""
+        (a duplicate wake-up, a cancelled job). Raises JobIsLate, JobIsQuarantined."""
         verdict, *rest = self._claim(
-            keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING],
+            keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE],
             args=[job_id, worker, self._lease_ms],
         )
         if verdict == b"late":
             raise JobIsLate(job_id)
+        if verdict == b"quarantined":
+            raise JobIsQuarantined(JobError(code=PROMPT_QUARANTINED, message=decode_entry(rest[0]).suspect.reason))
         if verdict != b"claimed":
             return None
         number, seq, payload, deadline = rest
@@ -109,7 +125,7 @@ class LeaseStore:
         )
         return bool(
             self._finish(
-                keys=[keys.job(job_id), keys.stream(job_id), keys.RUNNING, keys.DEADLINES],
+                keys=[keys.job(job_id), keys.stream(job_id), keys.RUNNING, keys.DEADLINES, keys.SERVICE],
                 args=[
                     job_id,
                     number,
@@ -153,7 +169,7 @@ class LeaseStore:
     def _return_to_queue(
         self, job_id: JobId, number: int, *, failure: JobError | None, only_expired: bool
     ) -> Released | None:
-        model = self._client.hget(keys.job(job_id), "model")
+        model, digest = self._client.hmget(keys.job(job_id), "model", "digest")
         if model is None:
             return None
         verdict, *rest = self._release(
@@ -166,6 +182,8 @@ class LeaseStore:
                 keys.RUNNING,
                 keys.DEADLINES,
                 keys.DEAD,
+                keys.QUARANTINE,
+                keys.WORKER_LOSSES,
             ],
             args=[
                 job_id,
@@ -177,11 +195,26 @@ class LeaseStore:
                 encode_event(End(state=JobState.FAILED, error=failure)),
                 _json(failure),
                 self._dead_retention_ms,
+                *self._quarantine_args(job_id, model.decode(), digest, failure),
             ],
         )
+        if verdict == b"quarantined":
+            _log.warning("prompt_quarantined", job_id=job_id, model=model.decode(), digest=digest.decode())
         if verdict != b"queued":
             return None
         return Released(model=rest[0].decode(), priority=Priority(rest[1]))
+
+    def _quarantine_args(
+        self, job_id: JobId, model: str, digest: bytes | None, failure: JobError | None
+    ) -> tuple[int | str | bytes, ...]:
+        """Arguments 10 to 15 of release.lua."""
+        if not self._quarantine_ms or digest is None or failure is None or not speaks_against_prompt(failure):
+            return (0, "", "", 0, "", "")
+        suspect = Suspect(kind="prompt", model=model, digest=digest.decode(), cause=failure, jobs=(job_id,))
+        error = JobError(code=PROMPT_QUARANTINED, message=suspect.reason)
+        event = encode_event(End(state=JobState.FAILED, error=error))
+        entry = msgspec.json.encode(suspect)
+        return (MAX_RUNNER_LOSSES, event, _json(error), self._quarantine_ms, suspect.id, entry)
 
 
 def _json(value: JobResult | JobError | None) -> bytes:

@@ -11,7 +11,10 @@ import pytest
 from app.backend import connect_backend
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.quarantine import model_suspect
 from tasks.settings import StoreSettings
+from tasks.store.connection import connect
+from tasks.store.quarantine_store import QuarantineStore
 from tasks.stream_events import Loading, Queued, Reset, Started
 from tests.support.front_server import FrontServer
 from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker, Turn
@@ -192,6 +195,46 @@ def test_dead_letter_is_listed_until_it_is_requeued(client, worker):
     refused = client.post(f"/v1/jobs/{again['id']}/requeue")
     assert (refused.status_code, refused.json()["code"]) == (409, "job_not_repeatable")
     assert client.post("/v1/jobs/job_0/requeue").status_code == 404
+
+
+def test_quarantined_prompt_is_refused_until_it_is_lifted(client, worker):
+    posted = client.post("/v1/jobs", json=BODY).json()
+    worker.take()
+    for _ in range(2):
+        worker.break_job(posted["id"], "runner_crashed", "The runner died.")
+    job = client.get(f"/v1/jobs/{posted['id']}").json()
+    assert (job["state"], job["error"]["code"], job["last_error"]["code"]) == (
+        "failed",
+        "prompt_quarantined",
+        "runner_crashed",
+    )
+    (entry,) = client.get("/v1/quarantine").json()["data"]
+    assert (entry["kind"], entry["model"], entry["jobs"]) == ("prompt", "demo", [posted["id"]])
+    refused = client.post("/v1/jobs", json=BODY)
+    problem = refused.json()
+    assert (refused.status_code, problem["code"], problem["cause"]) == (422, "prompt_quarantined", "runner_crashed")
+    assert (problem["quarantine"], problem["until"][:16]) == (entry["id"], entry["until"][:16])
+    assert f"keepwarm quarantine lift {entry['id']}" in problem["detail"]
+    openai = client.post("/v1/completions", json=BODY)
+    assert (openai.status_code, openai.json()["error"]["code"]) == (422, "prompt_quarantined")
+    assert client.post(f"/v1/jobs/{posted['id']}/requeue").status_code == 422
+    assert client.delete(f"/v1/quarantine/{entry['id']}").json()["id"] == entry["id"]
+    gone = client.delete(f"/v1/quarantine/{entry['id']}")
+    assert (gone.status_code, gone.headers["content-type"]) == (404, "application/problem+json")
+    assert client.post(f"/v1/jobs/{posted['id']}/requeue").status_code == 202
+
+
+def test_quarantined_model_is_failed_and_takes_no_jobs(client, worker, store_settings):
+    ward = QuarantineStore(connect(store_settings), store_settings)
+    ward.impose(model_suspect("demo", ("w1", "w2", "w3")))
+    model = client.get("/v1/models/demo").json()["keepwarm"]
+    assert model["state"] == "failed"
+    assert "3 workers were lost" in model["reason"]
+    refused = client.post("/v1/jobs", json=BODY)
+    assert (refused.status_code, refused.json()["code"]) == (503, "model_quarantined")
+    assert 3590 < int(refused.headers["retry-after"]) <= 3600
+    assert client.delete("/v1/quarantine/model:demo").status_code == 200
+    assert client.post("/v1/jobs", json=BODY).status_code == 202
 
 
 def test_prompt_that_the_runner_finds_too_long_is_refused(client, worker, meanwhile):

@@ -20,7 +20,7 @@ from tasks.stream_events import Tokens
 
 MODEL = "demo"
 W1, W2 = WorkerId("w1"), WorkerId("w2")
-BROKEN = JobError(code="runner_crashed", message="The runner died.")
+BROKEN = JobError(code="store_unavailable", message="The store took no tokens.")
 
 
 def request(text: str = "hello", seed: int = 1) -> GenerationRequest:

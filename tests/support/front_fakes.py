@@ -14,10 +14,11 @@ from starlette.testclient import TestClient
 from app.backend import Backend, Batch
 from app.main import create_app
 from app.settings import ApiSettings
-from tasks.errors import JobNotFound
+from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.generation import GenerationRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
+from tasks.quarantine import Quarantine
 from tasks.stream_events import End, StreamEvent
 
 NOW_MS = 1_700_000_000_000
@@ -87,12 +88,13 @@ class FakeBackend:
     submitted: list[Submitted] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     cancelled: list[JobId] = field(default_factory=list)
+    quarantined: list[Quarantine] = field(default_factory=list)
     num_fleet_reads: int = 0
     by_key: dict[str, JobId] = field(default_factory=dict)
     num_followers: int = 0
 
     def backend(self) -> Backend:
-        return Backend(jobs=self, fleet=self, dispatcher=self, streams=self, ping=self.ping)
+        return Backend(jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, ping=self.ping)
 
     def ping(self) -> None:
         if self.store_error:
@@ -176,6 +178,17 @@ class FakeBackend:
 
     def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None:
         self.asked.append((model_id, what))
+
+    # ---- QuarantineWard
+    def all(self) -> list[Quarantine]:
+        return self.quarantined
+
+    def lift(self, suspect_id: str) -> Quarantine:
+        for entry in self.quarantined:
+            if entry.id == suspect_id:
+                self.quarantined.remove(entry)
+                return entry
+        raise NotQuarantined(suspect_id)
 
     # ---- TokenStreams
     async def start(self) -> None: ...

@@ -200,7 +200,7 @@ def test_pool_shows_workers_runners_and_queues(client, fake):
 
 async def test_one_reading_of_the_fleet_serves_all_requests_of_a_moment(fake):
     now = 0.0
-    view = FleetView(fake, max_age_s=0.25, clock=lambda: now)
+    view = FleetView(fake, fake, max_age_s=0.25, clock=lambda: now)
     first = await view.snapshot()
     now = 0.2
     assert await view.snapshot() is first

@@ -48,6 +48,16 @@ JOB = {
 }
 
 
+QUARANTINE = {
+    "id": "prompt:0123456789abcdef",
+    "kind": "prompt",
+    "model": "warm-one",
+    "until": (datetime.now(UTC) + timedelta(minutes=30)).isoformat(),
+    "reason": "It cost two runners.",
+    "workers": [],
+}
+
+
 class FakeKeepwarm:
     """Holds one script of events per submitted job."""
 
@@ -69,6 +79,10 @@ class FakeKeepwarm:
                 return httpx2.Response(
                     200, headers={"content-type": "text/event-stream"}, content=self._stream(self.answers.pop(0))
                 )
+            case ("GET", "/v1/quarantine"):
+                return httpx2.Response(200, json={"data": [QUARANTINE]})
+            case ("DELETE", path) if path.startswith("/v1/quarantine/"):
+                return httpx2.Response(200, json=QUARANTINE)
             case ("DELETE", path):
                 self.cancelled.append(path.rsplit("/", 1)[1])
                 return httpx2.Response(200, json={**JOB, "state": "cancelled"})
@@ -291,6 +305,8 @@ def test_ls_shows_models_with_state_and_aliases(keepwarm: FakeKeepwarm, capsys: 
         (["ps"], POOL),
         (["ls"], MODELS),
         (["jobs"], [{**JOB, "id": "job_2"}, JOB]),
+        (["quarantine", "ls"], [QUARANTINE]),
+        (["quarantine", "lift", "prompt:01234567"], QUARANTINE),
         (["jobs", "requeue", "job_1"], {**JOB, "id": "job_9", "requeued_from": "job_1"}),
         (["jobs", "show", "job_1"], JOB),
         (["warm", "warm-one"], {"model": "warm-one", "asked": "warm"}),
@@ -339,6 +355,14 @@ def test_requeue_of_all_dead_goes_on_after_a_refusal(keepwarm: FakeKeepwarm, cap
     assert "job_2: This prompt is quarantined." in printed.err
     keepwarm_command("jobs", "requeue", "--all-dead", "--json")
     assert [job["id"] for job in json.loads(capsys.readouterr().out)] == ["job_9"]
+
+
+def test_quarantine_is_listed_and_lifted(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("quarantine", "ls") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("prompt:0123456789ab  warm-one  30 min")
+    assert keepwarm_command("quarantine", "lift", "prompt:01234567") == 0
+    assert keepwarm.queries[-1] == "/v1/quarantine/prompt%3A01234567"
+    assert capsys.readouterr().out == "prompt:0123456789ab is free again.\n"
 
 
 def test_a_job_is_shown_with_its_error_and_cancelled_by_id(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):

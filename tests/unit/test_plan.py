@@ -160,6 +160,23 @@ def test_operator_can_warm_and_evict() -> None:
     assert decided.placement.workers["w1"] == WorkerPlacement(hold=(), evict=("a",))
 
 
+def test_quarantined_model_leaves_and_comes_nowhere() -> None:
+    offers = (offer("a", pinned=True), offer("b"))
+    fleet = Fleet(now_ms=NOW_MS, workers=(worker(offers, (runner("a"),)), worker(offers, name="w2")))
+    placement = Placement(epoch=1, workers={"w1": WorkerPlacement(hold=("a",))})
+    decided = plan(
+        fleet=fleet,
+        queues=(waiting("a"), waiting("b")),
+        placement=placement,
+        asks={"a": "warm"},
+        quarantined={"a": "it kills workers"},
+    )
+    assert decided.refused() == {"a": "it kills workers"}
+    assert decided.placement.workers["w1"].evict == ("a",)
+    assert not any("a" in each.hold for each in decided.placement.workers.values())
+    assert any("b" in each.hold for each in decided.placement.workers.values())
+
+
 def test_eviction_stays_on_record_until_the_runner_is_gone() -> None:
     offers = (offer("a"), offer("b"))
     placement = Placement(epoch=1, workers={"w1": WorkerPlacement(hold=("b",), evict=("a",))})

@@ -1,10 +1,11 @@
 -- Take a job in, or say why not. Queued is written only here and in release.lua.
 -- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency  8 dead  9 job to repeat, or 1
+--      10 quarantine
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
---      10 id of the job to repeat or ''
+--      10 id of the job to repeat or ''  11 request digest  12.. names under which quarantine may know the request
 -- Returns {'admitted', position} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
---      | {'not-repeatable', state or ''}
+--      | {'not-repeatable', state or ''} | {'quarantined', entry, ms left}
 -- 1  An earlier call did it: with the same idempotency key, or it repeated the same job. The record of that job
 --    may be gone before its key; then this is a new request. A repetition that ended badly may be repeated too.
 local function state_of(id)
@@ -29,16 +30,22 @@ if ARGV[10] ~= '' then
   if repeated and not ended_badly(repeated) then return {'attached', origin[2]} end
   if not ended_badly(origin[1]) then return {'not-repeatable', origin[1] or ''} end
 end
--- 2  The bounds.
+local now = now_ms()
+-- 2  Quarantine.
+for i = 12, #ARGV do
+  local entry = redis.call('HGET', KEYS[10], ARGV[i])
+  local left_ms = entry and string.match(entry, '^%d+ (%d+) ') - now
+  if left_ms and left_ms > 0 then return {'quarantined', entry, left_ms} end
+end
+-- 3  The bounds.
 local depth = redis.call('ZCARD', KEYS[2])
 if depth >= tonumber(ARGV[6]) then return {'full-model', depth} end
 local total = redis.call('ZCARD', KEYS[4])
 if total >= tonumber(ARGV[7]) then return {'full', total} end
 
--- 3  In.
-local now = now_ms()
+-- 4  In.
 redis.call('HSET', KEYS[1], 'state', 'queued', 'model', ARGV[2], 'priority', ARGV[3], 'attempt', 0, 'failures', 0,
-  'seq', 0, 'created', int(now), 'request', ARGV[5])
+  'seq', 0, 'created', int(now), 'request', ARGV[5], 'digest', ARGV[11])
 if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', ARGV[4])
   redis.call('ZADD', KEYS[6], ARGV[4], ARGV[1])

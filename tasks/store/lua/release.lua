@@ -1,10 +1,14 @@
 -- running → queued: the attempt parked or broke, or (rescue) its lease ran out.
--- KEYS 1 job  2 stream  3 waiting  4 waiting-models  5 queued  6 running  7 deadlines  8 dead
+-- KEYS 1 job  2 stream  3 waiting  4 waiting-models  5 queued  6 running  7 deadlines  8 dead  9 quarantine
+--      10 worker-losses
 -- ARGV 1 id  2 attempt  3 channel  4 '1' only if the lease has expired  5 '1' if the attempt counts as a failure
 --      6 bound on failures  7 closing event for the case that the bound is reached  8 error JSON
 --      9 retention ms of dead letters
--- Returns {'queued', model, priority} | {'failed'} | {'lost'}
-local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'model', 'priority', 'created')
+--      10 bound on runner losses at one place, 0 when this failure is none  11 closing event and  12 error JSON for the
+--      case that it is reached  13 quarantine ms  14 name and  15 entry (JSON) of the request in quarantine
+-- Returns {'queued', model, priority} | {'failed'} | {'quarantined'} | {'lost'}
+local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'model', 'priority', 'created',
+  'seq', 'loss_seq', 'worker', 'started')
 if job[1] ~= 'running' or job[2] ~= ARGV[2] then return {'lost'} end
 local now = now_ms()
 if ARGV[4] == '1' then
@@ -12,12 +16,27 @@ if ARGV[4] == '1' then
   if ends and tonumber(ends) > now then return {'lost'} end
 end
 redis.call('ZREM', KEYS[6], ARGV[1])
+local function bury(event, err)
+  conclude(KEYS[1], KEYS[2], ARGV[3], 'failed', event, '', err, ARGV[9])
+  redis.call('ZREM', KEYS[7], ARGV[1])
+  redis.call('ZADD', KEYS[8], int(now), ARGV[1])
+end
+if ARGV[4] == '1' and job[9] then
+  redis.call('ZADD', KEYS[10], int(now), job[4] .. ' ' .. job[9] .. ' ' .. job[10])
+end
 if ARGV[5] == '1' then
   redis.call('HSET', KEYS[1], 'last_error', ARGV[8])
-  if redis.call('HINCRBY', KEYS[1], 'failures', 1) >= tonumber(ARGV[6]) then
-    conclude(KEYS[1], KEYS[2], ARGV[3], 'failed', ARGV[7], '', ARGV[8], ARGV[9])
-    redis.call('ZREM', KEYS[7], ARGV[1])
-    redis.call('ZADD', KEYS[8], int(now), ARGV[1])
+  local failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
+  if ARGV[10] ~= '0' then
+    if job[8] ~= job[7] then redis.call('HSET', KEYS[1], 'loss_seq', job[7], 'runner_losses', 0) end
+    if redis.call('HINCRBY', KEYS[1], 'runner_losses', 1) >= tonumber(ARGV[10]) then
+      redis.call('HSET', KEYS[9], ARGV[14], int(now) .. ' ' .. int(now + ARGV[13]) .. ' ' .. ARGV[15])
+      bury(ARGV[11], ARGV[12])
+      return {'quarantined'}
+    end
+  end
+  if failures >= tonumber(ARGV[6]) then
+    bury(ARGV[7], ARGV[8])
     return {'failed'}
   end
 end
