@@ -20,7 +20,7 @@ class EngineConfig:
     context_length: int  # tokens per sequence
     slots: int  # sequences that run at once
     threads: int
-    kv_type: str = "f16"  # f16, q8_0, q4_0
+    kv_type: str = "f16"  # f16, bf16, q8_0, q4_0
     gpu_layers: int = 0  # -1: all
     main_gpu: int = 0
     use_extra_bufts: bool = True  # False where AMX kills the process
