@@ -28,7 +28,7 @@ broker_transport_options = {
     "socket_timeout": 10.0,  # seconds; BRPOP returns every second, so 10 s of silence is a dead connection
     "socket_connect_timeout": 3.0,  # seconds
     "health_check_interval": 10,  # seconds between PINGs on an idle connection
-    "visibility_timeout": 3600,  # seconds; only matters between delivery and the ack right after it
+    "ack_emulation": False,  # no list of unacknowledged messages: four commands per job, for messages that may be lost
 }
 
 # ---- connections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery import Celery
 
+import tasks.broker  # noqa: F401 - the transport
 from tasks.settings import StoreSettings, load_settings
 
 GENERATE = "keepwarm.generate"
