@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-dev run test check format unit bench lock clean
+.PHONY: help set-up set-up-dev run test check format unit chaos bench lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -38,6 +38,9 @@ check: set-up-dev ## lint, format, types, layers
 format: set-up-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: set-up-dev ## kill everything at random for a while; ARGS="--kills 500" for longer
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: set-up-dev ## measure this machine; ARGS is passed on
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -195,6 +195,11 @@ def _text_breaches(reference: Reference, record: Record, events: Sequence[Number
         yield "usage", f"{record.completion_tokens} tokens counted, but {len(ids)} ids in the stream"
 
 
+def content(record: Record) -> tuple[str, tuple[int, ...]]:
+    """Text and token ids in the stored stream."""
+    return _content([decode_numbered(payload) for _, payload in record.stream])
+
+
 def _content(events: Sequence[NumberedEvent]) -> tuple[str, tuple[int, ...]]:
     pieces: list[str] = []
     ids: list[int] = []

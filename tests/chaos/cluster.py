@@ -85,7 +85,7 @@ class Cluster:
         controllers: int = 2,
         apis: int = 2,
         max_skew_ms: int = MAX_SKEW_MS,
-        **settings: str,
+        settings: Mapping[str, str],
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._rng = rng

@@ -33,7 +33,6 @@ from tests.chaos.faults import Faults
 
 WATCH_S = 0.25
 START_LIMIT_S = 60.0
-DEADLINE_S = 240  # generous for the job, but within the skew of the clocks
 MAY_BE_CANCELLED = SUCCEEDED_ONLY | {JobState.CANCELLED}
 
 
@@ -49,7 +48,6 @@ class Plan:
     fault_interval_s: float = 1.2  # on average
     settle_s: float = 60.0  # after the last fault everything must end within this time
     limit_s: float = 3600.0  # of the whole run
-    max_tokens: tuple[int, int] = (5, 120)
     cut_chance: float = 0.02  # per event, that a reader hangs up and comes back
     cancel_chance: float = 0.08
 
@@ -69,17 +67,18 @@ class Outcome:
 
 
 Progress = Callable[[int, int], None]  # jobs that ended, kills
+Body = dict[str, object]  # as posted to /v1/jobs
 
 
 async def run_chaos(
     plan: Plan,
     cluster: Cluster,
-    reference: Callable[[dict[str, object]], Reference],
-    prompts: Callable[[random.Random], str],
+    reference: Callable[[Body], Reference],
+    make_body: Callable[[random.Random], Body],
     on_progress: Progress = lambda jobs, kills: None,
 ) -> Outcome:
     """The cluster is up when this begins, and at rest when it returns."""
-    run = _Run(plan, cluster, reference, prompts, on_progress)
+    run = _Run(plan, cluster, reference, make_body, on_progress)
     return await run.run()
 
 
@@ -88,14 +87,14 @@ class _Run:
         self,
         plan: Plan,
         cluster: Cluster,
-        reference: Callable[[dict[str, object]], Reference],
-        prompts: Callable[[random.Random], str],
+        reference: Callable[[Body], Reference],
+        make_body: Callable[[random.Random], Body],
         on_progress: Progress,
     ) -> None:
         self._plan = plan
         self._cluster = cluster
         self._reference = reference
-        self._prompts = prompts
+        self._make_body = make_body
         self._on_progress = on_progress
         self._rng = random.Random(plan.seed)
         self._clients = Clients(cluster.urls, random.Random(plan.seed + 1))
@@ -149,7 +148,7 @@ class _Run:
 
     async def _one_job(self, number: int) -> None:
         rng = random.Random(self._plan.seed * 1_000_003 + number)
-        body = self._body(rng)
+        body = self._make_body(rng)
         is_cancelled = rng.random() < self._plan.cancel_chance
         job_id = await self._clients.submit(body, key=f"chaos-{self._plan.seed}-{number}")
         reference = await asyncio.to_thread(self._reference, body)
@@ -167,22 +166,6 @@ class _Run:
                 await self._clients.cancel(job_id)
         self._ended += 1
         self._on_progress(self._ended, self._faults.kills)
-
-    def _body(self, rng: random.Random) -> dict[str, object]:
-        body: dict[str, object] = {
-            "model": rng.choice(self._plan.models),
-            "prompt": self._prompts(rng),
-            "max_tokens": rng.randint(*self._plan.max_tokens),
-            "ignore_eos": rng.random() < 0.8,
-            "temperature": 0.0,
-            "seed": rng.randrange(2**31),
-            "priority": rng.choice(("interactive", "default", "batch")),
-        }
-        if rng.random() < 0.3:
-            body["temperature"] = 1.0
-        if rng.random() < 0.3:
-            body["deadline"] = DEADLINE_S
-        return body
 
     # ---- faults
 
@@ -278,8 +261,3 @@ def index_leftovers(client: Client, models: tuple[str, ...]) -> list[str]:
     """Entries in the indexes of open jobs, when no job is open."""
     indexes = [keys.QUEUED, keys.RUNNING, keys.DEADLINES, *(keys.waiting(model) for model in models)]
     return [f"{key} has {count} entries" for key in indexes if (count := client.zcard(key))]
-
-
-def plain_prompt(rng: random.Random) -> str:
-    """Of any length up to two prefill chunks of the fake engine."""
-    return "".join(rng.choices("abcdefgh ", k=rng.randint(1, 700)))

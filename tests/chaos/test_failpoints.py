@@ -46,12 +46,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         controllers=1,
         apis=1,
         max_skew_ms=0,
-        KEEPWARM_ENGINE="fake",
-        KEEPWARM_FAKE='{"step_ms": 8, "load_s": 0.4}',
-        KEEPWARM_LEASE_S="1.5",
-        KEEPWARM_MAX_ATTEMPTS="10",
-        KEEPWARM_DRAIN_S="0.5",
-        KEEPWARM_FAILPOINTS=",".join(f"{point}=kill:1" for point in FAILPOINTS),
+        settings={
+            "KEEPWARM_ENGINE": "fake",
+            "KEEPWARM_FAKE": '{"step_ms": 8, "load_s": 0.4}',
+            "KEEPWARM_LEASE_S": "1.5",
+            "KEEPWARM_MAX_ATTEMPTS": "10",
+            "KEEPWARM_DRAIN_S": "0.5",
+            "KEEPWARM_FAILPOINTS": ",".join(f"{point}=kill:1" for point in FAILPOINTS),
+        },
     )
     for point in FAILPOINTS:
         spent = marker(folder / "home", point, 1)
@@ -96,7 +98,13 @@ async def run_jobs(cluster: Cluster, point: str) -> Evidence:
 
     async def one_job(number: int) -> None:
         model = point if point in COLD else "warm"
-        body = {"model": model, "prompt": f"{point} {number}", "max_tokens": 120, "temperature": 0, "ignore_eos": True}
+        body = {
+            "model": model,
+            "prompt": f"{point} {number}",
+            "max_tokens": 120,
+            "temperature": 0.0,
+            "ignore_eos": True,
+        }
         job_id = await clients.submit(body, key=f"{point}-{number}")
         submissions.append(Submission(job_id=job_id, reference=fake_reference(body)))
         await clients.read(job_id, "reader", cut_chance=0.01, into=transcripts)
