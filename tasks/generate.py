@@ -11,6 +11,7 @@ from celery import shared_task
 
 from tasks.celery_app import DOORBELL, GENERATE
 from tasks.celery_app import app as celery_app
+from tasks.errors import CannotResume
 from tasks.failpoints import failpoint
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority
 from tasks.ports import (
@@ -30,8 +31,8 @@ from tasks.settings import StoreSettings, load_settings
 from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, JobIsQuarantined, LeaseStore
-from tasks.store.token_writer import TokenWriter
-from tasks.stream_events import Started
+from tasks.store.token_writer import Chunk, TokenWriter
+from tasks.stream_events import Reset, Started
 from tasks.wakeups import Wakeups
 
 _log = structlog.get_logger(__name__)
@@ -111,6 +112,8 @@ def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) 
             state = JobState.EXPIRED if is_expired else JobState.CANCELLED
             error = deadline_error() if is_expired else None
             stores.leases.finish(job_id, number, state, result=result, error=error)
+        case Failed(error=JobError(code=CannotResume.code, message=reason)):
+            _start_over(attempt, reason, stores)
         case Failed(error=error, is_retryable=False):
             stores.leases.finish(job_id, number, JobState.FAILED, error=error)
         case Failed(error=error):
@@ -121,6 +124,13 @@ def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) 
             pass
         case _:
             assert_never(outcome)
+
+
+def _start_over(attempt: Attempt, reason: str, stores: AttemptStores) -> None:
+    """Void the published text, say so in the stream, and let the next attempt begin without a prefix."""
+    reset = Reset(attempt=attempt.number + 1, reason=reason)
+    stores.writer.append([Chunk(attempt.job_id, attempt.number, attempt.last_seq + 1, reset)])
+    _release(attempt, None, stores)
 
 
 def _release(attempt: Attempt, failure: JobError | None, stores: AttemptStores) -> None:

@@ -10,6 +10,7 @@ runner goes through the process's end: kill it, and the reader resolves what was
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ from typing import assert_never
 
 import structlog
 
-from tasks.errors import KeepwarmError, ModelLoadFailed, RunnerCrashed, RunnerStalled, StoreUnavailable
+from tasks.errors import (
+    KeepwarmError,
+    ModelLoadFailed,
+    RunnerCrashed,
+    RunnerOutOfMemory,
+    RunnerStalled,
+    StoreUnavailable,
+)
 from tasks.fleet import RUNNER_NEXT, RunnerReport, RunnerState
 from tasks.jobs import JobId
 from tasks.ports import Attempt, Cancelled, Failed, Lost, Outcome, Parked
@@ -41,6 +49,7 @@ from workers.messages import (
     Step,
     TokenOut,
 )
+from workers.oom import kernel_oom_kills
 from workers.runner_link import LinkClosed, RunnerLink
 from workers.token_sink import TokenSink
 
@@ -76,6 +85,7 @@ class Runner:
         limits: RunnerLimits,
         clock: Clock,
         on_change: Callable[[], None],
+        oom_kills: Callable[[], int] = kernel_oom_kills,
     ) -> None:
         self.model = model
         self.slots = slots
@@ -84,6 +94,8 @@ class Runner:
         self._limits = limits
         self._clock = clock
         self._on_change = on_change
+        self._oom_kills = oom_kills
+        self._oom_kills_before = oom_kills()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._begin_lock = threading.Lock()  # keeps a Cancel from overtaking its Generate
@@ -416,6 +428,8 @@ class Runner:
         self._on_change()
 
     def _crash(self, exit_code: int | None) -> KeepwarmError:
+        if exit_code == -signal.SIGKILL and self._oom_kills() > self._oom_kills_before:
+            return RunnerOutOfMemory(self.model)
         if self.ready is not None:
             return RunnerCrashed(self.model, exit_code)
         return ModelLoadFailed(f"'{self.model}' can't be loaded: its runner died (exit code {exit_code}).")

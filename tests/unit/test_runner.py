@@ -22,6 +22,7 @@ class Bench:
     """One runner with two slots and everything around it."""
 
     def __init__(self) -> None:
+        self.oom_kills = 3  # the kernel's counter, as it stood at the start
         self.link = ScriptedLink()
         self.sink = MemorySink()
         self.clock = ManualClock()
@@ -34,6 +35,7 @@ class Bench:
             limits=RunnerLimits(stall_s=30, load_stall_s=60, publish_s=5),
             clock=self.clock.clock(),
             on_change=self.changes,
+            oom_kills=lambda: self.oom_kills,
         )
         self.runner.start()
 
@@ -271,6 +273,23 @@ def test_crash_makes_every_attempt_retryable_at_once(ready: Bench) -> None:
         assert "-11" in outcome.error.message
     assert ready.runner.state is RunnerState.CRASHED
     assert ready.runner.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("kills", "code", "expected"),
+    [
+        (4, -signal.SIGKILL, "runner_out_of_memory"),
+        (3, -signal.SIGKILL, "runner_crashed"),  # somebody else's SIGKILL
+        (4, -signal.SIGSEGV, "runner_crashed"),  # another process ran out of memory meanwhile
+    ],
+)
+def test_out_of_memory_is_told_from_a_crash(ready: Bench, kills: int, code: int, expected: str) -> None:
+    running, _ = ready.run()
+    ready.oom_kills = kills
+    ready.link.exit(code)
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.is_retryable) == (expected, True)
 
 
 def test_tokens_that_arrived_before_a_crash_are_published(ready: Bench) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence as Ids
 
-from tasks.errors import InvalidRequest
+from tasks.errors import CannotResume
 from tasks.generation import FinishReason, TokenLogprob
 from workers.engine.sampling import Sampler
 from workers.engine.vocabulary import Vocabulary
@@ -86,7 +86,7 @@ class Sequence:
     )
 
     def __init__(self, message: Generate, prompt_ids: Ids[int], vocabulary: Vocabulary, context_length: int) -> None:
-        """Raises InvalidRequest when a bias or a forced id doesn't fit the model, or the published text the ids."""
+        """Raises InvalidRequest when a bias doesn't fit the model, CannotResume when what was published doesn't."""
         request = message.request
         self.key = message.key
         self.slot = -1
@@ -168,7 +168,7 @@ class Sequence:
 
     def _replay(self, forced_ids: Ids[int], emitted_text: str) -> None:
         if any(not 0 <= token < len(self._pieces) for token in forced_ids):
-            raise InvalidRequest("The published tokens are not of this model.", param="forced_ids")
+            raise CannotResume("The published tokens are not of this model.")
         text = ""
         if len(self.tokens) >= self._limit:
             self.finish_reason = "length"  # max_tokens 0
@@ -179,6 +179,6 @@ class Sequence:
         if self.finish_reason is not None:
             text += self._assembler.flush()
         if not (text + self._assembler.held).startswith(emitted_text):
-            raise InvalidRequest("The published text is not what the published tokens make.", param="emitted_text")
+            raise CannotResume("The published text is not what the published tokens make.")
         self._backlog = text[len(emitted_text) :]
         self._skip = max(0, len(emitted_text) - len(text))
