@@ -4,8 +4,10 @@
     ├── InvalidRequest            the client sent something that can never work
     │   ├── PromptTooLong
     │   ├── IdempotencyMismatch
+    │   ├── CannotResume          the published tokens are no prefix that this model could continue
     │   ├── JobNotRepeatable
     │   ├── PromptQuarantined
+    │   ├── DeadlineCannotBeMet
     │   └── InvalidSetting        a setting or models.yaml entry, named
     ├── NotFound
     │   ├── UnknownModel
@@ -13,6 +15,7 @@
     │   └── NotQuarantined
     ├── CapacityError             it could work, but not now or not here
     │   ├── QueueFull
+    │   ├── StoreFull
     │   └── ModelDoesNotFit
     ├── StoreUnavailable
     ├── ModelError
@@ -21,6 +24,7 @@
     │   └── ModelQuarantined
     ├── RunnerError               retryable: the job goes on in a new attempt
     │   ├── RunnerCrashed
+    │   ├── RunnerOutOfMemory
     │   └── RunnerStalled
     └── LeaseLost                 somebody else owns the job now: stop, write nothing
 
@@ -96,6 +100,30 @@ class PromptQuarantined(InvalidRequest):
         self.cause = cause  # code of the error that brought it there
 
 
+class DeadlineCannotBeMet(InvalidRequest):
+    """By what was measured the job could not even start before its deadline."""
+
+    code = "deadline_cannot_be_met"
+
+    def __init__(self, *, ahead: int, predicted_wait_s: float, deadline_in_s: float) -> None:
+        super().__init__(
+            f"The deadline is in {deadline_in_s:.1f} s, but with {ahead} jobs ahead this one would start in about "
+            f"{predicted_wait_s:.1f} s. Give it more time or a higher priority, or send it later.",
+            param="deadline",
+        )
+        self.ahead = ahead
+        self.predicted_wait_s = round(predicted_wait_s, 1)
+        self.deadline_in_s = round(deadline_in_s, 1)
+
+
+class CannotResume(InvalidRequest):
+    """The tokens that earlier attempts published don't make the text that they published: the model's file changed.
+
+    The job starts over behind a `reset` event."""
+
+    code = "cannot_resume"
+
+
 class InvalidSetting(InvalidRequest):
     """A setting has a value that can't work; the message names the variable and what would be right."""
 
@@ -152,8 +180,26 @@ class QueueFull(CapacityError):
 
     code = "queue_full"
 
-    def __init__(self, *, scope: str, depth: int, limit: int, retry_after_s: int) -> None:
+    def __init__(self, *, scope: str, depth: int, limit: int, retry_after_s: int, model: str | None = None) -> None:
         super().__init__(f"{depth} jobs already wait for {scope} (limit {limit}). Retry in about {retry_after_s} s.")
+        self.scope = scope
+        self.depth = depth
+        self.limit = limit
+        self.model = model  # None: the bound of all models together
+        self.retry_after_s = retry_after_s
+
+
+class StoreFull(CapacityError):
+    """The store's memory is nearly used up: running streams may finish, new jobs may not begin."""
+
+    code = "store_full"
+
+    def __init__(self, *, fill: float, limit: float, retry_after_s: int) -> None:
+        super().__init__(
+            f"The store's memory is {fill:.0%} full; new jobs are taken below {limit:.0%}, so that running ones can "
+            "finish. Retry later, shorten KEEPWARM_RETENTION_S, or give the store more memory."
+        )
+        self.fill = round(fill, 3)
         self.retry_after_s = retry_after_s
 
 
@@ -219,6 +265,18 @@ class RunnerCrashed(RunnerError):
     def __init__(self, model: str, exit_code: int | None) -> None:
         super().__init__(f"The runner of '{model}' died (exit code {exit_code}).")
         self.exit_code = exit_code
+
+
+class RunnerOutOfMemory(RunnerError):
+    """The kernel killed the runner for want of memory."""
+
+    code = "runner_out_of_memory"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The kernel killed the runner of '{model}' because memory ran out. "
+            "Lower KEEPWARM_MEMORY_BUDGET, or the model's context_length or slots."
+        )
 
 
 class RunnerStalled(RunnerError):
