@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import httpx2
@@ -147,10 +147,16 @@ def _write(outcomes: dict[str, Outcome], arguments: argparse.Namespace) -> Path:
         "command": "python -m tests.chaos " + " ".join(sys.argv[1:]),
         "settings": vars(arguments),
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "runs": {name: asdict(outcome) for name, outcome in outcomes.items()},
+        "runs": {name: _plain(outcome) for name, outcome in outcomes.items()},
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def _plain(outcome: Outcome) -> dict[str, object]:
+    values = {each.name: getattr(outcome, each.name) for each in fields(outcome)}
+    values["violations"] = [str(violation) for violation in outcome.violations]
+    return values
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ DEMO_LENGTHS = (30, 150, 400)
 DEADLINE_S = 240  # generous for a job, but well within the skew of the clocks
 
 # Chaos breaks far more attempts of one job than life does; what counts is that none of them is lost.
-PATIENCE = {"KEEPWARM_MAX_ATTEMPTS": "100", "KEEPWARM_DRAIN_S": "1"}
+PATIENCE = {"KEEPWARM_MAX_ATTEMPTS": "100", "KEEPWARM_QUARANTINE_S": "0", "KEEPWARM_DRAIN_S": "1"}
 
 
 def fake_cluster(folder: Path, seed: int, *, lease_s: float = 2.0, step_ms: float = 12.0) -> Cluster:

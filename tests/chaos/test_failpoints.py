@@ -51,6 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "KEEPWARM_FAKE": '{"step_ms": 8, "load_s": 0.4}',
             "KEEPWARM_LEASE_S": "1.5",
             "KEEPWARM_MAX_ATTEMPTS": "10",
+            "KEEPWARM_QUARANTINE_S": "0",
             "KEEPWARM_DRAIN_S": "0.5",
             "KEEPWARM_FAILPOINTS": ",".join(f"{point}=kill:1" for point in FAILPOINTS),
         },
