@@ -2,7 +2,7 @@
 
 A stream's status is held back until the first event, or for up to a second, so that an error that comes fast
 (a prompt that is too long, a model that can't be loaded) has the right one. Later errors go in-band.
-The job of a client that leaves before its answer is complete is cancelled.
+The job of a client that leaves before its answer is complete is cancelled, unless the request has an idempotency key.
 """
 
 from __future__ import annotations
@@ -45,8 +45,13 @@ async def answer(
     priority: Priority,
     form_of: FormOf,
     is_stream: bool,
+    idempotency_key: str | None = None,
+    fingerprint: str | None = None,
 ) -> Response:
-    """Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
+    """With an idempotency key the answer may be that of a job which an earlier request began, and the job outlives its
+    clients: one that lost its connection comes back with the key.
+
+    Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
     arrived = time.monotonic()
     submit = partial(
         front.backend.dispatcher.submit,
@@ -54,11 +59,13 @@ async def answer(
         offer=offer,
         priority=priority,
         deadline_ms=None,
-        idempotency_key=None,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint,
     )
     job = (await to_thread.run_sync(submit)).job
     request.state.job_id = job.id  # from here on errors carry it
-    live = LiveAnswer(front, request, generation, job, form_of(job), arrived)
+    is_bound = idempotency_key is None
+    live = LiveAnswer(front, request, generation, job, form_of(job), arrived, ends_with_client=is_bound)
     return await (live.stream() if is_stream else live.whole())
 
 
@@ -73,6 +80,8 @@ class LiveAnswer:
         job: Job,
         form: AnswerForm,
         arrived: float,
+        *,
+        ends_with_client: bool,
     ) -> None:
         self._front = front
         self._generation = generation
@@ -81,7 +90,7 @@ class LiveAnswer:
         self._arrived = arrived
         self._meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
         self._headers = {"x-keepwarm-job": job.id}
-        self._watch = ClientWatch(request.receive, self._cancel)
+        self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)
         self._batches = front.backend.streams.follow_batches(job.id)
         self._has_text = False  # the client has part of the answer
         self._is_over = False  # nothing more will be sent

@@ -64,7 +64,8 @@ class Submitted(Protocol):
 
 
 class Submitter(Protocol):
-    """Takes jobs in. Blocking. Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
+    """Takes jobs in. Blocking. Raises QueueFull, StoreFull, IdempotencyMismatch, PromptQuarantined, ModelQuarantined,
+    DeadlineCannotBeMet, StoreUnavailable."""
 
     def submit(
         self,
@@ -74,7 +75,10 @@ class Submitter(Protocol):
         priority: Priority,
         deadline_ms: int | None,
         idempotency_key: str | None,
+        fingerprint: str | None = None,
     ) -> Submitted: ...
+
+    def predicted_wait_s(self, model: str, ahead: int) -> float | None: ...
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submitted:
         """Raises JobNotRepeatable too."""
@@ -105,10 +109,12 @@ class Backend:
 
 def connect_backend(settings: StoreSettings) -> Backend:
     """The real one, on the store of these settings. No connection is made yet."""
+    from tasks.admission_control import AdmissionControl
     from tasks.celery_app import create_celery_app
     from tasks.dispatch import Dispatcher
     from tasks.store.connection import connect, ping
     from tasks.store.fleet_store import FleetStore
+    from tasks.store.gauges import AdmissionGauges
     from tasks.store.job_store import JobStore
     from tasks.store.quarantine_store import QuarantineStore
     from tasks.store.token_reader import TokenReader
@@ -120,7 +126,12 @@ def connect_backend(settings: StoreSettings) -> Backend:
     return Backend(
         jobs=jobs,
         fleet=fleet,
-        dispatcher=Dispatcher(jobs, fleet, Wakeups(create_celery_app(settings))),
+        dispatcher=Dispatcher(
+            jobs,
+            fleet,
+            Wakeups(create_celery_app(settings)),
+            AdmissionControl(AdmissionGauges(client), settings),
+        ),
         streams=TokenReader(settings),
         quarantine=QuarantineStore(client, settings),
         ping=lambda: ping(client),

@@ -25,6 +25,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.IdempotencyMismatch: 422,
     errors.JobNotRepeatable: 409,
     errors.PromptQuarantined: 422,
+    errors.DeadlineCannotBeMet: 422,
     errors.InvalidSetting: 500,  # ours, never the client's
     errors.NotFound: 404,
     errors.CapacityError: 503,
@@ -38,6 +39,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     KeepwarmError: 500,
 }
 STORE_RETRY_AFTER_S = 1
+_OPENAI_STATUS: dict[type[KeepwarmError], int] = {errors.DeadlineCannotBeMet: 400}  # where OpenAI's differs
 _STATUS_OF_END = {JobState.CANCELLED: 409, JobState.EXPIRED: 504}
 _CODE_OF_STATUS = {
     400: "invalid_request",
@@ -62,6 +64,7 @@ class ErrorFacts:
     code: str
     message: str
     param: str | None = None
+    openai_status: int | None = None  # on OpenAI's routes, where it differs
     retry_after_s: int | None = None
     evidence: Mapping[str, object] = field(default_factory=dict)  # extra members of a problem
 
@@ -128,6 +131,7 @@ def error_response(facts: ErrorFacts, scope: Scope) -> Response:
     if job_id is not None:
         headers |= {"x-keepwarm-job": job_id, "x-should-retry": "false"}
     if speaks_openai(path):
+        facts = replace(facts, status=facts.openai_status or facts.status)
         body, media_type = facts.openai_body(), "application/json"
     else:
         body, media_type = facts.problem_body(path), "application/problem+json"
@@ -164,6 +168,7 @@ def _planned(error: KeepwarmError) -> ErrorFacts:
         code=error.code,
         message=str(error),
         param=getattr(error, "param", None) or ("model" if isinstance(error, errors.UnknownModel) else None),
+        openai_status=_OPENAI_STATUS.get(type(error)),
         retry_after_s=retry_after_s,
         evidence=evidence,
     )

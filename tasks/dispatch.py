@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tasks.admission_control import AdmissionControl
+from tasks.errors import KeepwarmError, QueueFull
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.generation import GenerationRequest
-from tasks.jobs import Job, Priority, new_job_id
+from tasks.jobs import Job, JobId, Priority, new_job_id
 from tasks.store.fleet_store import FleetStore
-from tasks.store.job_store import Admission, JobStore
+from tasks.store.job_store import JobStore
 from tasks.wakeups import Wakeups
 
 FLEET_CACHE_S = 0.25
@@ -28,11 +30,17 @@ class Dispatcher:
     """Synchronous (Celery's producer is); async callers use a thread."""
 
     def __init__(
-        self, jobs: JobStore, fleet: FleetStore, wakeups: Wakeups, clock: Callable[[], float] = time.monotonic
+        self,
+        jobs: JobStore,
+        fleet: FleetStore,
+        wakeups: Wakeups,
+        control: AdmissionControl,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._jobs = jobs
         self._fleet = fleet
         self._wakeups = wakeups
+        self._control = control
         self._clock = clock
         self._fleet_seen: Fleet | None = None
         self._fleet_seen_at = 0.0
@@ -45,34 +53,67 @@ class Dispatcher:
         priority: Priority,
         deadline_ms: int | None,
         idempotency_key: str | None,
+        fingerprint: str | None = None,
     ) -> Submission:
         """Once this returns the job is acknowledged: it survives any crash of any process but the store's disk.
 
-        Raises QueueFull, IdempotencyMismatch, StoreUnavailable."""
-        admission = self._jobs.admit(
-            new_job_id(), request, priority=priority, deadline_ms=deadline_ms, idempotency_key=idempotency_key
+        `fingerprint` is what makes two bodies under one idempotency key equal. Raises QueueFull, StoreFull,
+        IdempotencyMismatch, PromptQuarantined, ModelQuarantined, DeadlineCannotBeMet, StoreUnavailable."""
+        return self._admit(
+            request,
+            offer=offer,
+            priority=priority,
+            deadline_ms=deadline_ms,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
         )
-        return self._submission(admission, offer, priority)
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
         """Admit a new job with the request of one that ended badly; a terminal record is never run again.
 
         A deadline that is still ahead is kept. A repeated call finds the job that the first one made.
-        Raises JobNotRepeatable, JobNotFound, QueueFull, StoreUnavailable."""
+        Raises JobNotRepeatable, JobNotFound, and what `submit` does."""
         deadline_ms = job.deadline_ms
         if deadline_ms is not None and deadline_ms <= self._current_fleet().now_ms:
             deadline_ms = None
-        admission = self._jobs.admit(
-            new_job_id(),
+        return self._admit(
             self._jobs.request_of(job.id),
+            offer=offer,
             priority=job.priority,
             deadline_ms=deadline_ms,
-            idempotency_key=None,
             repeats=job.id,
         )
-        return self._submission(admission, offer, job.priority)
 
-    def _submission(self, admission: Admission, offer: ModelOffer, priority: Priority) -> Submission:
+    def predicted_wait_s(self, model: str, ahead: int) -> float | None:
+        """Until a job with `ahead` jobs of its model before it starts; None when nothing measured says so."""
+        fleet = self._current_fleet()
+        offer = fleet.offers().get(model)
+        return None if offer is None else self._control.predicted_wait_s(offer, fleet, ahead=ahead)
+
+    def _admit(
+        self,
+        request: GenerationRequest,
+        *,
+        offer: ModelOffer,
+        priority: Priority,
+        deadline_ms: int | None,
+        idempotency_key: str | None = None,
+        fingerprint: str | None = None,
+        repeats: JobId | None = None,
+    ) -> Submission:
+        try:
+            admission = self._jobs.admit(
+                new_job_id(),
+                request,
+                priority=priority,
+                deadline_ms=deadline_ms,
+                idempotency_key=idempotency_key,
+                fingerprint=fingerprint,
+                repeats=repeats,
+                refusal=self._refusal(offer, priority, deadline_ms),
+            )
+        except QueueFull as full:
+            raise self._control.with_retry_after(full, self._current_fleet()) from None
         if admission.is_new:
             failpoint("after_admit")
             self._wakeups.wake(admission.job_id, offer.id, priority)
@@ -82,6 +123,15 @@ class Dispatcher:
         job = self._jobs.get(admission.job_id)
         position = admission.position if admission.is_new else self._jobs.position(job) or 0
         return Submission(job=job, is_new=admission.is_new, position=position)
+
+    def _refusal(self, offer: ModelOffer, priority: Priority, deadline_ms: int | None) -> KeepwarmError | None:
+        refusal = self._control.store_full()
+        if refusal is not None or deadline_ms is None:
+            return refusal
+        fleet = self._current_fleet()
+        now_ms = fleet.now_ms + int((self._clock() - self._fleet_seen_at) * 1000)
+        ahead = self._jobs.ahead(offer.id, priority)
+        return self._control.too_late(offer, fleet, ahead=ahead, deadline_ms=deadline_ms, now_ms=now_ms)
 
     def _current_fleet(self) -> Fleet:
         now = self._clock()

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from app.admission import chat_request
 from app.answering import answer
 from app.front import FrontDep
+from app.idempotency import IdempotencyKey, fingerprint
 from app.openai_forms import ChatForm
 from app.schemas.openai import ChatBody
 
@@ -18,7 +19,9 @@ router = APIRouter(tags=["OpenAI"])
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation, whole or as a stream")
-async def create_chat_completion(body: ChatBody, request: Request, front: FrontDep) -> Response:
+async def create_chat_completion(
+    body: ChatBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
+) -> Response:
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
     return await answer(
         front,
@@ -28,4 +31,6 @@ async def create_chat_completion(body: ChatBody, request: Request, front: FrontD
         priority=body.level,
         form_of=partial(ChatForm, include_usage=body.include_usage),
         is_stream=bool(body.stream),
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint(idempotency_key, request.url.path, body),
     )

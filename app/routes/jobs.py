@@ -18,6 +18,7 @@ from app.backend import Submitted
 from app.errors import error_of
 from app.following import Beat
 from app.front import Front, FrontDep
+from app.idempotency import IdempotencyKey, fingerprint
 from app.schemas.jobs import JobBody, JobList, JobObject, job_object
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.errors import InvalidRequest, PromptTooLong
@@ -26,15 +27,11 @@ from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.stream_events import End, Tokens, encode_event
 
 router = APIRouter(tags=["Jobs"])
-MAX_IDEMPOTENCY_KEY_CHARS = 256
-
-IdempotencyKey = Annotated[str | None, Header(max_length=MAX_IDEMPOTENCY_KEY_CHARS)]
+Place = tuple[int | None, float | None]  # in the line, and how many seconds that will take
 
 
 @router.post("/v1/jobs", status_code=202, response_model=JobObject, summary="Take a job in and answer at once")
-async def create_job(
-    body: JobBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def create_job(body: JobBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey) -> Response:
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
     generation = job_request(body, offer, front.settings)
     submit = partial(
@@ -44,13 +41,14 @@ async def create_job(
         priority=Priority.named(body.priority),
         deadline_ms=deadline_ms(body.deadline, await front.view.store_now_ms()),
         idempotency_key=idempotency_key,
+        fingerprint=fingerprint(idempotency_key, request.url.path, body),
     )
     submission = await to_thread.run_sync(submit)
     job = submission.job
     request.state.job_id = job.id
     if submission.is_new and may_be_too_long(generation, offer):
         await _await_count(front, job, generation)
-    return _accepted(submission)
+    return await _accepted(front, submission)
 
 
 @router.post(
@@ -62,7 +60,8 @@ async def create_job(
 async def requeue_job(job_id: str, front: FrontDep) -> Response:
     job = await to_thread.run_sync(front.backend.jobs.get, JobId(job_id))
     offer = (await front.view.snapshot()).catalog.resolve(job.model)
-    return _accepted(await to_thread.run_sync(partial(front.backend.dispatcher.requeue, job, offer=offer)))
+    submission = await to_thread.run_sync(partial(front.backend.dispatcher.requeue, job, offer=offer))
+    return await _accepted(front, submission)
 
 
 @router.get("/v1/jobs", summary="Jobs, newest first; with ?dead=true only dead letters")
@@ -79,7 +78,7 @@ async def list_jobs(
     def read() -> list[JobObject]:
         jobs = front.backend.jobs
         found = jobs.dead(limit, model) if dead else jobs.recent(limit, state, model)
-        return [job_object(job, _position(front, job)) for job in found if state in (None, job.state)]
+        return [job_object(job, *_place(front, job)) for job in found if state in (None, job.state)]
 
     return JobList(data=await to_thread.run_sync(read))
 
@@ -180,19 +179,27 @@ async def _await_end(front: Front, job: Job, request: Request, limit_s: float) -
         await watch.finish()
 
 
-def _accepted(submission: Submitted) -> Response:
+async def _accepted(front: Front, submission: Submitted) -> Response:
     job = submission.job
-    position = submission.position if job.state is JobState.QUEUED else None
+    place: Place = (None, None)
+    if job.state is JobState.QUEUED:
+        place = await to_thread.run_sync(_with_wait, front, job, submission.position)
     headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id}
-    return Response(job_object(job, position).model_dump_json(), 202, headers, "application/json")
+    return Response(job_object(job, *place).model_dump_json(), 202, headers, "application/json")
 
 
 async def _object(front: Front, job: Job) -> JobObject:
-    return job_object(job, await to_thread.run_sync(_position, front, job))
+    return job_object(job, *await to_thread.run_sync(_place, front, job))
 
 
-def _position(front: Front, job: Job) -> int | None:
-    return front.backend.jobs.position(job) if job.state is JobState.QUEUED else None
+def _place(front: Front, job: Job) -> Place:
+    return _with_wait(front, job, front.backend.jobs.position(job)) if job.state is JobState.QUEUED else (None, None)
+
+
+def _with_wait(front: Front, job: Job, position: int | None) -> Place:
+    if position is None:
+        return None, None
+    return position, front.backend.dispatcher.predicted_wait_s(job.model, position)
 
 
 def _name(event: object) -> str:

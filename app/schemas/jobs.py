@@ -77,6 +77,7 @@ class JobObject(BaseModel):
     worker: str | None
     workers: list[str]  # of all attempts, oldest first
     position: int | None  # 0 = next in line; null when it does not wait
+    predicted_wait_s: float | None  # until it starts, by what was measured; null when unknown or not waiting
     last_seq: int
     result: ResultObject | None
     error: ErrorObject | None  # why it ended without a result
@@ -90,7 +91,7 @@ class JobList(BaseModel):
     data: list[JobObject]
 
 
-def job_object(job: Job, position: int | None) -> JobObject:
+def job_object(job: Job, position: int | None, predicted_wait_s: float | None = None) -> JobObject:
     return JobObject(
         id=job.id,
         state=job.state,
@@ -105,6 +106,7 @@ def job_object(job: Job, position: int | None) -> JobObject:
         worker=job.worker,
         workers=list(job.workers),
         position=position,
+        predicted_wait_s=predicted_wait_s,
         last_seq=job.last_seq,
         result=_result_object(job.result),
         error=_error_object(job.error),

@@ -13,6 +13,7 @@ from tasks.errors import (
     IdempotencyMismatch,
     JobNotFound,
     JobNotRepeatable,
+    KeepwarmError,
     ModelQuarantined,
     PromptQuarantined,
     QueueFull,
@@ -23,11 +24,12 @@ from tasks.quarantine import Quarantine, request_digest
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
+from tasks.store.fleet_store import SCORE_PER_PRIORITY
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.records import job_from_fields
 from tasks.stream_events import End, encode_event
 
-RETRY_AFTER_FULL_S = 5  # until service rates are measured
+RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
 MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
 
 
@@ -60,12 +62,14 @@ class JobStore:
         idempotency_key: str | None,
         fingerprint: str | None = None,
         repeats: JobId | None = None,
+        refusal: KeepwarmError | None = None,
     ) -> Admission:
         """Write and index the record in one step. The caller sends the wake-up.
 
         `fingerprint`: what makes two bodies under one idempotency key equal; the request but for its seed if None.
         `repeats`: the job that ended badly and is asked for once more; a second call attaches to the repetition.
-        Raises QueueFull, IdempotencyMismatch, JobNotRepeatable, PromptQuarantined, ModelQuarantined,
+        `refusal`: raised instead of taking a new job in; a call that attaches to an earlier one is answered all the
+        same. Raises QueueFull, IdempotencyMismatch, JobNotRepeatable, PromptQuarantined, ModelQuarantined,
         StoreUnavailable."""
         payload = encode_request(request)
         key_digest = body_digest = ""
@@ -99,6 +103,7 @@ class JobStore:
                 max(self._retention_ms, MIN_IDEMPOTENCY_MS),
                 repeats or "",
                 digest,
+                "0" if refusal is None else "1",
                 f"model:{request.model}",
                 f"prompt:{digest}",
             ],
@@ -114,12 +119,25 @@ class JobStore:
                 )
             case b"not-repeatable":
                 raise JobNotRepeatable(str(repeats), rest[0].decode()) if rest[0] else JobNotFound(str(repeats))
+            case b"refused" if refusal is not None:
+                raise refusal
             case b"quarantined":
                 raise _quarantined(decode_entry(rest[0]), left_ms=rest[1])
             case b"full-model":
-                raise _full(f"'{request.model}'", rest[0], settings.max_queue_per_model)
+                raise QueueFull(
+                    scope=f"'{request.model}'",
+                    depth=rest[0],
+                    limit=settings.max_queue_per_model,
+                    retry_after_s=RETRY_AFTER_FULL_S,
+                    model=request.model,
+                )
             case _:
-                raise _full("all models together", rest[0], settings.max_queue_total)
+                raise QueueFull(
+                    scope="all models together",
+                    depth=rest[0],
+                    limit=settings.max_queue_total,
+                    retry_after_s=RETRY_AFTER_FULL_S,
+                )
 
     @translated
     def get(self, job_id: JobId) -> Job:
@@ -182,6 +200,11 @@ class JobStore:
         rank = self._client.zrank(keys.waiting(job.model), job.id)
         return None if rank is None else int(rank)
 
+    @translated
+    def ahead(self, model: str, priority: Priority) -> int:
+        """How many waiting jobs a new one of this priority would stand behind."""
+        return int(self._client.zcount(keys.waiting(model), "-inf", f"({(priority + 1) * SCORE_PER_PRIORITY}"))
+
     def cancel(self, job_id: JobId) -> Job:
         """End a waiting job at once; ask the worker of a running one. Terminal jobs stay as they are.
 
@@ -229,7 +252,3 @@ def _quarantined(entry: Quarantine, *, left_ms: int) -> PromptQuarantined | Mode
     return ModelQuarantined(
         entry.explanation, quarantine=entry.id, until=entry.until, retry_after_s=math.ceil(left_ms / 1000)
     )
-
-
-def _full(scope: str, depth: int, limit: int) -> QueueFull:
-    return QueueFull(scope=scope, depth=depth, limit=limit, retry_after_s=RETRY_AFTER_FULL_S)

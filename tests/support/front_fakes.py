@@ -70,6 +70,7 @@ class Submitted:
     priority: Priority
     deadline_ms: int | None
     idempotency_key: str | None
+    fingerprint: str | None
 
 
 @dataclass
@@ -84,6 +85,7 @@ class FakeBackend:
     error: Exception | None = None
     store_error: Exception | None = None
     line_position: int | None = None
+    predicted_s: float | None = None
     jobs: dict[JobId, Job] = field(default_factory=dict)
     submitted: list[Submitted] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -109,10 +111,11 @@ class FakeBackend:
         priority: Priority,
         deadline_ms: int | None,
         idempotency_key: str | None,
+        fingerprint: str | None = None,
     ) -> Submission:
         if self.error:
             raise self.error
-        self.submitted.append(Submitted(request, priority, deadline_ms, idempotency_key))
+        self.submitted.append(Submitted(request, priority, deadline_ms, idempotency_key, fingerprint))
         if idempotency_key in self.by_key:
             return Submission(self.jobs[self.by_key[idempotency_key]], False, 0)
         job = Job(
@@ -129,6 +132,9 @@ class FakeBackend:
         if idempotency_key:
             self.by_key[idempotency_key] = job.id
         return Submission(job, True, 0)
+
+    def predicted_wait_s(self, model: str, ahead: int) -> float | None:
+        return self.predicted_s
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
         if self.error:

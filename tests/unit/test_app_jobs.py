@@ -61,6 +61,7 @@ def test_posted_job_is_accepted_with_its_place(client, fake):
         "worker": None,
         "workers": [],
         "position": 0,
+        "predicted_wait_s": None,
         "last_seq": 0,
         "result": None,
         "error": None,
@@ -125,6 +126,9 @@ def test_full_queue_is_a_problem_with_its_evidence(client, fake):
         "instance": "/v1/jobs",
         "code": "queue_full",
         "retry_after_s": 7,
+        "scope": "'demo'",
+        "depth": 5,
+        "limit": 5,
     }
 
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import ApiSettings
-from tasks.errors import QueueFull, StoreUnavailable
+from tasks.errors import DeadlineCannotBeMet, QueueFull, StoreUnavailable
 from tasks.generation import TokenLogprob
 from tasks.jobs import JobError, JobState, Priority, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, Started, Tokens
@@ -271,6 +271,16 @@ def test_full_queue_is_429_with_retry_after(client, fake):
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
     assert reply.json()["error"]["type"] == "rate_limit_error"
     assert "x-should-retry" not in reply.headers
+
+
+def test_deadline_that_cannot_be_met_is_400_in_openais_shape_and_422_as_a_problem(client, fake):
+    fake.error = DeadlineCannotBeMet(ahead=7, predicted_wait_s=12.34, deadline_in_s=5)
+    reply = client.post("/v1/chat/completions", json=chat())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "deadline_cannot_be_met")
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+    problem = client.post("/v1/jobs", json={"model": "demo", "prompt": "x"})
+    assert problem.status_code == problem.json()["status"] == 422
+    assert {"ahead": 7, "predicted_wait_s": 12.3, "deadline_in_s": 5}.items() <= problem.json().items()
 
 
 def test_store_that_is_down_is_503_with_retry_after(client, fake):

@@ -3,9 +3,11 @@
 --      10 quarantine
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
---      10 id of the job to repeat or ''  11 request digest  12.. names under which quarantine may know the request
+--      10 id of the job to repeat or ''  11 request digest
+--      12 '1' when only an earlier call may be answered  13.. names under which quarantine may know the request
 -- Returns {'admitted', position} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
 --      | {'not-repeatable', state or ''} | {'quarantined', entry, ms left}
+--      | {'refused'} (by the caller, and no earlier call is there to attach to)
 -- 1  An earlier call did it: with the same idempotency key, or it repeated the same job. The record of that job
 --    may be gone before its key; then this is a new request. A repetition that ended badly may be repeated too.
 local function state_of(id)
@@ -30,9 +32,10 @@ if ARGV[10] ~= '' then
   if repeated and not ended_badly(repeated) then return {'attached', origin[2]} end
   if not ended_badly(origin[1]) then return {'not-repeatable', origin[1] or ''} end
 end
+if ARGV[12] == '1' then return {'refused'} end
 local now = now_ms()
 -- 2  Quarantine.
-for i = 12, #ARGV do
+for i = 13, #ARGV do
   local entry = redis.call('HGET', KEYS[10], ARGV[i])
   local left_ms = entry and string.match(entry, '^%d+ (%d+) ') - now
   if left_ms and left_ms > 0 then return {'quarantined', entry, left_ms} end

@@ -1,0 +1,57 @@
+"""What speaks against a new job before its record is written, and what its client is told about time.
+
+Decides from samples (`AdmissionGauges`) and the fleet as its caller knows it; the arithmetic is in `tasks.forecast`.
+"""
+
+from __future__ import annotations
+
+from tasks.errors import DeadlineCannotBeMet, QueueFull, StoreFull
+from tasks.fleet import Fleet, ModelOffer
+from tasks.forecast import ServiceTime, jobs_per_s, predicted_wait_ms, retry_after_s, seats
+from tasks.settings import StoreSettings
+from tasks.store.gauges import AdmissionGauges
+
+RETRY_AFTER_UNKNOWN_S = 5  # nothing was measured yet
+
+
+class AdmissionControl:
+    def __init__(self, gauges: AdmissionGauges, settings: StoreSettings) -> None:
+        self._gauges = gauges
+        self._max_fill = settings.max_store_fill
+
+    def store_full(self) -> StoreFull | None:
+        """Admission stops while there is still room for the streams that run to finish."""
+        fill = self._gauges.store_fill()
+        if fill < self._max_fill:
+            return None
+        return StoreFull(fill=fill, limit=self._max_fill, retry_after_s=RETRY_AFTER_UNKNOWN_S)
+
+    def too_late(
+        self, offer: ModelOffer, fleet: Fleet, *, ahead: int, deadline_ms: int, now_ms: int
+    ) -> DeadlineCannotBeMet | None:
+        """Only when what was measured says that the job can't even start before its deadline."""
+        service = self._service(offer.id)
+        if service is None or not service.is_trusted:
+            return None
+        wait_ms = predicted_wait_ms(ahead=ahead, seats=seats(offer, fleet), service=service)
+        if wait_ms is None or now_ms + wait_ms < deadline_ms:
+            return None
+        return DeadlineCannotBeMet(
+            ahead=ahead, predicted_wait_s=wait_ms / 1000, deadline_in_s=(deadline_ms - now_ms) / 1000
+        )
+
+    def predicted_wait_s(self, offer: ModelOffer, fleet: Fleet, *, ahead: int) -> float | None:
+        """Until a job with `ahead` jobs before it starts; None when that can't be said."""
+        wait_ms = predicted_wait_ms(ahead=ahead, seats=seats(offer, fleet), service=self._service(offer.id))
+        return None if wait_ms is None else round(wait_ms / 1000, 1)
+
+    def with_retry_after(self, full: QueueFull, fleet: Fleet) -> QueueFull:
+        """The same refusal with the time in which the line will have moved."""
+        times, offers = self._gauges.service_times(), fleet.offers()
+        models = [full.model] if full.model is not None else sorted(offers)
+        rate = jobs_per_s((seats(offers[model], fleet), times.get(model)) for model in models if model in offers)
+        seconds = retry_after_s(depth=full.depth, rate=rate, unknown_s=RETRY_AFTER_UNKNOWN_S)
+        return QueueFull(scope=full.scope, depth=full.depth, limit=full.limit, retry_after_s=seconds, model=full.model)
+
+    def _service(self, model: str) -> ServiceTime | None:
+        return self._gauges.service_times().get(model)
