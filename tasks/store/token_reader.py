@@ -108,7 +108,7 @@ class _Follower:
 
     def __init__(self) -> None:
         self._messages: list[tuple[int, bytes]] = []
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self.overflowed = False
 
     def put(self, seq: int, payload: bytes) -> None:
@@ -116,23 +116,31 @@ class _Follower:
             self._messages.clear()
             self.overflowed = True
         self._messages.append((seq, payload))
-        self._arrived.set()
+        if self._waiter is not None:
+            _wake(self._waiter)
 
     def take(self) -> list[tuple[int, bytes]]:
         messages, self._messages = self._messages, []
-        self._arrived.clear()
         return messages
 
     async def wait(self, timeout_s: float) -> bool:
         """True when something arrived, False after the timeout."""
-        if self._arrived.is_set():
-            return True
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._arrived.wait()
-        except TimeoutError:
-            return False
-        return True
+        if not self._messages:
+            # Once per token: a bare timer costs a fraction of asyncio.timeout.
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(timeout_s, _wake, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return bool(self._messages)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class _Subscriptions:
@@ -143,6 +151,7 @@ class _Subscriptions:
         self._followers: dict[bytes, set[_Follower]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
         self._pump: asyncio.Task[None] | None = None
+        self._has_heard = False  # anything, since the watch looked last
         self._is_ready = False  # the handshake is over: only then may others write, and only the pump ever reads
 
     def start(self) -> None:
@@ -201,25 +210,37 @@ class _Subscriptions:
                 await asyncio.sleep(RECONNECT_PAUSE_S)
 
     async def _listen(self) -> None:
+        watch = asyncio.create_task(self._watch(), name="token-reader-watch")
+        try:
+            while True:
+                # Without a timeout: silence is normal here, and redis-py closes a connection whose read is cancelled.
+                self._take(await self._connection.read_response(disable_decoding=True))
+                self._has_heard = True
+        finally:
+            watch.cancel()
+
+    def _take(self, reply: list[Any]) -> None:
+        if reply[0] == b"message":
+            seq, _, payload = reply[2].partition(b" ")
+            for follower in self._followers.get(reply[1], ()):
+                follower.put(int(seq), payload)
+        elif reply[0] == b"subscribe" and (confirmed := self._confirmed.get(reply[1])):
+            confirmed.set()
+
+    async def _watch(self) -> None:
+        """PING a connection that is silent, and close one that stays so: then its read fails."""
         has_pinged = False
         while True:
-            try:
-                # The timeout is ours, not the connection's: silence is normal here.
-                async with asyncio.timeout(IDLE_PING_S):
-                    reply = await self._connection.read_response(disable_decoding=True, timeout=None)
-            except TimeoutError:
-                if has_pinged:
-                    raise
-                await self._send("PING")
+            self._has_heard = False
+            await asyncio.sleep(IDLE_PING_S)
+            if self._has_heard:
+                has_pinged = False
+            elif has_pinged:
+                await self._connection.disconnect(nowait=True)
+                return
+            else:
                 has_pinged = True
-                continue
-            has_pinged = False
-            if reply[0] == b"message":
-                seq, _, payload = reply[2].partition(b" ")
-                for follower in self._followers.get(reply[1], ()):
-                    follower.put(int(seq), payload)
-            elif reply[0] == b"subscribe" and (confirmed := self._confirmed.get(reply[1])):
-                confirmed.set()
+                await self._send("PING")
 
 
 def _is_over(batch: list[SeqEvent]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -51,10 +52,24 @@ def publisher(store_settings: StoreSettings) -> Publisher:
 
 @pytest.fixture
 async def reader(store_settings: StoreSettings) -> AsyncIterator[TokenReader]:
-    reader = TokenReader(store_settings)
+    async with running_reader(store_settings) as reader:
+        yield reader
+
+
+@asynccontextmanager
+async def running_reader(settings: StoreSettings) -> AsyncIterator[TokenReader]:
+    reader = TokenReader(settings)
     await reader.start()
-    yield reader
-    await reader.close()
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+async def subscriber(settings: StoreSettings) -> dict[str, str]:
+    """The server's record of the one connection that subscribes; empty while there is none."""
+    clients = await asyncio.to_thread(connect(settings).client_list, "pubsub")
+    return clients[0] if clients else {}
 
 
 async def collect(reader: TokenReader, job_id: JobId, after_seq: int = 0) -> list[int]:
@@ -109,6 +124,40 @@ async def test_killed_subscription_costs_no_event(
     await asyncio.to_thread(publisher.finish)
     for seqs in await asyncio.gather(*readers):
         assert seqs == list(range(1, 202))
+
+
+async def test_subscription_outlives_silence(
+    publisher: Publisher, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.token_reader.IDLE_PING_S", 0.02)
+    monkeypatch.setattr("tasks.store.token_reader.SILENCE_S", 60.0)
+    async with running_reader(store_settings) as reader:
+        stream = reader.follow_batches(publisher.job_id)
+        await anext(stream)
+        first = await subscriber(store_settings)
+        while int((await subscriber(store_settings))["tot-cmds"]) < int(first["tot-cmds"]) + 3:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(publisher.publish, 1)
+        async with asyncio.timeout(5):
+            assert [seq for seq, _ in await anext(stream)] == [1]
+        assert (await subscriber(store_settings))["id"] == first["id"]
+        await stream.aclose()
+
+
+async def test_connection_without_an_answer_is_replaced(
+    publisher: Publisher, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.token_reader.IDLE_PING_S", 0.02)
+    async with running_reader(store_settings) as reader:
+        following = asyncio.create_task(collect(reader, publisher.job_id))
+        while not (first := await subscriber(store_settings)):
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(connect(store_settings).execute_command, "CLIENT", "PAUSE", "200", "ALL")
+        while (await subscriber(store_settings) or first)["id"] == first["id"]:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(publisher.publish, 3)
+        await asyncio.to_thread(publisher.finish)
+        assert await following == [1, 2, 3, 4]
 
 
 async def test_slow_reader_is_served_from_the_stream(
