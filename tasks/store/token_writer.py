@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tasks.jobs import JobId
 from tasks.store import keys
-from tasks.store.connection import Client, load_script, translated
+from tasks.store.connection import Client, translated
+from tasks.store.hot_script import HotScript
 from tasks.store.verdict import Verdict
 from tasks.stream_events import Notice, NumberedEvent, encode_event
 
@@ -25,7 +26,7 @@ class Chunk:
 class TokenWriter:
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._append = load_script(client, "append")
+        self._append = HotScript(client, "append")
 
     @translated
     def append(self, chunks: Sequence[Chunk]) -> list[Verdict]:
@@ -36,7 +37,7 @@ class TokenWriter:
         for chunk in chunks:
             script_keys += (keys.job(chunk.job_id), keys.stream(chunk.job_id))
             args += (chunk.attempt, chunk.seq, keys.live(chunk.job_id), encode_event(chunk.event))
-        return [Verdict(verdict) for verdict in self._append(keys=script_keys, args=args)]
+        return [Verdict(verdict) for verdict in self._append(script_keys, args)]
 
     @translated
     def notify(self, job_ids: Sequence[JobId], notice: Notice) -> None:

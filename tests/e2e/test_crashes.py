@@ -13,14 +13,14 @@ from tests.support.stack import Api, Stack, kill, wait_until
 pytestmark = pytest.mark.e2e
 
 MODEL = "keepwarm-demo-q8_0"
-LENGTH = 600
+LENGTH = 1500  # long enough that the work outlasts what happens to it
 GREEDY = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": LENGTH, "ignore_eos": True, "temperature": 0}
 SAMPLED = {**GREEDY, "temperature": 1.0, "seed": 11}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("home"), KEEPWARM_LEASE_S="2", KEEPWARM_DRAIN_S="0.5") as stack:
+    with Stack(tmp_path_factory.mktemp("home"), KEEPWARM_LEASE_S="2", KEEPWARM_DRAIN_S="0.1") as stack:
         yield stack
 
 
