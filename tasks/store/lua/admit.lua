@@ -16,6 +16,11 @@ end
 local function ended_badly(state)
   return state == 'failed' or state == 'cancelled' or state == 'expired'
 end
+-- 0  This very call, sent again because its reply got lost: the job is in, and a worker may have it by now.
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
+  return {'admitted', score and redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. score) or 0}
+end
 if ARGV[8] ~= '' then
   local earlier = redis.call('GET', KEYS[7])
   if earlier then
