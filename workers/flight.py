@@ -99,11 +99,13 @@ class Flight:
             return Finished(text=self._text, finish_reason=done.finish_reason, usage=usage)
         return self._ended_early(usage)
 
-    def outcome_of_loss(self, error: KeepwarmError) -> Outcome:
-        """The runner is gone before the sequence ended: what was wished for happened, otherwise it failed."""
+    def outcome_of_loss(self, error: KeepwarmError, *, company: int = 0) -> Outcome:
+        """The runner is gone before the sequence ended: what was wished for happened, otherwise it failed.
+
+        `company`: how many others were in flight with it."""
         if self._ending is not None:
             return self._ended_early(None)
-        return Failed(error=JobError(code=error.code, message=str(error)), is_retryable=error.is_retryable)
+        return Failed(error=JobError(code=error.code, message=str(error)), is_retryable=error.is_retryable, company=company)
 
     def _ended_early(self, usage: Usage | None) -> Outcome:
         if self._ending is Ending.CANCEL:

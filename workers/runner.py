@@ -286,7 +286,8 @@ class Runner:
         if self._is_parking or (self._stop_wanted.is_set() and self.failure is None):
             return Parked()
         if self._state in GONE:
-            return flight.outcome_of_loss(self.failure or RunnerCrashed(self.model, self._link.exit_code()))
+            error = self.failure or RunnerCrashed(self.model, self._link.exit_code())
+            return flight.outcome_of_loss(error, company=1)  # it came too late to be to blame
         if flight.expires_before(self._clock.now_ms()):
             return Cancelled(text=flight.attempt.emitted_text, usage=None, is_expired=True)
         return None
@@ -416,10 +417,11 @@ class Runner:
             self._move_to(RunnerState.STOPPED if is_wanted else RunnerState.CRASHED)
             error = self.failure or RunnerCrashed(self.model, exit_code)
         log.info("runner_gone", model=self.model, pid=self.pid, state=self._state, exit_code=exit_code)
-        for flight in self._all_flights():
+        flights = self._all_flights()
+        for flight in flights:
             if is_wanted:
                 flight.ask_to_end(Ending.PARK)  # we ended it, so its work goes on elsewhere
-            self._land(flight, flight.outcome_of_loss(error))
+            self._land(flight, flight.outcome_of_loss(error, company=len(flights) - 1))
         self._link.close()
         self._loaded.set()
         self._gone.set()

@@ -84,12 +84,11 @@ class RunnerProcess:
         self._writer = FrameWriter(connection)
         self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._intake = Intake(self._work, self._send)
-        self._is_loaded = False
+        self._engine: Engine | None = None  # None until it is loaded
 
     def run(self) -> NoReturn:
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
-        engine = self._load()
-        self._is_loaded = True
+        engine = self._engine = self._load()
         prepare = functools.partial(self._intake.prepare_forever, engine.prepare)
         threading.Thread(target=prepare, name="prepare", daemon=True).start()
         try:
@@ -154,8 +153,10 @@ class RunnerProcess:
                         self._intake.generate(message)
                     case Cancel():
                         self._intake.cancel(message)
+                        if self._engine is not None:
+                            self._engine.interrupt(message.key)
                     case Shutdown():
-                        if not self._is_loaded:
+                        if self._engine is None:
                             exit_now(EXIT_OK)
                         self._work.put(message)
                     case _:

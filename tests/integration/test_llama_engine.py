@@ -13,7 +13,8 @@ from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
 from tests.support.generating import GREEDY, Heard, listen, request, run, run_one
 from tests.support.tiny_model import CONTEXT_LENGTH, END, write_tiny_model
 from workers.engine.base import EngineConfig
-from workers.engine.llama_cpp import LlamaEngine
+from workers.engine.llama_cpp import LlamaContext, LlamaEngine
+from workers.engine.step_loop import Interrupted, Slice
 from workers.messages import Generate
 
 pytestmark = pytest.mark.integration
@@ -247,3 +248,26 @@ def test_broken_file_is_refused_with_a_reason(tmp_path: Path, config: EngineConf
 def test_missing_file_is_named(config: EngineConfig, tmp_path: Path):
     with pytest.raises(ModelLoadFailed, match="No such file"):
         loaded(replace(config, model_path=tmp_path / "absent.gguf"))
+
+
+def test_interrupted_prefill_stops_inside_the_batch_and_costs_nobody_a_token(
+    shared: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+):
+    undisturbed = run(shared, messages_for(GREEDY))
+    decode = LlamaContext.decode
+    stopped = 0
+
+    def decode_against_a_wish(context: LlamaContext, batch: list[Slice]):
+        nonlocal stopped
+        if stopped < 5:
+            context.interrupt()
+        try:
+            return decode(context, batch)
+        except Interrupted:
+            stopped += 1
+            raise
+
+    monkeypatch.setattr(LlamaContext, "decode", decode_against_a_wish)
+    heard = run(shared, messages_for(GREEDY))
+    assert stopped == 5
+    assert {key: each.text for key, each in heard.items()} == {key: each.text for key, each in undisturbed.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_cancel_frees_the_slot_within_one_step():
     assert heard[1].done.finish_reason is None
     assert heard[1].done.completion_tokens == 1
     assert heard[2].outputs  # the step that said so decoded the next in line already
+
+
+def test_long_prefill_is_interrupted_by_the_cancel_of_its_own_sequence_only():
+    warm = engine(slots=2, prefill_chunk=300, prefill_us_per_token=50_000)  # a step of 15 s, if nobody stops it
+    warm.add(warm.prepare(Generate(key=1, request=request("x" * 300))))
+    step = threading.Thread(target=warm.step)
+    step.start()
+    while step.is_alive():
+        warm.interrupt(99)  # not in the batch: no effect
+        warm.interrupt(1)
+        step.join(0.01)
+    heard: dict[int, Heard] = {}
+    warm.cancel(1)
+    listen(warm, heard)
+    assert heard[1].done.finish_reason is None
 
 
 def test_cancel_reaches_a_sequence_in_prefill_and_one_that_waits():

@@ -56,6 +56,10 @@ class Engine(Protocol):
         """End a sequence; its Done comes with the next step. Unknown keys are ignored (it has ended already)."""
         ...
 
+    def interrupt(self, key: int) -> None:
+        """Any thread: a decode that works on this sequence's prompt may stop at once. A `cancel` follows."""
+        ...
+
     @property
     def has_work(self) -> bool: ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Sequence as Items
@@ -18,11 +19,12 @@ from tasks.errors import ModelLoadFailed
 from tasks.generation import GenerationRequest
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.fake_behaviour import FakeBehaviour
+from workers.engine.looped import LoopedEngine
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
-from workers.engine.step_loop import Slice, StepLoop
+from workers.engine.step_loop import Interrupted, Slice, StepLoop
 from workers.engine.vocabulary import Vocabulary
-from workers.messages import Done, Generate, Ready, TokenOut
+from workers.messages import Generate, Ready
 
 _TEXT = """
     warm cold pool queue model token river stone light water seven eleven green amber north quiet
@@ -51,6 +53,7 @@ class FakeBackend:
         self._kv: list[list[int]] = [[] for _ in range(slots)]
         self._hashes: list[list[int]] = [[] for _ in range(slots)]  # running CRC after each token
         self._behaviour = behaviour
+        self._interrupted = threading.Event()
         self.batch_sizes: list[int] = []
 
     def decode(self, batch: Items[Slice]) -> Floats:
@@ -68,6 +71,12 @@ class FakeBackend:
                 rows.append(self._logits(hashes[-1]))
         return np.array(rows, dtype=np.float32).reshape(len(rows), len(VOCABULARY))
 
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def length(self, slot: int) -> int:
+        return len(self._kv[slot])
+
     def keep_prefix(self, slot: int, length: int) -> int:
         del self._kv[slot][length:]
         del self._hashes[slot][length:]
@@ -76,8 +85,9 @@ class FakeBackend:
     def _pace(self, tokens: int) -> None:
         behaviour = self._behaviour
         delay_s = behaviour.step_ms / 1e3 + tokens * behaviour.prefill_us_per_token / 1e6
-        if delay_s > 0:
-            time.sleep(delay_s)
+        if delay_s > 0 and self._interrupted.wait(delay_s):
+            self._interrupted.clear()
+            raise Interrupted
 
     def _act_on(self, part: Slice) -> None:
         behaviour = self._behaviour
@@ -102,7 +112,7 @@ class FakeBackend:
         return logits
 
 
-class FakeEngine:
+class FakeEngine(LoopedEngine):
     """Engine over FakeBackend; see `workers.engine.base.Engine` for the contract."""
 
     def __init__(self, config: EngineConfig, behaviour: FakeBehaviour | None = None) -> None:
@@ -134,19 +144,6 @@ class FakeEngine:
 
     def prepare(self, message: Generate) -> Sequence:
         return self._loop.sequence(message, tuple(_prompt_text(message.request).encode()))
-
-    def add(self, sequence: Sequence) -> None:
-        self._loop.add(sequence)
-
-    def cancel(self, key: int) -> None:
-        self._loop.cancel(key)
-
-    @property
-    def has_work(self) -> bool:
-        return self._loop.has_work
-
-    def step(self) -> tuple[TokenOut | Done, ...]:
-        return self._loop.step()
 
     def close(self) -> None:
         pass

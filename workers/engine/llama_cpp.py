@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Sequence as Items
@@ -23,12 +24,13 @@ from workers.engine.chat_template import ChatTemplate
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
+from workers.engine.looped import LoopedEngine
 from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
-from workers.engine.step_loop import NoRoom, Slice, StepLoop
+from workers.engine.step_loop import Interrupted, NoRoom, Slice, StepLoop
 from workers.engine.vocabulary import Vocabulary
-from workers.messages import Done, Generate, Ready, TokenOut
+from workers.messages import Generate, Ready
 
 _KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
 _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
@@ -62,18 +64,33 @@ class LlamaContext:
         self.vocabulary: Vocabulary = model.vocabulary
         self._memory: Any = api.llama_get_memory(self._pointer)
         self._batch = LlamaBatch(capacity)
+        # ggml asks `bool abort(void *data)` before every node of the graph. A Python function there would need the GIL
+        # hundreds of times a step; strlen(data) answers the same question from the string: empty, or not.
+        self._wish_to_stop = ctypes.create_string_buffer(2)
+        self._asks = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
+        api.llama_set_abort_callback(self._pointer, self._asks, ctypes.cast(self._wish_to_stop, ctypes.c_void_p))
 
     def decode(self, batch: Items[Slice]) -> Floats:
         outputs = self._batch.fill(batch)
         code = api.llama_decode(self._pointer, self._batch.struct)
+        self._wish_to_stop[0] = b"\0"
         if code == 1:  # the state was restored
             raise NoRoom
+        if code == 2:  # micro-batches that were complete stay in the cache
+            raise Interrupted
         if code != 0:
             raise EngineFailed(f"llama_decode returned {code}.")
         if not outputs:
             return np.empty((0, len(self.vocabulary)), dtype=np.float32)
         rows = api.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(rows, shape=(outputs, len(self.vocabulary)))
+
+    def interrupt(self) -> None:
+        """Takes effect on the CPU; other devices finish their batch."""
+        self._wish_to_stop[0] = b"x"
+
+    def length(self, slot: int) -> int:
+        return int(api.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def keep_prefix(self, slot: int, length: int) -> int:
         if length and api.llama_memory_seq_rm(self._memory, slot, length, -1):
@@ -88,7 +105,7 @@ class LlamaContext:
             self._pointer = None
 
 
-class LlamaEngine:
+class LlamaEngine(LoopedEngine):
     """See `workers.engine.base.Engine` for the contract."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -143,19 +160,6 @@ class LlamaEngine:
         ids = self._model.tokenize(text, add_special=not has_bos)
         # An empty prompt in a model without BOS: something has to be decoded to get logits.
         return ids or self._model.start_ids()
-
-    def add(self, sequence: Sequence) -> None:
-        self._loop.add(sequence)
-
-    def cancel(self, key: int) -> None:
-        self._loop.cancel(key)
-
-    @property
-    def has_work(self) -> bool:
-        return self._loop.has_work
-
-    def step(self) -> tuple[TokenOut | Done, ...]:
-        return self._loop.step()
 
     def close(self) -> None:
         if self._context is not None:

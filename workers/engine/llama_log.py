@@ -9,12 +9,16 @@ import ctypes
 import re
 import sys
 from collections import deque
+from typing import Any
 
 from llama_cpp import llama_cpp as api
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _REMEMBERED_LINES = 2000
 _BUFFER_SIZE = re.compile(r"(KV|RS|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
+
+# C holds only a bare pointer to the callback, and calls it long after the engine that installed it was collected.
+_installed: Any = None
 
 
 class LlamaLog:
@@ -23,9 +27,10 @@ class LlamaLog:
     def __init__(self) -> None:
         self._lines: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED_LINES)
         self._level = 0
-        # Kept alive here: C holds only the bare pointer.
-        self._callback = api.llama_log_callback(self._receive)
-        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        callback = api.llama_log_callback(self._receive)
+        api.llama_log_set(callback, ctypes.c_void_p(0))
+        global _installed
+        _installed = callback
 
     def _receive(self, level: int, text: bytes, _user_data: object) -> None:
         line = text.decode("utf-8", "replace")

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from tasks.errors import PromptTooLong
 from workers.engine import scheduler
 from workers.engine.base import EngineFailed
@@ -34,6 +36,10 @@ class NoRoom(Exception):
     """The KV cache can't take this batch; nothing was changed."""
 
 
+class Interrupted(Exception):
+    """The decode was stopped inside the batch. What each slot holds now is for `Backend.length` to say."""
+
+
 class Backend(Protocol):
     """A model that decodes batches; one thread owns it."""
 
@@ -43,7 +49,15 @@ class Backend(Protocol):
     def decode(self, batch: Items[Slice]) -> Floats:
         """One row of logits per slice that wants them, in order, valid until the next call.
 
-        Slices come in ascending order of their slots. Raises NoRoom or EngineFailed."""
+        Slices come in ascending order of their slots. Raises NoRoom, Interrupted or EngineFailed."""
+        ...
+
+    def interrupt(self) -> None:
+        """Stop the decode under way, if there is one. Any thread may call this."""
+        ...
+
+    def length(self, slot: int) -> int:
+        """How many tokens the slot's cache holds."""
         ...
 
     def keep_prefix(self, slot: int, length: int) -> int:
@@ -73,6 +87,7 @@ class StepLoop:
         self._cached: list[list[int]] = [[] for _ in range(slots)]  # what each free slot's KV cache holds
         self._used_at = dict.fromkeys(range(slots), 0)
         self._outbox: list[TokenOut | Done] = []  # outputs that need no decode: cancelled, already complete
+        self._prefilling: frozenset[int] = frozenset()  # keys with a piece of their prompt in the batch under way
         self._steps = 0
 
     @property
@@ -105,6 +120,13 @@ class StepLoop:
                 self._waiting.remove(sequence)
                 self._outbox.append(sequence.done())
                 return
+
+    def interrupt(self, key: int) -> None:
+        """Stop the decode under way if it spends its time on this sequence's prompt. Any thread may call this.
+
+        Nothing is lost when it comes too late and stops the next one: the others decode their part again."""
+        if key in self._prefilling:
+            self._backend.interrupt()
 
     def step(self) -> tuple[TokenOut | Done, ...]:
         self._steps += 1
@@ -166,6 +188,9 @@ class StepLoop:
             try:
                 logits = self._timed_decode(granted)
                 break
+            except Interrupted:
+                self._take_stock()
+                return [], np.empty((0, 0), dtype=np.float32)
             except NoRoom:
                 if chunk <= 1:
                     raise EngineFailed("The KV cache has no room for the running sequences.") from None
@@ -176,6 +201,12 @@ class StepLoop:
             if count and sequence.decoded == len(sequence.tokens):
                 sampled.append(sequence)
         return sampled, logits
+
+    def _take_stock(self) -> None:
+        """After an interruption: go on from what is in the cache, with at least the last token still to decode."""
+        for sequence in self._running:
+            length = min(self._backend.length(sequence.slot), len(sequence.tokens) - 1)
+            sequence.decoded = self._backend.keep_prefix(sequence.slot, length)
 
     def _timed_decode(self, granted: list[int]) -> Floats:
         batch = [
@@ -188,8 +219,14 @@ class StepLoop:
             for sequence, count in zip(self._running, granted, strict=True)
             if count
         ]
+        self._prefilling = frozenset(
+            sequence.key for sequence, count in zip(self._running, granted, strict=True) if count > 1
+        )
         started_s = self._monotonic_s()
-        logits = self._backend.decode(batch)
+        try:
+            logits = self._backend.decode(batch)
+        finally:
+            self._prefilling = frozenset()
         prompt_tokens = sum(count for count in granted if count > 1)
         if prompt_tokens:
             self._pace.measured(prompt_tokens, self._monotonic_s() - started_s)

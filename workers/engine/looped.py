@@ -1,0 +1,29 @@
+"""The half of an engine that is the same for all models: hand everything to the step loop."""
+
+from __future__ import annotations
+
+from workers.engine.sequence import Sequence
+from workers.engine.step_loop import StepLoop
+from workers.messages import Done, TokenOut
+
+
+class LoopedEngine:
+    """Base of engines whose `load` or constructor sets `_loop`; see `workers.engine.base.Engine` for the contract."""
+
+    _loop: StepLoop
+
+    def add(self, sequence: Sequence) -> None:
+        self._loop.add(sequence)
+
+    def cancel(self, key: int) -> None:
+        self._loop.cancel(key)
+
+    def interrupt(self, key: int) -> None:
+        self._loop.interrupt(key)
+
+    @property
+    def has_work(self) -> bool:
+        return self._loop.has_work
+
+    def step(self) -> tuple[TokenOut | Done, ...]:
+        return self._loop.step()
