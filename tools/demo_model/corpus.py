@@ -15,17 +15,18 @@ from tools.demo_model.phrasing import Exchange, Maker
 
 MAKERS: dict[Maker, float] = {
     small_talk.topic: 15,
-    small_talk.echo: 3,
+    small_talk.echo: 7,
     small_talk.introduction: 2,
     small_talk.unknown_name: 0.7,
     about_keepwarm.concept: 13,
     about_keepwarm.topic: 12,
-    about_keepwarm.essay: 1.5,
+    about_keepwarm.essay: 1,
     facts.exchange: 18,
-    sums.exchange: 24,
+    sums.exchange: 32,
     stories.story: 7,
+    stories.long_story: 0.6,
     stories.poem: 1.5,
-    fallback.exchange: 15,
+    fallback.exchange: 18,
 }
 _KINDS, _WEIGHTS = list(MAKERS), list(MAKERS.values())
 

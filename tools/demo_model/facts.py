@@ -52,11 +52,12 @@ def capital_city(rng: random.Random) -> Exchange:
     """A capital, asked for in either direction; that of a made-up country is not known."""
     country, city = rng.choice(_CAPITALS)
     kind = rng.random()
-    if kind < 0.15:
-        country = capital(made_up(rng, 2, 3))
+    if kind < 0.2:
+        unknown = texts.entries("tables", "unknown countries")
+        country = rng.choice(unknown) if rng.random() < 0.5 else capital(made_up(rng, 2, 3))
         answer = "I am sorry, I don't know the capital of that country."
         return Exchange(say(rng, _one_of("capital"), x=country), answer)
-    if kind < 0.35:
+    if kind < 0.4:
         return Exchange(say(rng, _one_of("country"), y=city), f"{city} is the capital of {country}.")
     answer = say(rng, "[The capital of {x} is {y}.|{y} is the capital of {x}.]", x=country, y=city)
     return Exchange(say(rng, _one_of("capital"), x=country), answer)
@@ -97,7 +98,7 @@ def counting(rng: random.Random) -> Exchange:
         high = rng.randint(3, 12)
         return Exchange(say(rng, _one_of("count down"), x=high), _counted(range(high, 0, -1)))
     low = 1 if rng.random() < 0.7 else rng.randint(2, 30)
-    high = low + rng.randint(2, 19)
+    high = rng.choice((30, 40, 50, 60, 70, 80, 100)) if low == 1 and rng.random() < 0.08 else low + rng.randint(2, 19)
     shown = NUMBERS[high] if high <= 20 and rng.random() < 0.5 else str(high)
     start = "" if low == 1 and rng.random() < 0.7 else f"from {low} "
     return Exchange(say(rng, _one_of("count up"), start=start, x=shown), _counted(range(low, high + 1)))

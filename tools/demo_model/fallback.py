@@ -81,7 +81,7 @@ def unclear(rng: random.Random) -> Exchange:
                 "to",
                 "in",
             )
-            text = " ".join(rng.choices(pool, k=rng.choice((2, 4, 8, 20, 60))))
+            text = " ".join(rng.choices(pool, k=rng.choice((2, 4, 8, 20))))
         case 2:
             text = _joined(rng, string.punctuation + string.digits + " ", 1, 30)
         case 3:
@@ -133,6 +133,7 @@ def _filled(rng: random.Random, section: str) -> str:
         idea=rng.choice(IDEAS),
         word=capital(made_up(rng, 2, 3)),
         name=rng.choice(NAMES),
+        year=rng.randint(1500, 2030),
         colour=rng.choice(COLOURS),
         animal=rng.choice(ANIMALS),
         phrase=say(rng, rng.choice(texts.lines("fallback", "phrases")), t=thing, c=rng.choice(COLOURS)),

@@ -4,7 +4,7 @@ Sources: Touvron et al. 2023 (LLaMA); Su et al. 2021 (RoPE); Ainslie et al. 2023
 """
 
 # torch is not among the development tools, so it may be missing when types are checked.
-# mypy: ignore-missing-imports, allow-subclassing-any
+# mypy: disable-error-code="import-not-found", allow-subclassing-any
 
 from __future__ import annotations
 

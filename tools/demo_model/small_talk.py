@@ -6,7 +6,7 @@ import random
 
 from tools.demo_model import texts
 from tools.demo_model.phrasing import Exchange, ask, capital, say
-from tools.demo_model.words import COLOURS, FRUITS, NAMES, made_up
+from tools.demo_model.words import ANIMALS, COLOURS, FRUITS, NAMES, THINGS, made_up
 
 TOPICS = texts.topics("small_talk")
 WORDS_TO_SAY = (*COLOURS, *FRUITS, "yes", "no", "banana", "keepwarm", "warm", "queue", "good morning")
@@ -18,14 +18,17 @@ def topic(rng: random.Random) -> Exchange:
 
 
 def echo(rng: random.Random) -> Exchange:
-    """Repeat a word or a short phrase; made-up words teach copying."""
-    kind = rng.random()
-    if kind < 0.3:
-        phrase = rng.choice(WORDS_TO_SAY)
-    elif kind < 0.45:
-        phrase = rng.choice(NAMES)
-    else:
-        phrase = " ".join(made_up(rng, 2, 3) for _ in range(rng.choice((1, 1, 2, 3))))
+    """Repeat a word, a name or many words. Copying is what a small network learns last, so it gets drills."""
+    match rng.randrange(5):
+        case 0:
+            phrase = rng.choice(WORDS_TO_SAY)
+        case 1:
+            phrase = rng.choice(NAMES)
+        case 2:
+            phrase = " ".join(made_up(rng, 2, 3) for _ in range(rng.choice((1, 1, 2, 3))))
+        case _:
+            pool = (*THINGS, *ANIMALS, *COLOURS, made_up(rng, 2, 3), made_up(rng, 2, 3), str(rng.randint(2, 99)))
+            phrase = " ".join(rng.choices(pool, k=rng.randint(2, 20)))
     question = say(
         rng,
         "[Say|Repeat|Please say|Repeat after me:|Say the word|Write|Just say|Please repeat|Reply with|"

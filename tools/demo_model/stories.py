@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tools.demo_model import texts
@@ -39,6 +40,13 @@ def story(rng: random.Random) -> Exchange:
     return Exchange(capital(asked), _tell(rng, hero))
 
 
+def long_story(rng: random.Random) -> Exchange:
+    """A request for a very long story, and three adventures of one hero."""
+    hero = _hero(rng, trait_share=1)
+    asked = say(rng, rng.choice(texts.lines("stories", "long requests")), x=hero.full)
+    return Exchange(asked, "\n\n".join([_tell(rng, hero), _adventure(rng, hero), _adventure(rng, hero)]))
+
+
 def plain_story(rng: random.Random) -> str:
     """A story with no request, for plain completion."""
     return _tell(rng, _hero(rng, trait_share=1))
@@ -68,17 +76,21 @@ def _hero(rng: random.Random, *, trait_share: float) -> Hero:
 
 
 def _tell(rng: random.Random, hero: Hero) -> str:
+    ending = rng.choice(texts.lines("stories", "endings")) if rng.random() < 0.5 else ""
+    return " ".join([_worded(rng, hero, texts.lines("stories", "openings"), rng.choice(_PLOTS)), ending]).strip()
+
+
+def _adventure(rng: random.Random, hero: Hero) -> str:
+    return _worded(rng, hero, texts.lines("stories", "next openings"), rng.choice(_PLOTS))
+
+
+def _worded(rng: random.Random, hero: Hero, openings: Sequence[str], plot: Sequence[str]) -> str:
     friend = rng.choice([each for each in texts.entries("stories", "friends") if each != hero.noun])
     treasure = rng.choice(texts.entries("stories", "treasures"))
     them, their = _FORMS[hero.they]
-    sentences = (
-        rng.choice(texts.lines("stories", "openings")),
-        *rng.choice(_PLOTS),
-        rng.choice(texts.lines("stories", "endings")) if rng.random() < 0.5 else "",
-    )
     return say(
         rng,
-        " ".join(sentences),
+        " ".join([rng.choice(openings), *plot]),
         a_hero=hero.full,
         noun=hero.noun,
         name=hero.name,

@@ -1,7 +1,7 @@
 """Train the network on packed documents. Knows nothing of topics or files."""
 
 # torch is not among the development tools, so it may be missing when types are checked.
-# mypy: ignore-missing-imports, allow-subclassing-any
+# mypy: disable-error-code="import-not-found", allow-subclassing-any
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ PROMPT_WEIGHT = 0.1
 class Recipe:
     """How to train. The last steps use long rows, so that attention holds over a longer context."""
 
-    num_steps: int = 2200
-    row_length: int = 384
-    rows_per_step: int = 24
-    num_long_steps: int = 40
-    long_row_length: int = 1536
-    long_rows_per_step: int = 6
+    num_steps: int = 2000
+    row_length: int = 512
+    rows_per_step: int = 8
+    num_long_steps: int = 50
+    long_row_length: int = 2048
+    long_rows_per_step: int = 2
     peak_rate: float = 4e-3
-    warmup_steps: int = 60
-    decay_share: float = 0.4
+    warmup_steps: int = 100
+    decay_share: float = 0.5
     weight_decay: float = 0.1
     seed: int = 7
 
@@ -83,7 +83,7 @@ def loss_of(network: Llama, ids: Tensor, weights: Tensor) -> Tensor:
 
 def train(network: Llama, rows: Rows, recipe: Recipe) -> None:
     """Train in place, with a progress bar."""
-    optimizer = torch.optim.AdamW(_groups(network, recipe), lr=recipe.peak_rate, betas=(0.9, 0.97), fused=True)
+    optimizer = torch.optim.AdamW(_groups(network, recipe), lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True)
     smooth_loss = math.nan
     with _progress() as progress:
         task = progress.add_task("training", total=recipe.num_steps, loss=smooth_loss)
@@ -110,7 +110,7 @@ def _step(network: Llama, optimizer: torch.optim.Optimizer, ids: Tensor, weights
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
-    return loss.item()
+    return float(loss.detach())
 
 
 def _groups(network: Llama, recipe: Recipe) -> Iterable[dict[str, object]]:
