@@ -116,8 +116,8 @@ def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) 
             _start_over(attempt, reason, stores)
         case Failed(error=error, is_retryable=False):
             stores.leases.finish(job_id, number, JobState.FAILED, error=error)
-        case Failed(error=error):
-            _release(attempt, error, stores)
+        case Failed(error=error, company=company):
+            _release(attempt, error, stores, company)
         case Parked():
             _release(attempt, None, stores)
         case Lost():
@@ -133,9 +133,9 @@ def _start_over(attempt: Attempt, reason: str, stores: AttemptStores) -> None:
     _release(attempt, None, stores)
 
 
-def _release(attempt: Attempt, failure: JobError | None, stores: AttemptStores) -> None:
+def _release(attempt: Attempt, failure: JobError | None, stores: AttemptStores, company: int = 0) -> None:
     failpoint("before_release")
-    released = stores.leases.release(attempt.job_id, attempt.number, failure=failure)
+    released = stores.leases.release(attempt.job_id, attempt.number, failure=failure, company=company)
     failpoint("after_release")
     if released is not None:
         stores.wakeups.wake(attempt.job_id, released.model, released.priority)

@@ -47,6 +47,7 @@ class Failed:
 
     error: JobError
     is_retryable: bool
+    company: int = 0  # other attempts that broke with the same runner: any of them may be to blame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

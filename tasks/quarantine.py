@@ -1,7 +1,9 @@
 """When a prompt or a model is kept away from the fleet because it kills what serves it. Pure: no store, no clock.
 
 A prompt: two attempts of one job lost their runner at the same place, without a new token in between. A job that got
-further before each loss was there when something else went wrong; its attempts are bounded anyway.
+further before each loss was there when something else went wrong; its attempts are bounded anyway. Where others were in
+the runner's batch each time, any of them may be to blame: then those that lost two are tried one at a time (claim.lua),
+and the one that is on trial when a third runner dies is the culprit; the loss is charged to nobody else (release.lua).
 
 A model: three workers were lost within ten minutes while they ran jobs of the model or loaded it, and no job of the
 model succeeded in between. Several jobs that went down with one worker are one loss. A worker that is still alive was

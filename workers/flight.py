@@ -105,7 +105,9 @@ class Flight:
         `company`: how many others were in flight with it."""
         if self._ending is not None:
             return self._ended_early(None)
-        return Failed(error=JobError(code=error.code, message=str(error)), is_retryable=error.is_retryable, company=company)
+        return Failed(
+            error=JobError(code=error.code, message=str(error)), is_retryable=error.is_retryable, company=company
+        )
 
     def _ended_early(self, usage: Usage | None) -> Outcome:
         if self._ending is Ending.CANCEL:

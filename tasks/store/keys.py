@@ -13,6 +13,7 @@
 | kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit | admit | retention |
 | kw:dead | zset | dead letters: failed jobs whose request is not to blame, not requeued yet; score = ms of the end | release, end_unclaimed; admit (requeue) and the controller remove | app | dead retention, at most 1000 |
 | kw:quarantine | hash | `prompt:<digest>` or `model:<id>` → `<since ms> <until ms> <Suspect JSON>` | release (prompts), controller (models) | admit, claim, app, controller | removed when over or lifted |
+| kw:probation | hash | model → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
 | kw:worker-losses | zset | `<model> <worker> <ms since it was busy>` of vanished workers; score = ms of the loss | release (rescue), controller | controller | 10 minutes |
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
 | kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
@@ -40,6 +41,7 @@ DEADLINES = "kw:deadlines"
 JOBS = "kw:jobs"
 DEAD = "kw:dead"
 QUARANTINE = "kw:quarantine"
+PROBATION = "kw:probation"
 WORKER_LOSSES = "kw:worker-losses"
 SERVICE = "kw:service"
 WORKERS = "kw:workers"

@@ -56,9 +56,11 @@ class LeaseStore:
     @translated
     def claim(self, job_id: JobId, model: str, worker: WorkerId) -> Attempt | None:
         """Start the next attempt, with what earlier ones published. None when the job is not there to take
-        (a duplicate wake-up, a cancelled job). Raises JobIsLate, JobIsQuarantined."""
+        (a duplicate wake-up, a cancelled job), or has to wait until another suspect was tried.
+
+        Raises JobIsLate, JobIsQuarantined."""
         verdict, *rest = self._claim(
-            keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE],
+            keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE, keys.PROBATION],
             args=[job_id, worker, self._lease_ms],
         )
         if verdict == b"late":
@@ -139,11 +141,12 @@ class LeaseStore:
             )
         )
 
-    def release(self, job_id: JobId, number: int, *, failure: JobError | None) -> Released | None:
+    def release(self, job_id: JobId, number: int, *, failure: JobError | None, company: int = 0) -> Released | None:
         """Return the job to its queue. With a failure the attempt counts, and the last one ends the job as failed.
 
+        `company`: how many other attempts broke with the same runner, so that any of them may be to blame.
         None when nothing is to be woken: the job failed for good, or is no longer ours."""
-        return self._return_to_queue(job_id, number, failure=failure, only_expired=False)
+        return self._return_to_queue(job_id, number, failure=failure, only_expired=False, company=company)
 
     @translated
     def expired(self, limit: int) -> list[tuple[JobId, int, WorkerId]]:
@@ -167,7 +170,7 @@ class LeaseStore:
 
     @translated
     def _return_to_queue(
-        self, job_id: JobId, number: int, *, failure: JobError | None, only_expired: bool
+        self, job_id: JobId, number: int, *, failure: JobError | None, only_expired: bool, company: int = 0
     ) -> Released | None:
         model, digest = self._client.hmget(keys.job(job_id), "model", "digest")
         if model is None:
@@ -184,6 +187,7 @@ class LeaseStore:
                 keys.DEAD,
                 keys.QUARANTINE,
                 keys.WORKER_LOSSES,
+                keys.PROBATION,
             ],
             args=[
                 job_id,
@@ -196,6 +200,7 @@ class LeaseStore:
                 _json(failure),
                 self._dead_retention_ms,
                 *self._quarantine_args(job_id, model.decode(), digest, failure),
+                company,
             ],
         )
         if verdict == b"quarantined":

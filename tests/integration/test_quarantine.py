@@ -64,6 +64,20 @@ class Keepwarm:
             new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
         ).job_id
 
+    def claim(self, *job_ids: JobId) -> list[JobId]:
+        """Those that could be claimed."""
+        return [job_id for job_id in job_ids if self.leases.claim(job_id, MODEL, WorkerId("w1")) is not None]
+
+    def crash(self, *job_ids: JobId) -> None:
+        """The runner of these running jobs dies."""
+        for job_id in job_ids:
+            number = self.jobs.get(job_id).attempt
+            self.leases.release(job_id, number, failure=CRASHED, company=len(job_ids) - 1)
+
+    def say(self, job_id: JobId) -> None:
+        job = self.jobs.get(job_id)
+        self.writer.append([Chunk(job_id, job.attempt, job.last_seq + 1, Tokens("a", (1,)))])
+
     def break_attempt(self, job_id: JobId, failure: JobError = CRASHED, *, tokens: int = 0) -> bool:
         """Claim, publish, break. True when the job goes on."""
         attempt = self.leases.claim(job_id, MODEL, WorkerId("w1"))
@@ -192,6 +206,52 @@ def test_quarantine_can_be_switched_off(store_settings: StoreSettings) -> None:
     assert [keepwarm.break_attempt(job_id) for _ in range(3)] == [True, True, False]
     assert keepwarm.jobs.get(job_id).error == CRASHED
     keepwarm.admit()
+
+
+# ---- prompts in company
+
+
+@pytest.fixture
+def suspects(keepwarm: Keepwarm) -> list[JobId]:
+    """Three jobs that lost two runners together."""
+    jobs = [keepwarm.admit(prompt) for prompt in "abc"]
+    for _ in range(2):
+        assert keepwarm.claim(*jobs) == jobs
+        keepwarm.crash(*jobs)
+    assert keepwarm.quarantine.all() == []
+    return jobs
+
+
+def test_suspects_are_tried_one_at_a_time(keepwarm: Keepwarm, suspects: list[JobId]) -> None:
+    assert keepwarm.claim(*suspects) == suspects[:1]
+    overdue = [job_id for job_id, _, _ in BacklogStore(keepwarm.client).lost()]
+    assert sorted(overdue) == sorted(suspects[1:])  # woken again by the next tick
+    keepwarm.say(suspects[0])  # it got further: no longer a suspect
+    assert keepwarm.claim(*suspects) == suspects[1:2]
+
+
+@pytest.mark.parametrize("is_culprit_first", [True, False])
+def test_only_the_one_on_trial_is_convicted(keepwarm: Keepwarm, suspects: list[JobId], is_culprit_first: bool) -> None:
+    innocent, culprit, waiting = suspects
+    fresh = keepwarm.admit("fresh")
+    keepwarm.claim(innocent)
+    keepwarm.say(innocent)
+    assert keepwarm.claim(culprit, waiting, fresh) == [culprit, fresh]
+    others = [innocent, fresh]
+    keepwarm.crash(*([culprit, *others] if is_culprit_first else [*others, culprit]))
+    assert keepwarm.jobs.get(culprit).state is JobState.FAILED
+    assert [entry.suspect.jobs for entry in keepwarm.quarantine.all()] == [(culprit,)]
+    assert [(keepwarm.jobs.get(job_id).state, keepwarm.jobs.get(job_id).failures) for job_id in others] == [
+        (JobState.QUEUED, 2),  # the third loss is not charged
+        (JobState.QUEUED, 0),
+    ]
+    assert keepwarm.claim(waiting, innocent, fresh) == [waiting, innocent, fresh]
+
+
+def test_suspect_that_was_cancelled_frees_the_stand(keepwarm: Keepwarm, suspects: list[JobId]) -> None:
+    keepwarm.claim(suspects[0])
+    keepwarm.leases.finish(suspects[0], 3, JobState.CANCELLED)
+    assert keepwarm.claim(*suspects[1:]) == suspects[1:2]
 
 
 # ---- models

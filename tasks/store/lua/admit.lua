@@ -11,7 +11,7 @@
 -- 1  An earlier call did it: with the same idempotency key, or it repeated the same job. The record of that job
 --    may be gone before its key; then this is a new request. A repetition that ended badly may be repeated too.
 local function state_of(id)
-  return redis.call('HGET', string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. id, 'state')
+  return redis.call('HGET', record_of(id, KEYS[1], ARGV[1]), 'state')
 end
 local function ended_badly(state)
   return state == 'failed' or state == 'cancelled' or state == 'expired'

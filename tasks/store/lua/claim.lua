@@ -1,15 +1,24 @@
 -- queued → running under a new attempt with a lease, if the job is still there to take.
--- KEYS 1 job  2 waiting  3 queued  4 running  5 quarantine
+-- KEYS 1 job  2 waiting  3 queued  4 running  5 quarantine  6 probation
 -- ARGV 1 id  2 worker  3 lease ms
 -- Returns {'claimed', attempt, seq, request, deadline or ''} | {'taken', state or ''} | {'late'} (deadline passed)
---      | {'quarantined', entry} (since it was admitted)
+--      | {'quarantined', entry} (since it was admitted) | {'not-yet'} (a suspect, and another one is on trial)
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' then return {'taken', state or ''} end
 local now = now_ms()
-local job = redis.call('HMGET', KEYS[1], 'seq', 'request', 'deadline', 'workers', 'digest')
+local job = redis.call('HMGET', KEYS[1], 'seq', 'request', 'deadline', 'workers', 'digest', 'model',
+  'runner_losses', 'loss_seq')
 if job[3] and tonumber(job[3]) <= now then return {'late'} end
 local entry = job[5] and redis.call('HGET', KEYS[5], 'prompt:' .. job[5])
 if entry and tonumber(string.match(entry, '^%d+ (%d+) ')) > now then return {'quarantined', entry} end
+if is_suspect(job[7], job[8], job[1]) then
+  local tried = redis.call('HGET', KEYS[6], job[6])
+  if tried and tried ~= ARGV[1] and is_on_trial(record_of(tried, KEYS[1], ARGV[1])) then
+    redis.call('ZADD', KEYS[3], 0, ARGV[1])  -- overdue: the controller's next tick wakes it again
+    return {'not-yet'}
+  end
+  redis.call('HSET', KEYS[6], job[6], ARGV[1])
+end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'started', int(now),
   'workers', (job[4] and job[4] .. ' ' or '') .. ARGV[2])

@@ -31,3 +31,19 @@ local function conclude(job, stream, channel, state, event, result, err, retenti
   redis.call('PEXPIRE', job, retention_ms)
   redis.call('PEXPIRE', stream, retention_ms)
 end
+
+-- Key of another job's record, made from that of this one.
+local function record_of(id, own_key, own_id)
+  return string.sub(own_key, 1, -1 - #own_id) .. id
+end
+
+-- Suspect: its runner died twice or more at the same place, each time in company, and it got no further since.
+-- Suspects of a model are tried one at a time, so that the next loss convicts the right one.
+local function is_suspect(runner_losses, loss_seq, seq)
+  return runner_losses and tonumber(runner_losses) >= 2 and loss_seq == seq
+end
+
+local function is_on_trial(record)
+  local job = redis.call('HMGET', record, 'state', 'runner_losses', 'loss_seq', 'seq')
+  return job[1] == 'running' and is_suspect(job[2], job[3], job[4])
+end
