@@ -10,7 +10,11 @@ from tasks.routing import model_queue
 
 
 class CeleryQueues:
-    """`set` may be called from any thread; the changes run inside the consumer's loop, one after another.
+    """`set` may be called from any thread; the changes run inside the consumer's loop.
+
+    Level-triggered: the loop keeps what it was asked to call in a set, so that calls may overtake each other, and a
+    reconnect forgets them. So every call looks at what is wanted by then and at what the consumer really pops from,
+    and `set` asks again until both agree.
 
     After an addition the doorbell is rung: a pop in flight keeps its old list of queues for up to a second, and a
     message on the worker's private queue ends it."""
@@ -19,29 +23,38 @@ class CeleryQueues:
         self._ring = ring
         self._consumer: Any = None
         self._wanted: frozenset[str] = frozenset()
+        self._applied: frozenset[str] | None = None  # None: nobody knows
+        self._ever: set[str] = set()
         self._lock = threading.Lock()
 
     def attach(self, consumer: Any) -> None:
         """A (new) consumer is up; called in its loop after every connect."""
         self._consumer = consumer
-        with self._lock:
-            for model in self._wanted:
-                _add(consumer, model)
+        self._apply()
 
     def set(self, models: frozenset[str]) -> None:
         with self._lock:
-            added, removed = models - self._wanted, self._wanted - models
+            has_more = not models <= self._wanted
+            is_settled = self._applied == models == self._wanted
             self._wanted = models
-            consumer = self._consumer
-        if consumer is None:
+            self._ever |= models
+        if self._consumer is None or is_settled:
             return
-        for model in sorted(removed):
-            consumer.call_soon(consumer.cancel_task_queue, model_queue(model))
-        for model in sorted(added):
-            consumer.call_soon(_add, consumer, model)
-        if added:
+        self._consumer.call_soon(self._apply)
+        if has_more:
             self._ring()
 
-
-def _add(consumer: Any, model: str) -> None:
-    consumer.add_task_queue(model_queue(model))
+    def _apply(self) -> None:
+        """In the consumer's loop."""
+        with self._lock:
+            wanted, ever, self._applied = self._wanted, sorted(self._ever), None
+        consumer = self._consumer
+        for model in ever:
+            queue = model_queue(model)
+            is_on = consumer.task_consumer.consuming_from(queue)
+            if model in wanted and not is_on:
+                consumer.add_task_queue(queue)
+            elif model not in wanted and is_on:
+                consumer.cancel_task_queue(queue)
+        with self._lock:
+            self._applied = wanted

@@ -195,20 +195,20 @@ class _Run:
     async def _watch(self) -> None:
         """Note every change of every record, as far as polling can see it."""
         while not self._at_rest.is_set():
+            still_open = {id: seen for id, seen in self._seen.items() if not (seen and seen[-1].state.is_terminal)}
             with contextlib.suppress(StoreUnavailable):
-                await asyncio.to_thread(self._look)
+                await asyncio.to_thread(self._look, still_open)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await self._at_rest.wait()
 
-    def _look(self) -> None:
-        is_open = {id: seen for id, seen in list(self._seen.items()) if not (seen and seen[-1].state.is_terminal)}
+    def _look(self, still_open: dict[str, list[Observation]]) -> None:
         with store_errors():
             pipe = self._client.pipeline(transaction=False)
-            for job_id in is_open:
+            for job_id in still_open:
                 pipe.hmget(keys.job(JobId(job_id)), "state", "attempt", "seq")
             rows = pipe.execute()
-        for seen, (state, attempt, seq) in zip(is_open.values(), rows, strict=True):
+        for seen, (state, attempt, seq) in zip(still_open.values(), rows, strict=True):
             if state is not None:
                 now = Observation(state=JobState(state.decode()), attempt=int(attempt), last_seq=int(seq))
                 if not seen or seen[-1] != now:
