@@ -99,7 +99,7 @@ class QuarantineStore:
     def _losses(self) -> list[tuple[bytes, WorkerLoss]]:
         found = []
         for member, lost_ms in self._client.zrange(keys.WORKER_LOSSES, 0, -1, withscores=True):
-            model, worker, busy_since = member.decode().split(" ")
+            model, worker, busy_since = member.decode().rsplit(" ", 2)
             loss = WorkerLoss(model=model, worker=worker, busy_since_ms=int(busy_since), lost_ms=int(lost_ms))
             found.append((member, loss))
         return found
