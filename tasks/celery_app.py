@@ -16,6 +16,8 @@ def create_celery_app(settings: StoreSettings) -> Celery:
     """An application bound to the store of these settings; no connection is made yet."""
     celery_app = Celery("keepwarm", broker=settings.broker_url, include=["tasks.generate", "tasks.control"])
     celery_app.config_from_object("celeryconfig")
+    if settings.sentinels is not None:
+        celery_app.conf.broker_transport_options["master_name"] = settings.sentinels.master
     return celery_app
 
 

@@ -24,7 +24,7 @@ from tasks.wakeups import Wakeups
 _log = structlog.get_logger(__name__)
 
 
-@shared_task(name=PLAN)  # type: ignore[untyped-decorator]
+@shared_task(name=PLAN, send_events=False)  # type: ignore[untyped-decorator]
 def plan_placement() -> None:
     try:
         _controller().tick()

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import InvalidSetting
+from tasks.sentinel_url import SCHEME, SentinelUrl
 
 ENV_PREFIX = "KEEPWARM_"
 MAX_UNIX_SOCKET_PATH = 100  # bytes; the kernel's limit is 104 on macOS and 108 on Linux
@@ -83,9 +84,11 @@ class StoreSettings(BaseSettings):
             return None
         if urlsplit(url).scheme not in {"redis", "rediss", "unix", "redis+socket", "sentinel"}:
             raise ValueError(
-                "use redis://HOST:PORT/DB, rediss://…, unix:///PATH or sentinel://HOST:PORT;… "
+                "use redis://HOST:PORT/DB, rediss://…, unix:///PATH or sentinel://HOST:PORT,…/DB?master=NAME "
                 "(a Valkey server is reached with redis:// too)"
             )
+        if url.startswith(f"{SCHEME}://"):
+            SentinelUrl.parse(url)
         return url.replace("redis+socket://", "unix://", 1)
 
     @property
@@ -103,6 +106,14 @@ class StoreSettings(BaseSettings):
         return self.redis_url or f"unix://{self.socket_path}"
 
     @property
+    def sentinels(self) -> SentinelUrl | None:
+        """How to find the store when sentinels know where it is."""
+        url = self.store_url
+        return SentinelUrl.parse(url) if url.startswith(f"{SCHEME}://") else None
+
+    @property
     def broker_url(self) -> str:
-        """The same server for kombu, which spells unix sockets differently."""
+        """The same server for kombu, which spells unix sockets and sentinels differently."""
+        if self.sentinels is not None:
+            return self.sentinels.for_kombu()
         return self.store_url.replace("unix://", "redis+socket://", 1)

@@ -9,7 +9,8 @@ from importlib import resources
 from typing import Any, ParamSpec, TypeVar
 
 import redis
-import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
@@ -68,14 +69,21 @@ def translated(method: Callable[P, R]) -> Callable[P, R]:
 
 def connect(settings: StoreSettings) -> Client:
     """A thread-safe client with a connection pool. Replies are bytes. No connection is made yet."""
-    return redis.Redis.from_url(settings.store_url, retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), 2), **_OPTIONS)
+    options = {**_OPTIONS, "retry": Retry(ExponentialBackoff(base=0.05, cap=0.5), 2)}
+    if (sentinels := settings.sentinels) is not None:
+        finder: Any = redis.sentinel.Sentinel(sentinels.hosts, socket_timeout=CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]
+        return finder.master_for(sentinels.master, db=sentinels.db, password=sentinels.password, **options)
+    return redis.Redis.from_url(settings.store_url, **options)
 
 
 def connect_async(settings: StoreSettings, *, reply_timeout_s: float | None = REPLY_TIMEOUT_S) -> AsyncClient:
     """The same for asyncio. Without a reply timeout it may wait for messages for ever."""
     retry = redis.asyncio.retry.Retry(ExponentialBackoff(base=0.05, cap=0.5), 2)
-    options = {**_OPTIONS, "socket_timeout": reply_timeout_s}
-    return redis.asyncio.Redis.from_url(settings.store_url, retry=retry, **options)
+    options = {**_OPTIONS, "socket_timeout": reply_timeout_s, "retry": retry}
+    if (sentinels := settings.sentinels) is not None:
+        finder: Any = redis.asyncio.sentinel.Sentinel(sentinels.hosts, socket_timeout=CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]
+        return finder.master_for(sentinels.master, db=sentinels.db, password=sentinels.password, **options)
+    return redis.asyncio.Redis.from_url(settings.store_url, **options)
 
 
 @translated

@@ -35,7 +35,8 @@ class HotScript:
         return connection.read_response()
 
     def _connection(self) -> Any:
-        """Closed with its thread."""
+        """Connected; closed with its thread."""
         if not hasattr(self._of_thread, "connection"):
             self._of_thread.connection = self._pool.make_connection()
+        self._of_thread.connection.connect()  # by itself a send would not ask the sentinels where to
         return self._of_thread.connection
