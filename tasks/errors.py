@@ -21,6 +21,7 @@
     ├── ModelError
     │   ├── ModelNotLoaded        retryable: another worker, or this one a little later
     │   ├── ModelLoadFailed
+    │   │   └── ModelLoadBroken   retryable: the next load can work
     │   └── ModelQuarantined
     ├── RunnerError               retryable: the job goes on in a new attempt
     │   ├── RunnerCrashed
@@ -236,6 +237,12 @@ class ModelLoadFailed(ModelError):
     """llama.cpp refused the file, the load stalled, or the runner died while loading."""
 
     code = "model_load_failed"
+
+
+class ModelLoadBroken(ModelLoadFailed):
+    """The runner died while it loaded the model; nothing is known against the file."""
+
+    is_retryable = True
 
 
 class ModelQuarantined(ModelError):

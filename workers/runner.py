@@ -20,6 +20,7 @@ import structlog
 
 from tasks.errors import (
     KeepwarmError,
+    ModelLoadBroken,
     ModelLoadFailed,
     RunnerCrashed,
     RunnerOutOfMemory,
@@ -434,7 +435,7 @@ class Runner:
             return RunnerOutOfMemory(self.model)
         if self.ready is not None:
             return RunnerCrashed(self.model, exit_code)
-        return ModelLoadFailed(f"'{self.model}' can't be loaded: its runner died (exit code {exit_code}).")
+        return ModelLoadBroken(f"'{self.model}' can't be loaded: its runner died (exit code {exit_code}).")
 
     # ---- flights
 

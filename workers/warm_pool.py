@@ -35,6 +35,7 @@ from workers.runner import Runner, RunnerSlot
 log = structlog.get_logger(__name__)
 
 EARLY_DEATH_S = 10.0  # a runner that crashes sooner, and without any work, counts as a failed load
+CRASHES_IN_A_ROW = 3  # of a model's runner, before its waiting jobs are told that it can't be loaded
 
 
 class StartRunner(Protocol):
@@ -77,6 +78,11 @@ class _LoadFailure:
     count: int
     retry_at_s: float  # monotonic
     identity: str  # of the file that failed
+    is_crash: bool  # a runner that died says less about its model than one that refused it
+
+    @property
+    def is_final(self) -> bool:
+        return not self.is_crash or self.count >= CRASHES_IN_A_ROW
 
 
 @dataclass(slots=True)
@@ -364,9 +370,11 @@ class WarmPool:
             ready = runner.wait_loaded()
             self._account(resident, runner, ready, load_ms=int(self._lived_s(started_s) * 1000))
             if runner.open():
-                self._record_success(resident)
+                self._record_success(resident, is_proven=False)
                 runner.wait_gone()
-            if runner.failure is not None and not (resident.has_worked or self._lived_s(started_s) > EARLY_DEATH_S):
+            if resident.has_worked or self._lived_s(started_s) > EARLY_DEATH_S:
+                self._record_success(resident, is_proven=True)
+            elif runner.failure is not None:
                 raise runner.failure  # no job can be blamed: without a pause it would crash in a loop
         finally:
             runner.stop(self._limits.stop_s)  # returns at once when it is gone already
@@ -402,9 +410,12 @@ class WarmPool:
         mapping = ModelMapping(paths=(resident.model.path,), weight_bytes=ready.weight_bytes)
         return self._device.runner_bytes(runner.pid, mapping)
 
-    def _record_success(self, resident: _Resident) -> None:
+    def _record_success(self, resident: _Resident, *, is_proven: bool) -> None:
+        """A load that has worked; until it is proven, crashes that nobody was told of still count."""
         with self._lock:
-            self._failures.pop(resident.model.id, None)
+            known = self._failures.get(resident.model.id)
+            if known is not None and (is_proven or known.is_final):
+                del self._failures[resident.model.id]
 
     def _record_failure(self, resident: _Resident, error: KeepwarmError) -> None:
         """A load that was stopped on purpose has not failed."""
@@ -419,6 +430,7 @@ class WarmPool:
                 count=count,
                 retry_at_s=self._clock.monotonic_s() + pause_s,
                 identity=resident.model.identity,
+                is_crash=error.is_retryable,
             )
         log.warning("load_failed", model=resident.model.id, reason=str(error), count=count, retry_in_s=pause_s)
 
@@ -556,7 +568,7 @@ class WarmPool:
         """Why the model can't serve here: its last load, the placement, or simply its size."""
         with self._lock:
             failure = self._failures.get(model.id)
-            if failure and failure.identity == model.identity:
+            if failure and failure.is_final and failure.identity == model.identity:
                 return failure.reason
             if model.id in self._refusals:
                 return self._refusals[model.id]

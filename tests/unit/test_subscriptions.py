@@ -35,7 +35,7 @@ def held(*models: str) -> frozenset[str]:
     return frozenset(models)
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_overtaking_calls_leave_the_newest_wish(order: tuple[int, ...]):
     consumer, queues = Consumer(), CeleryQueues(ring=lambda: None)
     queues.attach(consumer)

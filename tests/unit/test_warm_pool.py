@@ -304,12 +304,25 @@ def test_runner_that_crashes_without_any_work_is_not_restarted_in_a_loop(make_be
     bench = make_bench(make_model("a", mib=100))
     bench.warm("a")
     bench.starter.links["a"][0].exit(-11)
-    assert "exit code -11" in bench.await_failure("a")
     bench.await_gone("a")
     assert bench.starter.count("a") == 1
+    assert bench.failure("a") is None  # its waiting jobs are not ended for that
     bench.clock.advance(1.1)
     bench.pool.reconcile()
     bench.finish_load("a", start=2)
+
+
+def test_model_whose_runner_crashes_again_and_again_has_failed(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    for start in (2, 3):
+        bench.starter.links["a"][-1].exit(-11)
+        bench.await_gone("a")
+        bench.clock.advance(2.1)
+        bench.pool.reconcile()
+        bench.finish_load("a", start=start)
+    bench.starter.links["a"][-1].exit(-11)
+    assert "exit code -11" in bench.await_failure("a")
 
 
 def test_idle_runner_that_dies_after_a_while_is_loaded_again_at_once(make_bench: MakeBench) -> None:
