@@ -125,7 +125,7 @@ class LiveAnswer:
             await self._watch.finish()
             await self._batches.aclose()
             raise
-        return SseResponse(self._chunks(held_back), self._headers)
+        return SseResponse(self._chunks(held_back), self._headers, on_leave=self._watch.left)
 
     async def _hold_back(self) -> Batch:
         held_back: Batch = []

@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import structlog
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from sse_starlette import EventSourceResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from tasks.errors import KeepwarmError
 
 KEEP_ALIVE = b": keep-alive\n\n"
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _log = structlog.get_logger(__name__)
 
 Chunks = AsyncGenerator[bytes, None]
@@ -38,32 +37,30 @@ def event(name: str, payload: bytes, seq: int | None = None) -> bytes:
     return b"event: %b\nid: %d\ndata: %b\n\n" % (name.encode(), seq, payload)
 
 
-class SseResponse(Response):
+class SseResponse(EventSourceResponse):
     """Sends chunks as they come and closes their generator however the request ends.
 
-    Starlette's own adds a task group and a second reader of `receive` per request; `ClientWatch` is that reader here.
-    """
+    The generator says itself what it is silent about, so the library's pings are off. `on_leave` is called when the
+    client leaves before the end."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, chunks: Chunks, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        chunks: Chunks,
+        headers: Mapping[str, str] | None = None,
+        on_leave: Callable[[Message], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(chunks, headers=headers, sep="\n", ping=0, client_close_handler_callable=on_leave)
         self._chunks = chunks
-        self.status_code = 200
-        self.background = None
-        self.init_headers({**_HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for chunk in self._chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await super().__call__(scope, receive, send)
         finally:
             await self._chunks.aclose()
 
 
 class ClientWatch:
-    """Notices at once when the client leaves before its answer is complete, and then calls `on_leave`.
+    """Notices at once when the client leaves before its answer is complete, and then calls `on_leave`, once.
 
     `finish()` must come before the last byte is sent: a server reports a complete answer as a disconnect too.
     """
@@ -71,22 +68,31 @@ class ClientWatch:
     def __init__(self, receive: Receive, on_leave: Callable[[], Awaitable[object]] | None = None) -> None:
         self.has_left = False
         self._on_leave = on_leave
+        self._is_finished = False
+        self._dealt_with = asyncio.Event()
         self._task = asyncio.create_task(self._watch(receive), name="client-watch")
 
     async def finish(self) -> None:
         """The answer is complete: stop watching. If the client left before, wait until that is dealt with."""
+        self._is_finished = True
         if self.has_left:
-            await self._task
-        else:
-            self._task.cancel()
+            await self._dealt_with.wait()
+        self._task.cancel()
+
+    async def left(self, _message: Message | None = None) -> None:
+        """The client is gone; whoever sees it first says so."""
+        if self.has_left or self._is_finished:
+            return
+        self.has_left = True
+        try:
+            if self._on_leave is not None:
+                await self._on_leave()
+        except KeepwarmError as error:
+            _log.warning("cancel_after_disconnect_failed", code=error.code, error=str(error))
+        finally:
+            self._dealt_with.set()
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.has_left = True
-        if self._on_leave is None:
-            return
-        try:
-            await self._on_leave()
-        except KeepwarmError as error:
-            _log.warning("cancel_after_disconnect_failed", code=error.code, error=str(error))
+        await self.left()
