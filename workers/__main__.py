@@ -69,8 +69,8 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     fleet, writer = FleetStore(client), TokenWriter(client)
     store_time = StoreTime(fleet.now_ms)
     clock = Clock(now_ms=store_time.now_ms)
-    _prepare_record(fleet, store_time)
     leases = LeaseStore(client, store_settings)
+    _prepare_record(fleet, leases, store_time)
     budget = settings.memory_budget or default_budget(device)
     wakeups = Wakeups(celery_app)
 
@@ -142,17 +142,18 @@ def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock
     )
 
 
-def _prepare_record(fleet: FleetStore, store_time: StoreTime) -> None:
+def _prepare_record(fleet: FleetStore, leases: LeaseStore, store_time: StoreTime) -> None:
     """What a new worker does first, if the store is there; otherwise its turns make up for it.
 
-    A worker that was killed on this host holds its models on record until its heartbeat has aged: end that now.
+    A worker that was killed on this host holds its models until its heartbeat has aged, and its jobs until their leases
+    have: end both now.
     Should its process only be out of our sight (containers may share a host's name), its next heartbeat restores it."""
     try:
         store_time.synchronise()
         for report in fleet.fleet().workers:
             if report.host == socket.gethostname() and not psutil.pid_exists(report.pid):
-                log.info("predecessor_gone", worker=report.id)
                 fleet.forget_worker(report.id)
+                log.info("predecessor_gone", worker=report.id, num_jobs=leases.disown(report.id))
     except StoreUnavailable as error:
         log.warning("store_not_there_yet", error=str(error))
 

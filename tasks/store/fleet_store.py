@@ -56,9 +56,9 @@ class FleetStore:
         return Fleet(now_ms=now_ms, workers=tuple(workers))
 
     @translated
-    def silent_workers(self) -> list[WorkerId]:
-        """Workers whose heartbeat stopped, still on record."""
-        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._time_ms() - WORKER_TTL_MS}")
+    def silent_workers(self, for_ms: int = WORKER_TTL_MS) -> list[WorkerId]:
+        """Workers without a heartbeat for this long, still on record."""
+        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._time_ms() - for_ms}")
         return [WorkerId(worker_id.decode()) for worker_id in ids]
 
     @translated

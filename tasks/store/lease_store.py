@@ -52,6 +52,7 @@ class LeaseStore:
         self._renew = load_script(client, "renew")
         self._finish = load_script(client, "finish")
         self._release = load_script(client, "release")
+        self._disown = load_script(client, "disown")
 
     @translated
     def claim(self, job_id: JobId, model: str, worker: WorkerId) -> Attempt | None:
@@ -159,6 +160,11 @@ class LeaseStore:
             pipe.hmget(keys.job(job_id), "attempt", "worker")
         rows = zip(ids, pipe.execute(), strict=True)
         return [(job_id, int(n), WorkerId(worker.decode())) for job_id, (n, worker) in rows if n is not None]
+
+    @translated
+    def disown(self, worker: WorkerId) -> int:
+        """End the leases of a worker that is known to be dead, so that the next sweep returns its jobs; how many."""
+        return int(self._disown(keys=[keys.RUNNING], args=[worker, keys.job(JobId(""))]))
 
     def rescue(self, job_id: JobId, number: int, worker: WorkerId) -> Released | None:
         """Return a job whose lease ended to its queue; checked again inside the script."""

@@ -314,3 +314,13 @@ def test_full_store_is_reported_as_unavailable(client: Client, jobs: JobStore) -
             admit(jobs)
     finally:
         client.config_set("maxmemory", 0)
+
+
+def test_leases_of_a_dead_worker_end_and_no_others(jobs: JobStore, leases: LeaseStore) -> None:
+    orphan, other = admit(jobs), admit(jobs)
+    leases.claim(orphan, MODEL, W1)
+    leases.claim(other, MODEL, W2)
+    assert leases.disown(W1) == 1
+    assert leases.expired(10) == [(orphan, 1, W1)]
+    assert leases.rescue(orphan, 1, W1) is not None
+    assert leases.disown(W1) == 0
