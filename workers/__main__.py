@@ -44,6 +44,8 @@ from workers.subscriptions import CeleryQueues
 from workers.token_sink import FailingSink
 from workers.warm_pool import PoolLimits, WarmPool
 
+PREDECESSOR_SILENT_MS = 1_500  # more than a heartbeat's second
+
 log = structlog.get_logger(__name__)
 
 
@@ -146,12 +148,13 @@ def _prepare_record(fleet: FleetStore, leases: LeaseStore, store_time: StoreTime
     """What a new worker does first, if the store is there; otherwise its turns make up for it.
 
     A worker that was killed on this host holds its models until its heartbeat has aged, and its jobs until their leases
-    have: end both now.
-    Should its process only be out of our sight (containers may share a host's name), its next heartbeat restores it."""
+    have: end both now. Its heartbeat must have stopped too: containers may share a host's name, but not its pids.
+    """
     try:
         store_time.synchronise()
+        silent = fleet.silent_workers(PREDECESSOR_SILENT_MS)
         for report in fleet.fleet().workers:
-            if report.host == socket.gethostname() and not psutil.pid_exists(report.pid):
+            if report.id in silent and report.host == socket.gethostname() and not psutil.pid_exists(report.pid):
                 fleet.forget_worker(report.id)
                 log.info("predecessor_gone", worker=report.id, num_jobs=leases.disown(report.id))
     except StoreUnavailable as error:
