@@ -49,7 +49,7 @@ RESTART_S = 1.0  # what `keepwarm up` waits before it starts a dead process agai
 BOUND_S = 60.0
 PEER_TOKENS = 200
 RESTORE_S = 100.0  # kombu looks for overdue messages when a worker starts, and then every 100 s
-PEERS_AT_ONCE = {"runner": 2, "worker": 10}  # who waits for minutes disturbs nobody
+PEERS_AT_ONCE = {"runner": 4, "worker": 20}  # who waits for minutes disturbs nobody
 GOALS_S = {"runner": 2.0, "worker": 8.0}
 
 
