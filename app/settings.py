@@ -19,6 +19,7 @@ class ApiSettings(BaseSettings):
     allow_open: bool = False  # listen beyond loopback although nobody has to authenticate
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    flower_port: int = Field(default=5555, ge=0, le=65535)  # where the page at / says that Flower is; 0: nowhere
     # Further names, comma-separated, in the Host header that a loopback front answers to.
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 

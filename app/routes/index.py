@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse
+from starlette.responses import HTMLResponse
+
+from app.front import FrontDep
 
 router = APIRouter(include_in_schema=False)
 
@@ -19,5 +21,6 @@ _HEADERS = {
 
 
 @router.get("/")
-async def index() -> FileResponse:
-    return FileResponse(STATIC / "index.html", headers=_HEADERS)
+async def index(front: FrontDep) -> HTMLResponse:
+    page = (STATIC / "index.html").read_text()
+    return HTMLResponse(page.replace("{flower_port}", str(front.settings.flower_port)), headers=_HEADERS)

@@ -53,6 +53,7 @@ class RunnerObject(BaseModel):
     slots: int
     in_flight: int
     progress: float
+    idle_s: float | None  # None while something runs
 
 
 class WorkerObject(BaseModel):
@@ -120,7 +121,7 @@ def warmth(offer: ModelOffer, snapshot: FleetSnapshot) -> tuple[Warmth, str | No
 
 def pool_object(snapshot: FleetSnapshot) -> PoolObject:
     return PoolObject(
-        workers=[_worker_object(worker) for worker in snapshot.fleet.workers],
+        workers=[_worker_object(worker, snapshot.fleet.now_ms) for worker in snapshot.fleet.workers],
         queues=[
             QueueObject(model=queue.model, depth=queue.depth, oldest_age_s=queue.oldest_age_ms / 1000)
             for queue in snapshot.queues
@@ -128,7 +129,7 @@ def pool_object(snapshot: FleetSnapshot) -> PoolObject:
     )
 
 
-def _worker_object(worker: WorkerReport) -> WorkerObject:
+def _worker_object(worker: WorkerReport, now_ms: int) -> WorkerObject:
     return WorkerObject(
         id=worker.id,
         pid=worker.pid,
@@ -137,11 +138,11 @@ def _worker_object(worker: WorkerReport) -> WorkerObject:
         budget_bytes=worker.budget_bytes,
         used_bytes=worker.used_bytes,
         draining=worker.is_draining,
-        runners=[_runner_object(runner) for runner in worker.runners],
+        runners=[_runner_object(runner, now_ms) for runner in worker.runners],
     )
 
 
-def _runner_object(runner: RunnerReport) -> RunnerObject:
+def _runner_object(runner: RunnerReport, now_ms: int) -> RunnerObject:
     return RunnerObject(
         pid=runner.pid,
         model=runner.model,
@@ -150,4 +151,5 @@ def _runner_object(runner: RunnerReport) -> RunnerObject:
         slots=runner.slots,
         in_flight=runner.in_flight,
         progress=runner.progress,
+        idle_s=None if runner.idle_since_ms is None else max(0, now_ms - runner.idle_since_ms) / 1000,
     )

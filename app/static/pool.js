@@ -1,29 +1,63 @@
 // Shows /v1/pool, once a second while the page is visible. Text only ever goes in through textContent.
 const byId = (id) => document.getElementById(id);
-const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-byId("flower").href = `${location.protocol}//${location.hostname}:5555/`;
-
-function fill(body, rows, empty) {
-  const shown = rows.length ? rows : [[empty]];
-  body.replaceChildren(...shown.map((cells) => {
-    const row = document.createElement("tr");
-    for (const text of cells) row.insertCell().textContent = text;
-    return row;
-  }));
+function size(bytes) {
+  let unit = 0;
+  while (bytes >= 1024 && unit < UNITS.length - 1) [bytes, unit] = [bytes / 1024, unit + 1];
+  return `${bytes.toFixed(unit && bytes < 100 ? 1 : 0)} ${UNITS[unit]}`;
 }
 
-function workerRows(worker) {
-  const name = worker.draining ? `${worker.id} (draining)` : worker.id;
-  const head = [name, worker.device, `${mib(worker.used_bytes)} of ${mib(worker.budget_bytes)}`];
-  if (!worker.runners.length) return [[...head, "–", "no runner", "", ""]];
-  return worker.runners.map((runner, index) => [
-    ...(index ? ["", "", ""] : head),
-    runner.model,
-    runner.state === "starting" ? `loading ${Math.round(runner.progress * 100)} %` : runner.state,
-    `${runner.in_flight} of ${runner.slots}`,
-    mib(runner.bytes),
-  ]);
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function row(...cells) {
+  const made = document.createElement("tr");
+  for (const [text, className] of cells) made.append(element("td", text, className));
+  return made;
+}
+
+function runnerRow(runner) {
+  const made = row(
+    [runner.model],
+    [""],
+    [`${runner.in_flight} of ${runner.slots}`, "number"],
+    [runner.idle_s === null ? "–" : `${Math.round(runner.idle_s)} s`, "number"],
+    [size(runner.bytes), "number"],
+    [runner.pid, "number"],
+  );
+  const state = runner.state === "starting" ? `loading ${Math.round(runner.progress * 100)} %` : runner.state;
+  made.cells[1].append(element("span", state, `state ${runner.state}`));
+  return made;
+}
+
+function workerCard(worker) {
+  const card = element("section", "", "card");
+  const head = card.appendChild(element("div", "", "head"));
+  head.append(element("strong", worker.id), element("span", worker.device));
+  if (worker.draining) head.append(element("span", "draining", "state draining"));
+  const meter = head.appendChild(document.createElement("meter"));
+  Object.assign(meter, { max: worker.budget_bytes, value: worker.used_bytes, title: "memory in use of the budget" });
+  head.append(element("span", `${size(worker.used_bytes)} of ${size(worker.budget_bytes)}`));
+  if (!worker.runners.length) {
+    card.append(element("p", "No model is warm. The first job for one loads it."));
+    return card;
+  }
+  const table = card.appendChild(document.createElement("table"));
+  const titles = table.createTHead().insertRow();
+  for (const [text, className] of [
+    ["Model"], ["State"], ["Busy", "number"], ["Idle for", "number"], ["Memory", "number"], ["Process", "number"],
+  ]) titles.append(element("th", text, className));
+  table.createTBody().append(...worker.runners.map(runnerRow));
+  return card;
+}
+
+function queueRow(queue) {
+  return row([queue.model], [queue.depth, "number"], [`${queue.oldest_age_s.toFixed(1)} s`, "number"]);
 }
 
 async function refresh() {
@@ -32,8 +66,10 @@ async function refresh() {
     const reply = await fetch("/v1/pool");
     const pool = await reply.json();
     if (!reply.ok) throw new Error(pool.detail);
-    fill(byId("runners"), pool.workers.flatMap(workerRows), "No worker is running.");
-    fill(byId("queues"), pool.queues.map((q) => [q.model, q.depth, `${q.oldest_age_s.toFixed(1)} s`]), "Nothing waits.");
+    byId("workers").replaceChildren(
+      ...(pool.workers.length ? pool.workers.map(workerCard) : [element("p", "No worker is running.")]));
+    byId("queues").replaceChildren(
+      ...(pool.queues.length ? pool.queues.map(queueRow) : [row(["Nothing waits."], [""], [""])]));
     status.textContent = `As of ${new Date().toLocaleTimeString()}`;
     status.className = "";
   } catch (error) {
@@ -46,4 +82,8 @@ async function loop() {
   if (!document.hidden) await refresh();
   setTimeout(loop, 1000);
 }
+
+const flower = byId("flower");
+if (flower.dataset.port === "0") flower.remove();
+else flower.href = `${location.protocol}//${location.hostname}:${flower.dataset.port}/`;
 loop();
