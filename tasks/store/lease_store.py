@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 import msgspec
@@ -62,7 +63,7 @@ class LeaseStore:
         Raises JobIsLate, JobIsQuarantined."""
         verdict, *rest = self._claim(
             keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE, keys.PROBATION],
-            args=[job_id, worker, self._lease_ms],
+            args=[job_id, worker, self._lease_ms, secrets.token_hex(8)],
         )
         if verdict == b"late":
             raise JobIsLate(job_id)

@@ -6,8 +6,10 @@ and a list of events. After every call the whole store is compared with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -140,14 +142,15 @@ class ProtocolMachine(RuleBasedStateMachine):
 
     # ---- workers
 
-    @rule(pick=picks, worker=st.sampled_from(["w1", "w2"]))
-    def claim(self, pick: int, worker: str) -> None:
-        """Also by duplicate wake-ups, of jobs in any state."""
+    @rule(pick=picks, worker=st.sampled_from(["w1", "w2"]), times=st.integers(1, 2))
+    def claim(self, pick: int, worker: str, times: int) -> None:
+        """Also by duplicate wake-ups, of jobs in any state. Twice: the connection repeats a call without a reply."""
         job = self.choose(pick)
         if job is None:
             return
         try:
-            attempt = self.leases.claim(job.id, job.model, WorkerId(worker))
+            with self.every_script_sent(times):
+                attempt = self.leases.claim(job.id, job.model, WorkerId(worker))
         except JobIsLate:
             assert (job.state, job.deadline_ms) == (QUEUED, PAST_MS)
             return
@@ -296,6 +299,20 @@ class ProtocolMachine(RuleBasedStateMachine):
     def terminal_states_are_final(self) -> None:
         for job in getattr(self, "known", ()):
             assert not any(state.is_terminal for state in job.history[:-1])
+
+    @contextmanager
+    def every_script_sent(self, times: int) -> Iterator[None]:
+        """The reply to all but the last call got lost."""
+        send = self.leases._claim
+
+        def repeat(**arguments: Any) -> Any:
+            return [send(**arguments) for _ in range(times)][-1]
+
+        self.leases._claim = repeat  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            self.leases._claim = send
 
     def members(self, key: str) -> set[JobId]:
         return {JobId(member.decode()) for member in self.client.zrange(key, 0, -1)}

@@ -1,9 +1,13 @@
 -- queued → running under a new attempt with a lease, if the job is still there to take.
 -- KEYS 1 job  2 waiting  3 queued  4 running  5 quarantine  6 probation
--- ARGV 1 id  2 worker  3 lease ms
+-- ARGV 1 id  2 worker  3 lease ms  4 token of this call: sent again because its reply got lost, it gets the same reply
 -- Returns {'claimed', attempt, seq, request, deadline or ''} | {'taken', state or ''} | {'late'} (deadline passed)
 --      | {'quarantined', entry} (since it was admitted) | {'not-yet'} (a suspect, and another one is on trial)
 local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'running' and redis.call('HGET', KEYS[1], 'claim') == ARGV[4] then
+  local mine = redis.call('HMGET', KEYS[1], 'attempt', 'seq', 'request', 'deadline')
+  return {'claimed', tonumber(mine[1]), tonumber(mine[2]), mine[3], mine[4] or ''}
+end
 if state ~= 'queued' then return {'taken', state or ''} end
 local now = now_ms()
 local job = redis.call('HMGET', KEYS[1], 'seq', 'request', 'deadline', 'workers', 'digest', 'model',
@@ -20,7 +24,7 @@ if is_suspect(job[7], job[8], job[1]) then
   redis.call('HSET', KEYS[6], job[6], ARGV[1])
 end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'started', int(now),
+redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'claim', ARGV[4], 'started', int(now),
   'workers', (job[4] and job[4] .. ' ' or '') .. ARGV[2])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])

@@ -1,6 +1,7 @@
 -- Put before every script. Fields of the hash kw:job:{job}; times are integer ms of the store's clock:
 --   state, model, priority, created, deadline, request (JSON)
---   attempt (fence), started and worker (of the newest attempt), workers (owners so far, oldest first: "a b c")
+--   attempt (fence), started, worker and claim (token of the call) of the newest attempt
+--   workers (owners so far, oldest first: "a b c")
 --   failures (attempts that broke), last_error (JSON: why the newest of them did)
 --   digest (of the request without its seed), runner_losses (in a row at the place loss_seq: seq when the runner died)
 --   seq (newest event), cancel ("1" when asked for), finished, result (JSON), error (JSON: why the job has none)
