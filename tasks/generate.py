@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, assert_never
@@ -11,7 +13,7 @@ from celery import shared_task
 
 from tasks.celery_app import DOORBELL, GENERATE
 from tasks.celery_app import app as celery_app
-from tasks.errors import CannotResume
+from tasks.errors import CannotResume, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority
 from tasks.ports import (
@@ -34,6 +36,8 @@ from tasks.store.lease_store import JobIsLate, JobIsQuarantined, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import Reset, Started
 from tasks.wakeups import Wakeups
+
+INSISTENCE_S = (0.1, 0.3, 0.6, 1.0, 1.0)  # pauses; in all well below a lease
 
 _log = structlog.get_logger(__name__)
 
@@ -81,7 +85,7 @@ def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHos
     _log.info("attempt_started", job_id=job_id, attempt=attempt.number, model=model, forced=len(attempt.forced_ids))
     outcome = slot.run(attempt)
     failpoint("before_finish")
-    conclude_attempt(attempt, outcome, stores)
+    insist(lambda: conclude_attempt(attempt, outcome, stores))
     failpoint("after_finish")
 
 
@@ -97,6 +101,19 @@ def _claim(job_id: JobId, model: str, slot: Slot, host: ModelHost, stores: Attem
         if attempt is None:
             slot.give_back()
     return attempt
+
+
+def insist(write: Callable[[], None], pause: Callable[[float], None] = time.sleep) -> None:
+    """Bridge a restart of the store: the outcome is known nowhere else, and every write is safe to repeat.
+
+    Raises StoreUnavailable when it lasts; the lease ends then, and a new attempt finds the published tokens."""
+    for pause_s in INSISTENCE_S:
+        try:
+            return write()
+        except StoreUnavailable as error:
+            _log.warning("outcome_not_written", error=str(error), retry_in_s=pause_s)
+            pause(pause_s)
+    return write()
 
 
 def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) -> None:
