@@ -24,7 +24,7 @@ from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
-from tasks.stream_events import End, Tokens, decode_numbered
+from tasks.stream_events import End, Reset, Tokens, decode_numbered
 
 MODELS = ("alpha", "beta")
 MAX_ATTEMPTS = 3
@@ -47,6 +47,7 @@ class ModelJob:
     attempt: int = 0
     failures: int = 0
     events: int = 0
+    voided: int = 0  # events up to the newest reset
     worker: WorkerId | None = None  # of the newest attempt
     has_lease_ended: bool = False
     is_cancel_wanted: bool = False
@@ -163,14 +164,24 @@ class ProtocolMachine(RuleBasedStateMachine):
         job.has_lease_ended = False
         assert attempt is not None
         assert (attempt.number, attempt.last_seq) == (job.attempt, job.events)
-        assert attempt.forced_ids == tuple(range(1, job.events + 1))
-        assert attempt.emitted_text == "".join(f"{seq} " for seq in range(1, job.events + 1))
+        kept = range(job.voided + 1, job.events + 1)
+        assert attempt.forced_ids == tuple(kept)
+        assert attempt.emitted_text == "".join(f"{seq} " for seq in kept)
 
     @rule(pick=picks)
     def append(self, pick: int) -> None:
         if job := self.choose(pick, RUNNING):
             job.events += 1
             assert self.writer.append([chunk(job, job.attempt, job.events)]) == [job.verdict]
+
+    @rule(pick=picks)
+    def reset(self, pick: int) -> None:
+        """The attempt can't continue the text: all of it is void."""
+        if job := self.choose(pick, RUNNING):
+            job.events += 1
+            job.voided = job.events
+            event = Reset(attempt=job.attempt + 1, reason="test")
+            assert self.writer.append([Chunk(job.id, job.attempt, job.events, event)]) == [job.verdict]
 
     @rule()
     def append_for_all_that_run(self) -> None:
