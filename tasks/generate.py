@@ -34,7 +34,7 @@ from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, JobIsQuarantined, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
-from tasks.stream_events import Reset, Started
+from tasks.stream_events import Reset
 from tasks.wakeups import Wakeups
 
 INSISTENCE_S = (0.1, 0.3, 0.6, 1.0, 1.0)  # pauses; in all well below a lease
@@ -81,7 +81,6 @@ def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHos
     if attempt is None:
         return
     failpoint("after_claim")
-    stores.writer.notify([job_id], Started(attempt=attempt.number, worker=host.worker_id))
     _log.info("attempt_started", job_id=job_id, attempt=attempt.number, model=model, forced=len(attempt.forced_ids))
     outcome = slot.run(attempt)
     failpoint("before_finish")

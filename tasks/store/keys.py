@@ -26,7 +26,7 @@
 
 | channel | message | publisher → subscriber |
 |---|---|---|
-| kw:live:{job} | `<seq> <event JSON>`, seq 0 for a notice | append, finish, workers → app |
+| kw:live:{job} | `<seq> <event JSON>`, seq 0 for a notice | append, claim, finish, workers → app |
 | kw:hints:{worker} | `cancel <job>` or `placement` | app, controller → the worker; a hint only, the record is the truth |
 """
 

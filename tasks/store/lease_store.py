@@ -63,7 +63,7 @@ class LeaseStore:
         Raises JobIsLate, JobIsQuarantined."""
         verdict, *rest = self._claim(
             keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE, keys.PROBATION],
-            args=[job_id, worker, self._lease_ms, secrets.token_hex(8)],
+            args=[job_id, worker, self._lease_ms, secrets.token_hex(8), keys.live(job_id)],
         )
         if verdict == b"late":
             raise JobIsLate(job_id)

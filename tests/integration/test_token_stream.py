@@ -103,6 +103,16 @@ async def test_live_events_follow_the_replay(reader: TokenReader, publisher: Pub
     assert [seq async for seq, _ in stream] == [6]
 
 
+async def test_start_of_an_attempt_is_announced(reader: TokenReader, publisher: Publisher) -> None:
+    released = publisher.leases.release(publisher.job_id, 1, failure=None)
+    assert released is not None
+    stream = reader.follow_batches(publisher.job_id)
+    assert await anext(stream) == []
+    await asyncio.to_thread(publisher.leases.claim, publisher.job_id, "m", WorkerId("w2"))
+    assert await anext(stream) == [(None, Started(attempt=2, worker="w2"))]
+    await stream.aclose()
+
+
 async def test_many_readers_of_a_busy_stream_see_each_number_once(reader: TokenReader, publisher: Publisher) -> None:
     readers = [asyncio.create_task(collect(reader, publisher.job_id)) for _ in range(8)]
     await asyncio.to_thread(publisher.publish, 400)

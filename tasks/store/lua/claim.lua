@@ -1,6 +1,7 @@
 -- queued → running under a new attempt with a lease, if the job is still there to take.
 -- KEYS 1 job  2 waiting  3 queued  4 running  5 quarantine  6 probation
 -- ARGV 1 id  2 worker  3 lease ms  4 token of this call: sent again because its reply got lost, it gets the same reply
+--      5 channel, for the notice that an attempt began
 -- Returns {'claimed', attempt, seq, request, deadline or ''} | {'taken', state or ''} | {'late'} (deadline passed)
 --      | {'quarantined', entry} (since it was admitted) | {'not-yet'} (a suspect, and another one is on trial)
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -29,4 +30,5 @@ redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'claim', ARGV
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZADD', KEYS[4], int(now + ARGV[3]), ARGV[1])
+redis.call('PUBLISH', ARGV[5], '0 ' .. cjson.encode({type = 'started', attempt = attempt, worker = ARGV[2]}))
 return {'claimed', attempt, tonumber(job[1]), job[2], job[3] or ''}
