@@ -14,7 +14,7 @@ import time
 
 from benchmarks.load import Load
 
-TIMEOUT_S = 120.0
+LIMIT_S = 600.0  # of one run; keep-alives come also to a client whose answer never does
 _TEXT = b'"delta":{"content":'
 _END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
@@ -77,10 +77,9 @@ def run_clients(port: int, model: str, load: Load) -> tuple[float, tuple[tuple[f
             client.send_next()
         open_clients = len(clients)
         while open_clients:
-            ready = selector.select(TIMEOUT_S)
-            if not ready:
-                raise TimeoutError(f"no token within {TIMEOUT_S:.0f} s")
-            for key, _ in ready:
+            if time.perf_counter() - began > LIMIT_S:
+                raise TimeoutError(f"{open_clients} clients got no answer within {LIMIT_S:.0f} s")
+            for key, _ in selector.select(1):
                 if not key.data.receive():
                     open_clients -= 1
                     selector.unregister(key.fileobj)

@@ -12,6 +12,7 @@ benchmark's own process, whose CPU time counts for neither side (though on few c
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ class System:
     def __init__(self, home: Path, model: ModelFile, threads: int) -> None:
         models = home / "models"
         models.mkdir()
-        (models / model.path.name).symlink_to(model.path)
+        shutil.copy(model.path, models)  # mapped into memory: a file that somebody overwrites would kill the runner
         self._model = model.id
         self._stack = Stack(
             home, models, KEEPWARM_THREADS=str(threads), KEEPWARM_SLOTS=str(SLOTS), KEEPWARM_MEMORY_BUDGET="8GiB"
