@@ -17,6 +17,7 @@ from workers.token_sink import TokenSink
 
 SLOWEST_LOAD_BYTES_PER_S = 20_000_000  # a disk that is slower than this counts as stalled
 SEND_TIMEOUT_S = 30.0
+WEIGHT_BYTES_PER_THREAD = 16 * 1024**2  # below this much work a further thread does not pay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class RunnerStarter:
     def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
         """Raises OSError when the process can't be started."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        process, connection = spawn(self._config(model), self.log_dir / f"runner-{model.id}.log")
+        process, connection = spawn(self.config_for(model), self.log_dir / f"runner-{model.id}.log")
         runner = Runner(
             model=model.id,
             link=ProcessLink(process, connection, send_timeout_s=SEND_TIMEOUT_S),
@@ -53,6 +54,11 @@ class RunnerStarter:
         runner.start()
         return runner
 
+    def _threads(self, model: ModelFile) -> int:
+        """Threads of a runner meet at a barrier after every operation, where they spin. A small model has too little
+        to do in between: a second thread gains it nothing, and costs it a time slice per barrier on a busy machine."""
+        return min(self.threads, 1 + model.shape.weight_bytes // WEIGHT_BYTES_PER_THREAD)
+
     def _kv_type(self, model: ModelFile) -> str:
         """On a CPU llama.cpp computes f16 attention in three ways (one row, tiles of 64 rows, split over threads), by
         the shape of the batch, and their sums round differently. A resumed text would then leave the undisturbed one
@@ -61,12 +67,12 @@ class RunnerStarter:
             return model.kv_type
         return "bf16" if self.gpu_layers == 0 else "f16"
 
-    def _config(self, model: ModelFile) -> RunnerConfig:
+    def config_for(self, model: ModelFile) -> RunnerConfig:
         engine = EngineConfig(
             model_path=model.path,
             context_length=model.context_length,
             slots=model.slots,
-            threads=self.threads,
+            threads=self._threads(model),
             kv_type=self._kv_type(model),
             gpu_layers=self.gpu_layers,
             main_gpu=self.main_gpu,

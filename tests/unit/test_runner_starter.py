@@ -1,0 +1,40 @@
+"""What a worker's settings and a model make of a runner's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.scripted_pool import make_model
+from tests.support.scripted_runner import ManualClock, MemorySink
+from workers.runner_starter import RunnerStarter
+
+
+def starter(*, threads: int = 8, gpu_layers: int = 0) -> RunnerStarter:
+    return RunnerStarter(
+        sink=MemorySink(),
+        clock=ManualClock().clock(),
+        log_dir=Path("unused"),
+        kind="fake",
+        threads=threads,
+        gpu_layers=gpu_layers,
+        main_gpu=0,
+        use_extra_bufts=True,
+        stall_s=1,
+        load_stall_s=1,
+    )
+
+
+@pytest.mark.parametrize(("mib", "threads"), [(2, 1), (15, 1), (40, 3), (4000, 8)])
+def test_small_model_gets_fewer_threads(mib: int, threads: int) -> None:
+    assert starter().config_for(make_model("m", mib=mib)).engine.threads == threads
+
+
+@pytest.mark.parametrize(
+    ("wished", "gpu_layers", "kv_type"), [("auto", 0, "bf16"), ("auto", -1, "f16"), ("q8_0", 0, "q8_0")]
+)
+def test_kv_type_follows_the_device_unless_it_is_set(wished: str, gpu_layers: int, kv_type: str) -> None:
+    model = replace(make_model("m", mib=10), kv_type=wished)
+    assert starter(gpu_layers=gpu_layers).config_for(model).engine.kv_type == kv_type
