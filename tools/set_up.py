@@ -24,6 +24,7 @@ LOG = VENV / "set-up.log"
 OLDEST_PYTHON = (3, 11)
 OLDEST_PIP = (23, 1)  # older ones don't look into the wheel cache when hashes are required
 NATIVE = "llama-cpp-python"
+BUILD_NOTE = VENV / ".llama-cpp-cmake-args"
 DEFAULT_CMAKE_ARGS = "-DLLAVA_BUILD=OFF"  # no multimodal: a fifth less to compile
 TAIL_LINES = 40
 SILENCE_S = 20  # say that we still live after this long without output
@@ -131,6 +132,10 @@ def install(lock):
     say("installing what {} names".format(lock.name))
     if not native_wheel_is_at_hand():
         say("llama.cpp has to be compiled once, about 6 minutes on 2 cores; log: " + str(LOG))
+    if BUILD_NOTE.exists() and BUILD_NOTE.read_text() != cmake_args():
+        say("removing the llama.cpp that was built with CMAKE_ARGS=" + BUILD_NOTE.read_text())
+        pip("uninstall", "--yes", NATIVE)  # to pip it is the version that the lock names, however it was built
+    BUILD_NOTE.write_text(cmake_args())
     pip("install", "--verbose", "--require-hashes", "-r", str(lock))
     pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
