@@ -15,7 +15,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +30,13 @@ from benchmarks.direct_engine import DirectEngine
 from benchmarks.lean_client import run_clients
 from benchmarks.load import Load, Outcome, make_load
 from benchmarks.spread import Estimate, estimate, percentile
+from tasks.store.token_writer import Chunk
+from tasks.store.verdict import Verdict
 from tests.support.stack import DEMO_MODELS, Stack
+from workers.clock import Clock
 from workers.engine.base import EngineConfig
 from workers.model_files import FolderScanner, ModelFile
+from workers.runner_starter import RunnerStarter
 
 SLOTS = 8
 FIRST_TOKEN_GOAL_MS = 4.0
@@ -177,13 +181,7 @@ def main(arguments: list[str]) -> int:
         Shape(clients=clients, requests=1 if options.quick else options.requests, num_tokens=options.tokens)
         for clients in options.clients
     ]
-    config = EngineConfig(
-        model_path=model.path,
-        context_length=model.context_length,
-        slots=SLOTS,
-        threads=options.threads,
-        kv_type=model.kv_type,
-    )
+    config = _engine_config(model, options.threads)
     with ExitStack() as running:
         home = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="keepwarm-bench-")))
         engine = running.enter_context(DirectEngine(config))
@@ -197,7 +195,7 @@ def main(arguments: list[str]) -> int:
                     measured.append(pair)
                     advance(f"{shape.clients} clients")
                 rows.append(summarise(shape, measured))
-    for table in tables(rows, f"{model.id} ({model.description}), {options.threads} threads, {SLOTS} slots"):
+    for table in tables(rows, f"{model.id} ({model.description}), {config.threads} threads, {SLOTS} slots"):
         console.print(table)
     if options.quick:
         return 0
@@ -207,7 +205,12 @@ def main(arguments: list[str]) -> int:
         "command": f"python -m benchmarks overhead {' '.join(arguments)}".strip(),
         "machine": where,
         "model": {"id": model.id, "description": model.description, "file_bytes": model.file_bytes},
-        "settings": {"threads": options.threads, "slots": SLOTS, "context_length": model.context_length},
+        "settings": {
+            "threads": config.threads,
+            "slots": SLOTS,
+            "context_length": config.context_length,
+            "kv": config.kv_type,
+        },
         "goals": {"added_first_token_ms": FIRST_TOKEN_GOAL_MS, "added_cpu_us": CPU_GOAL_US},
         "rows": rows,
     }
@@ -266,6 +269,30 @@ DEFAULT_MODEL = DEMO_MODELS / "keepwarm-demo-q8_0.gguf"
 def _model(path: Path) -> ModelFile:
     folder = FolderScanner(path.resolve().parent, default_slots=SLOTS).scan()
     return next(model for model in folder.models if model.path.resolve() == path.resolve())
+
+
+def _engine_config(model: ModelFile, threads: int) -> EngineConfig:
+    """What a worker with these settings gives its runner."""
+    starter = RunnerStarter(
+        sink=_Nowhere(),
+        clock=Clock(),
+        log_dir=Path(),
+        kind="llama_cpp",
+        threads=threads,
+        gpu_layers=0,
+        main_gpu=0,
+        use_extra_bufts=True,
+        stall_s=0,
+        load_stall_s=0,
+    )
+    return starter.config_for(model).engine
+
+
+class _Nowhere:
+    """A starter needs a sink; nothing is started here."""
+
+    def append(self, chunks: Sequence[Chunk]) -> Sequence[Verdict]:
+        raise NotImplementedError
 
 
 def _parser() -> argparse.ArgumentParser:
