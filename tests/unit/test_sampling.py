@@ -33,14 +33,17 @@ def logits_from(seed: int, size: int = SIZE) -> np.ndarray:
 
 
 def reference(logits: np.ndarray, tokens: list[int], n: int, params: SamplingParams) -> int:
-    values = {token: float(value) for token, value in enumerate(logits)}
+    # Bias and penalties in single precision like the sampler's own: rounding must not decide a near tie.
+    singles = dict(enumerate(logits))
     for name, bias in params.logit_bias.items():
-        values[int(name)] += bias
+        singles[int(name)] += np.float32(bias)
     window = tokens if params.repeat_last_n < 0 else tokens[len(tokens) - params.repeat_last_n :]
     for token in set(window):
-        value = values[token]
-        value = value * params.repeat_penalty if value <= 0 else value / params.repeat_penalty
-        values[token] = value - window.count(token) * params.frequency_penalty - params.presence_penalty
+        value, factor = singles[token], np.float32(params.repeat_penalty)
+        value = value * factor if value <= 0 else value / factor
+        times = np.float32(window.count(token))
+        singles[token] = value - times * np.float32(params.frequency_penalty) - np.float32(params.presence_penalty)
+    values = {token: float(value) for token, value in singles.items()}
 
     kept = sorted(values, key=lambda token: (-values[token], token))
     if params.top_k > 0:
@@ -79,7 +82,7 @@ def reference(logits: np.ndarray, tokens: list[int], n: int, params: SamplingPar
     return max(kept)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**63 - 1),
     n=st.integers(0, 10_000),
