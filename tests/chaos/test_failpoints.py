@@ -24,7 +24,7 @@ from tests.chaos.checker import Evidence, Submission, Transcript, check
 from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster, write_model_files
 from tests.chaos.references import fake_reference
-from tests.chaos.run import index_leftovers, read_records
+from tests.chaos.run import Body, index_leftovers, read_records
 from tests.support.stack import REPOSITORY, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.e2e
 LIMIT_S = 45.0
 JOBS = 3
 COLD = {"before_place", "after_place", "after_resend_mark"}  # reached only on the way to a model that nobody holds
-BREAK_RUNNER = {"before_release", "after_release"}  # reached only when an attempt breaks
+BREAK_ATTEMPT = {"before_release", "after_release", "after_rescue"}  # reached only when an attempt breaks
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,10 @@ async def run_jobs(cluster: Cluster, point: str) -> Evidence:
 
     async def one_job(number: int) -> None:
         model = point if point in COLD else "warm"
-        body = {
+        body: Body = {
             "model": model,
             "prompt": f"{point} {number}",
-            "max_tokens": 120,
+            "max_tokens": 400 if point in BREAK_ATTEMPT else 120,  # long enough to be killed in its middle
             "temperature": 0.0,
             "ignore_eos": True,
         }
@@ -113,12 +113,12 @@ async def run_jobs(cluster: Cluster, point: str) -> Evidence:
     async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
         for number in range(JOBS):
             group.create_task(one_job(number))
-        if point in {*BREAK_RUNNER, "after_rescue", "after_resend_mark"}:
+        if point == "after_resend_mark":
             await asyncio.to_thread(wait_until, lambda: len(submissions) == JOBS, "the jobs are acknowledged")
-            if point == "after_resend_mark":
-                drop_wakeups(cluster, point)
-            else:
-                await asyncio.to_thread(kill_when_working, cluster, submissions, worker=point == "after_rescue")
+            drop_wakeups(cluster, point)
+        elif point in BREAK_ATTEMPT:
+            await asyncio.to_thread(wait_until, lambda: submissions != [], "a job is acknowledged")
+            await asyncio.to_thread(kill_when_working, cluster, submissions, worker=point == "after_rescue")
     await clients.http.aclose()
     assert not clients.violations
     return Evidence(

@@ -16,7 +16,7 @@ SEED = 7
 @pytest.mark.e2e
 @pytest.mark.slow
 async def test_every_acknowledged_job_ends_once_and_every_stream_is_whole(tmp_path: Path) -> None:
-    plan = Plan(seed=SEED, models=FAKE_MODELS, jobs=60, kills=14, fault_interval_s=1.0, settle_s=50, limit_s=45)
+    plan = Plan(seed=SEED, models=FAKE_MODELS, jobs=45, kills=10, fault_interval_s=0.8, settle_s=45, limit_s=35)
     with fake_cluster(tmp_path, SEED) as cluster:
         outcome = await run_chaos(plan, cluster, fake_reference, fake_body)
     assert outcome.violations == []
