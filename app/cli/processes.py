@@ -59,7 +59,7 @@ def worker_processes(count: int, *, drain_s: float) -> tuple[ProcessSpec, ...]:
 
 
 def controller_process() -> ProcessSpec:
-    return ProcessSpec(name="controller", argv=CONTROLLER, stop_rank=StopRank.CONTROLLER, stop_bound_s=3.0)
+    return ProcessSpec(name="controller", argv=CONTROLLER, stop_rank=StopRank.CONTROLLER, stop_bound_s=8.0)
 
 
 def api_process() -> ProcessSpec:

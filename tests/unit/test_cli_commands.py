@@ -52,7 +52,7 @@ QUARANTINE = {
     "id": "prompt:0123456789abcdef",
     "kind": "prompt",
     "model": "warm-one",
-    "until": (datetime.now(UTC) + timedelta(minutes=30)).isoformat(),
+    "until": (datetime.now(UTC) + timedelta(days=30)).isoformat(),
     "reason": "It cost two runners.",
     "workers": [],
 }
@@ -359,7 +359,7 @@ def test_requeue_of_all_dead_goes_on_after_a_refusal(keepwarm: FakeKeepwarm, cap
 
 def test_quarantine_is_listed_and_lifted(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
     assert keepwarm_command("quarantine", "ls") == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("prompt:0123456789ab  warm-one  30 min")
+    assert capsys.readouterr().out.splitlines()[1].startswith("prompt:0123456789ab  warm-one  30 d")
     assert keepwarm_command("quarantine", "lift", "prompt:01234567") == 0
     assert keepwarm.queries[-1] == "/v1/quarantine/prompt%3A01234567"
     assert capsys.readouterr().out == "prompt:0123456789ab is free again.\n"
