@@ -24,7 +24,7 @@ from tests.support.stack import DEMO_MODELS, Stack, free_port
 SKEW_SOURCE = Path(__file__).parents[1] / "support" / "clock_skew.c"
 WATCH_S = 0.05
 CENSUS_TURNS = 20  # runners are counted every second
-RESTART_PAUSE_S = 0.2
+RESTART_PAUSE_S = 0.6
 MAX_SKEW_MS = 600_000
 
 

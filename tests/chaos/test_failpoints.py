@@ -49,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         settings={
             "KEEPWARM_ENGINE": "fake",
             "KEEPWARM_FAKE": '{"step_ms": 8, "load_s": 0.4}',
-            "KEEPWARM_LEASE_S": "1.5",
+            "KEEPWARM_LEASE_S": "1",
             "KEEPWARM_MAX_ATTEMPTS": "10",
             "KEEPWARM_QUARANTINE_S": "0",
             "KEEPWARM_DRAIN_S": "0.5",
