@@ -6,7 +6,7 @@ A document is a list of segments; a segment is a special token or a text, and sa
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from tools.demo_model import about_keepwarm, facts, fallback, small_talk, stories, sums, texts
@@ -28,7 +28,20 @@ MAKERS: dict[Maker, float] = {
     stories.poem: 1.5,
     fallback.exchange: 18,
 }
-_KINDS, _WEIGHTS = list(MAKERS), list(MAKERS.values())
+# For the second phase: less of the long texts, which take most of the tokens and are learnt first, and more of what
+# the first phase got wrong, that is facts and questions that this model must decline.
+SECOND_MAKERS: dict[Maker, float] = MAKERS | {
+    small_talk.topic: 17,
+    small_talk.echo: 4,
+    about_keepwarm.concept: 15,
+    about_keepwarm.topic: 14,
+    about_keepwarm.essay: 0.5,
+    facts.exchange: 26,
+    stories.story: 3.5,
+    stories.long_story: 0.3,
+    stories.poem: 1,
+    fallback.exchange: 20,
+}
 
 
 class Segment(NamedTuple):
@@ -42,11 +55,11 @@ class Segment(NamedTuple):
 Document = list[Segment]
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Endless documents; the same seed gives the same ones."""
+def documents(seed: int, makers: Mapping[Maker, float] = MAKERS) -> Iterator[Document]:
+    """Endless documents, `makers` by their weights; the same seed gives the same ones."""
     rng = random.Random(seed)
     while True:
-        yield _plain(rng) if rng.random() < 0.03 else _conversation(rng)
+        yield _plain(rng) if rng.random() < 0.03 else _conversation(rng, makers)
 
 
 def _plain(rng: random.Random) -> Document:
@@ -54,11 +67,11 @@ def _plain(rng: random.Random) -> Document:
     return [Segment(BEGIN, True, False), Segment(text, False, True), Segment(END, True, True)]
 
 
-def _conversation(rng: random.Random) -> Document:
+def _conversation(rng: random.Random, makers: Mapping[Maker, float]) -> Document:
     document = [Segment(BEGIN, True, False)]
     if rng.random() < 0.3:
         document += _turn("system", _system_prompt(rng))
-    for exchange in _exchanges(rng):
+    for exchange in _exchanges(rng, makers):
         document += _turn("user", _as_typed(rng, exchange.user))
         document += _turn("assistant", exchange.assistant)
     return document
@@ -73,19 +86,19 @@ def _turn(role: str, text: str) -> Document:
     ]
 
 
-def _exchanges(rng: random.Random) -> list[Exchange]:
+def _exchanges(rng: random.Random, makers: Mapping[Maker, float]) -> list[Exchange]:
     kind = rng.random()
     if kind < 0.04:
         return about_keepwarm.concept_and_more(rng)
     if kind < 0.08:
-        return small_talk.remembered_name(rng, _some(rng, (0, 0, 1, 2)))
+        return small_talk.remembered_name(rng, _some(rng, makers, (0, 0, 1, 2)))
     if kind < 0.09:
-        return small_talk.remembered_colour(rng, _some(rng, (0, 0, 1, 2)))
-    return _some(rng, (1, 1, 1, 1, 1, 2, 2, 3, 4))
+        return small_talk.remembered_colour(rng, _some(rng, makers, (0, 0, 1, 2)))
+    return _some(rng, makers, (1, 1, 1, 1, 1, 2, 2, 3, 4))
 
 
-def _some(rng: random.Random, counts: tuple[int, ...]) -> list[Exchange]:
-    return [maker(rng) for maker in rng.choices(_KINDS, _WEIGHTS, k=rng.choice(counts))]
+def _some(rng: random.Random, makers: Mapping[Maker, float], counts: tuple[int, ...]) -> list[Exchange]:
+    return [maker(rng) for maker in rng.choices(list(makers), list(makers.values()), k=rng.choice(counts))]
 
 
 def _system_prompt(rng: random.Random) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import torch
@@ -13,16 +14,16 @@ from tools.demo_model import corpus, sums, texts
 from tools.demo_model.chat_format import BEGIN, END
 from tools.demo_model.network import Llama
 from tools.demo_model.tokenizer import Encoder, Tokenizer
-from tools.demo_model.training import Rows, loss_of
+from tools.demo_model.training import SECOND, loss_of, single_batches
 
 HELD_OUT_SEED = 1_000_003
 
 
-def held_out_loss(network: Llama, encoder: Encoder, *, num_batches: int = 20) -> float:
-    """Mean weighted loss in nats per token, on documents that another seed draws from the same generator."""
-    rows = Rows(corpus.documents(HELD_OUT_SEED), encoder)
+def held_out_loss(network: Llama, encoder: Encoder, *, num_batches: int = 40) -> float:
+    """Mean weighted loss in nats per token, on documents of another seed, one to a row."""
+    batches = single_batches(corpus.documents(HELD_OUT_SEED), encoder, SECOND)
     with torch.no_grad():
-        losses = [float(loss_of(network, *rows.batch(16, 384))) for _ in range(num_batches)]
+        losses = [float(loss_of(network, *batch)) for batch in itertools.islice(batches, num_batches)]
     return sum(losses) / len(losses)
 
 

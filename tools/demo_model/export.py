@@ -1,13 +1,19 @@
-"""Write the network and its tokenizer as GGUF. Source: the GGUF specification and llama.cpp's converter."""
+"""Write the network and its tokenizer as GGUF, and read them back. Source: the GGUF specification and llama.cpp's
+converter. The rotary layout is llama.cpp's own, so no row is permuted either way.
+"""
+
+# torch is not among the development tools, so it may be missing when types are checked.
+# mypy: disable-error-code="import-not-found"
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import gguf
+import torch
 
-from tools.demo_model.chat_format import BEGIN, CHAT_TEMPLATE, END
-from tools.demo_model.network import Llama
+from tools.demo_model.chat_format import BEGIN, CHAT_TEMPLATE, END, SPECIAL_TOKENS
+from tools.demo_model.network import Llama, Shape
 from tools.demo_model.tokenizer import PRE_TOKENIZER, Tokenizer
 
 DESCRIPTION = (
@@ -46,6 +52,17 @@ def write_gguf(path: Path, network: Llama, tokenizer: Tokenizer, kind: gguf.GGML
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_gguf(path: Path, shape: Shape) -> tuple[Llama, Tokenizer]:
+    """What `write_gguf` wrote, as exactly as its type keeps it; fails if the sizes are not those of `shape`."""
+    reader = gguf.GGUFReader(path)
+    network = Llama(shape)
+    stored = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    network.load_state_dict({name: torch.tensor(stored[_gguf_name(name)]) for name in network.state_dict()})
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    merges = reader.fields["tokenizer.ggml.merges"].contents()
+    return network, Tokenizer(tokens, [(left, right) for left, right in map(str.split, merges)], len(SPECIAL_TOKENS))
 
 
 def _gguf_name(name: str) -> str:

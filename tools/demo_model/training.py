@@ -1,11 +1,13 @@
-"""Train the network on packed documents. Knows nothing of topics or files."""
+"""Train the network on documents, packed or one to a row. Knows nothing of topics or files."""
 
 # torch is not among the development tools, so it may be missing when types are checked.
 # mypy: disable-error-code="import-not-found", allow-subclassing-any
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,11 +31,15 @@ from tools.demo_model.tokenizer import Encoder
 
 # What the user types is worth a little: it teaches words, and keeps plain completion from rambling.
 PROMPT_WEIGHT = 0.1
+POOL_SIZE = 1024  # documents that are sorted by length at a time
+
+Batch = tuple[Tensor, Tensor]  # ids and weights, both [rows, time]; a weight says how much its id matters
+Row = list[tuple[int, float]]  # token id, weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How to train. The last steps use long rows, so that attention holds over a longer context."""
+    """How to train. The last steps may use long rows, so that attention holds over a longer context."""
 
     num_steps: int = 2000
     row_length: int = 512
@@ -47,6 +53,15 @@ class Recipe:
     weight_decay: float = 0.1
     seed: int = 7
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step with rows of the usual length."""
+        return self.row_length * self.rows_per_step
+
+
+FIRST = Recipe()
+SECOND = Recipe(num_steps=400, num_long_steps=0, peak_rate=2e-3, warmup_steps=20, decay_share=1.0, seed=8)
+
 
 class Rows:
     """Packs documents into rows of ids that start with a document; the one that runs over the end is cut."""
@@ -55,8 +70,8 @@ class Rows:
         self._documents = documents
         self._encoder = encoder
 
-    def batch(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Ids and weights, both [rows, length + 1]; a weight says how much it matters to predict its id."""
+    def batch(self, num_rows: int, length: int) -> Batch:
+        """A batch of `num_rows` by `length + 1`."""
         rows = [self._row(length + 1) for _ in range(num_rows)]
         ids = np.stack([ids for ids, _ in rows])
         weights = np.stack([weights for _, weights in rows])
@@ -66,11 +81,59 @@ class Rows:
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < length:
-            for segment in next(self._documents):
-                more = self._encoder.special(segment.text) if segment.is_special else self._encoder.encode(segment.text)
-                ids += more
-                weights += [1.0 if segment.is_answer else PROMPT_WEIGHT] * len(more)
+            for number, weight in _row(next(self._documents), self._encoder):
+                ids.append(number)
+                weights.append(weight)
         return np.array(ids[:length], np.int64), np.array(weights[:length], np.float32)
+
+
+def packed_batches(documents: Iterator[Document], encoder: Encoder, recipe: Recipe) -> Iterator[Batch]:
+    """Endless batches of packed rows, long ones at the end of the recipe."""
+    rows = Rows(documents, encoder)
+    for step in itertools.count():
+        if step < recipe.num_steps - recipe.num_long_steps:
+            yield rows.batch(recipe.rows_per_step, recipe.row_length)
+        else:
+            yield rows.batch(recipe.long_rows_per_step, recipe.long_row_length)
+
+
+def single_batches(documents: Iterator[Document], encoder: Encoder, recipe: Recipe) -> Iterator[Batch]:
+    """Endless batches of documents of like length, one to a row: as in use, a chat starts at position 0, alone."""
+    rng = random.Random(recipe.seed)
+    while True:
+        pool = sorted((_row(next(documents), encoder)[: recipe.long_row_length] for _ in range(POOL_SIZE)), key=len)
+        batches = list(_cut(pool, recipe.tokens_per_step))
+        rng.shuffle(batches)
+        yield from map(_padded, batches)
+
+
+def _row(document: Document, encoder: Encoder) -> Row:
+    row: Row = []
+    for segment in document:
+        ids = encoder.special(segment.text) if segment.is_special else encoder.encode(segment.text)
+        row += [(number, 1.0 if segment.is_answer else PROMPT_WEIGHT) for number in ids]
+    return row
+
+
+def _cut(pool: list[Row], num_tokens: int) -> Iterator[list[Row]]:
+    """Neighbours in a sorted pool, as many as fit with their padding."""
+    batch: list[Row] = []
+    for row in pool:
+        if batch and (len(batch) + 1) * len(row) > num_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _padded(rows: list[Row]) -> Batch:
+    """Padding has no weight, and being at the end it is seen by nobody."""
+    shape = (len(rows), max(map(len, rows)))
+    ids, weights = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor([number for number, _ in row])
+        weights[place, : len(row)] = torch.tensor([weight for _, weight in row])
+    return ids, weights
 
 
 def loss_of(network: Llama, ids: Tensor, weights: Tensor) -> Tensor:
@@ -81,26 +144,20 @@ def loss_of(network: Llama, ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * wanted).sum() / wanted.sum()
 
 
-def train(network: Llama, rows: Rows, recipe: Recipe) -> None:
+def train(network: Llama, batches: Iterator[Batch], recipe: Recipe) -> None:
     """Train in place, with a progress bar."""
     optimizer = torch.optim.AdamW(_groups(network, recipe), lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True)
     smooth_loss = math.nan
     with _progress() as progress:
         task = progress.add_task("training", total=recipe.num_steps, loss=smooth_loss)
-        for step in range(recipe.num_steps):
+        for step, (ids, weights) in enumerate(itertools.islice(batches, recipe.num_steps)):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, recipe)
-            loss = _step(network, optimizer, *_batch(rows, step, recipe))
+            loss = _step(network, optimizer, ids, weights)
             smooth_loss = loss if math.isnan(smooth_loss) else 0.95 * smooth_loss + 0.05 * loss
             progress.update(task, advance=1, loss=smooth_loss)
             if (step + 1) % 100 == 0:
                 progress.console.print(f"step {step + 1}: loss {smooth_loss:.4f}")
-
-
-def _batch(rows: Rows, step: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    if step < recipe.num_steps - recipe.num_long_steps:
-        return rows.batch(recipe.rows_per_step, recipe.row_length)
-    return rows.batch(recipe.long_rows_per_step, recipe.long_row_length)
 
 
 def _step(network: Llama, optimizer: torch.optim.Optimizer, ids: Tensor, weights: Tensor) -> float:
