@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -162,6 +162,12 @@ class _FleetGauges(Collector):
             ("worker",),
             {worker.id: worker.budget_bytes for worker in workers},
         )
+        broken = CounterMetricFamily(
+            "keepwarm_broken_attempts", "Attempts that broke, by what broke them", labels=("code", "model_name")
+        )
+        for labels, count in snapshot.broken_attempts.items():
+            broken.add_metric(labels, count)
+        yield broken
         yield _family("keepwarm_runners", "Runner processes", ("worker", "model_name", "state"), runners)
 
 

@@ -101,6 +101,13 @@ class FleetStore:
         return int(self._client.zcard(keys.RUNNING))
 
     @translated
+    def broken_attempts(self) -> dict[tuple[str, str], int]:
+        """How many attempts broke, by error code and model, since the store exists."""
+        counts = self._client.hgetall(keys.BROKEN_ATTEMPTS)
+        named = [(*name.decode().split(" ", 1), int(count)) for name, count in counts.items()]
+        return {(code, model): count for code, model, count in named}
+
+    @translated
     def ask(self, model: str, what: Ask) -> None:
         """Leave an operator's wish for the controller; the newest per model counts."""
         self._client.hset(keys.ASKS, model, what)

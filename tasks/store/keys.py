@@ -11,6 +11,7 @@
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
 | kw:jobs | zset | ids of known jobs; score = created ms | admit; trimmed by the controller | app (lists) | trimmed by age |
 | kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit | admit | retention |
+| kw:broken-attempts | hash | `<code> <model>` → attempts that broke so | release | app (metrics) | – |
 | kw:dead | zset | dead letters: failed jobs whose request is not to blame, not requeued yet; score = ms of the end | release, end_unclaimed; admit (requeue) and the controller remove | app | dead retention, at most 1000 |
 | kw:quarantine | hash | `prompt:<digest>` or `model:<id>` → `<since ms> <until ms> <Suspect JSON>` | release (prompts), controller (models) | admit, claim, app, controller | removed when over or lifted |
 | kw:probation | hash | model → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
@@ -40,6 +41,7 @@ RUNNING = "kw:running"
 DEADLINES = "kw:deadlines"
 JOBS = "kw:jobs"
 DEAD = "kw:dead"
+BROKEN_ATTEMPTS = "kw:broken-attempts"
 QUARANTINE = "kw:quarantine"
 PROBATION = "kw:probation"
 WORKER_LOSSES = "kw:worker-losses"

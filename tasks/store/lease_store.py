@@ -195,6 +195,7 @@ class LeaseStore:
                 keys.QUARANTINE,
                 keys.WORKER_LOSSES,
                 keys.PROBATION,
+                keys.BROKEN_ATTEMPTS,
             ],
             args=[
                 job_id,

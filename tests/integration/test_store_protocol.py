@@ -12,6 +12,7 @@ from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import Client, connect
+from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
@@ -183,6 +184,7 @@ def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobSt
     job = jobs.get(job_id)
     assert (job.state, job.error) == (JobState.FAILED, BROKEN)
     assert (job.failures, job.last_error, job.workers) == (3, BROKEN, (W1, W1, W1))
+    assert FleetStore(client).broken_attempts() == {(BROKEN.code, MODEL): 3}
     assert [dead.id for dead in jobs.dead(10)] == [job_id]
     assert jobs.dead(10, model="other") == []
     week_ms = 7 * 24 * 3600 * 1000

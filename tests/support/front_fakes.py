@@ -179,6 +179,9 @@ class FakeBackend:
     def queues(self) -> tuple[QueueReport, ...]:
         return self.waiting
 
+    def broken_attempts(self) -> dict[tuple[str, str], int]:
+        return {("runner_crashed", "demo"): 2}
+
     def known_offers(self) -> tuple[ModelOffer, ...]:
         return self.away
 

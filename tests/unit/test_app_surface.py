@@ -236,6 +236,7 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         'keepwarm_num_requests_running{model_name="demo"} 2.0',
         'keepwarm_num_requests_waiting{model_name="demo"} 3.0',
         'keepwarm_num_requests_waiting{model_name="cold"} 0.0',
+        'keepwarm_broken_attempts_total{code="runner_crashed",model_name="demo"} 2.0',
         'keepwarm_pool_budget_bytes{worker="w1"} 1e+07',
         'keepwarm_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 1.0',
         "keepwarm_store_up 1.0",

@@ -1,6 +1,6 @@
 -- running → queued: the attempt parked or broke, or (rescue) its lease ran out.
 -- KEYS 1 job  2 stream  3 waiting  4 waiting-models  5 queued  6 running  7 deadlines  8 dead  9 quarantine
---      10 worker-losses  11 probation
+--      10 worker-losses  11 probation  12 broken-attempts
 -- ARGV 1 id  2 attempt  3 channel  4 '1' only if the lease has expired  5 '1' if the attempt counts as a failure
 --      6 bound on failures  7 closing event for the case that the bound is reached  8 error JSON
 --      9 retention ms of dead letters
@@ -33,7 +33,10 @@ local function is_bystander()
   local finished = redis.call('HGET', record, 'finished')
   return is_on_trial(record) or (redis.call('HGET', record, 'state') == 'failed' and now - finished < 10000)
 end
-if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'last_error', ARGV[8]) end
+if ARGV[5] == '1' then
+  redis.call('HSET', KEYS[1], 'last_error', ARGV[8])
+  redis.call('HINCRBY', KEYS[12], cjson.decode(ARGV[8]).code .. ' ' .. job[4], 1)
+end
 if ARGV[5] == '1' and not (ARGV[10] ~= '0' and is_bystander()) then
   local failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
   if ARGV[10] ~= '0' then
