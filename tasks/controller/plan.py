@@ -82,14 +82,8 @@ class _Worker:
         return max(runner.bytes if runner else 0, self.offers[model].bytes if model in self.offers else 0)
 
     @property
-    def committed_bytes(self) -> int:
-        """What residents use (victims too, until they are gone) and what held models will use."""
-        leaving = {model for model in self.evict if model not in self.runners}
-        return sum(self.bytes_of(model) for model in (self.hold | set(self.runners)) - leaving)
-
-    @property
     def staying_bytes(self) -> int:
-        """The same once all victims have left."""
+        """What residents and held models use once all victims have left."""
         return sum(self.bytes_of(model) for model in (self.hold | set(self.runners)) - self.evict)
 
 

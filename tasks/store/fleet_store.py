@@ -73,10 +73,6 @@ class FleetStore:
         return tuple(_OFFER.decode(offer) for offer in self._client.hvals(keys.OFFERS))
 
     @translated
-    def forget_offer(self, model: str) -> None:
-        self._client.hdel(keys.OFFERS, model)
-
-    @translated
     def queues(self) -> tuple[QueueReport, ...]:
         """Depth and age of the oldest job of every model that has waiting jobs."""
         now_ms = self._time_ms()
@@ -95,10 +91,6 @@ class FleetStore:
                 oldest_ms = min(int(score) % SCORE_PER_PRIORITY for head in heads for _, score in head)
                 reports.append(QueueReport(model=model, depth=depth, oldest_age_ms=max(0, now_ms - oldest_ms)))
         return tuple(reports)
-
-    @translated
-    def running_count(self) -> int:
-        return int(self._client.zcard(keys.RUNNING))
 
     @translated
     def broken_attempts(self) -> dict[tuple[str, str], int]:

@@ -19,7 +19,7 @@
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
 | kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
 | kw:workers-seen | zset | worker ids; score = ms of the last heartbeat | workers' heartbeat | app, controller | idem |
-| kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | when no worker offers it |
+| kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | – |
 | kw:asks | hash | model id → `warm` or `evict`, asked for by an operator | app | controller (takes it) | when taken |
 | kw:placement | string | desired Placement JSON, with its epoch | controller, fenced | workers, controller | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
