@@ -72,7 +72,7 @@ def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHos
 
     A wake-up that finds no slot goes back to the queue; one that finds its job taken is dropped."""
     failpoint("after_pop")
-    slot = host.take_slot(model)
+    slot = host.take_slot(model, priority)
     if slot is None:
         stores.wakeups.wake(job_id, model, priority)
         return

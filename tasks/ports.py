@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.generation import GenerationRequest
-from tasks.jobs import JobError, JobId, Usage, WorkerId
+from tasks.jobs import JobError, JobId, Priority, Usage, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,10 @@ class ModelHost(Protocol):
     @property
     def worker_id(self) -> WorkerId: ...
 
-    def take_slot(self, model: str) -> Slot | None:
-        """A place in a ready runner of the model, or None when none is free."""
+    def take_slot(self, model: str, priority: Priority) -> Slot | None:
+        """A place in a ready runner of the model, or None when none is free.
+
+        More urgent work than batch may share the places that batch work holds: the engine parks that meanwhile."""
         ...
 
 

@@ -106,7 +106,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     hints = Hints(HintListener(store_settings, worker_id), on_placement=reconciler.poke, on_cancel=pool.cancel)
     register_model_host(GatedHost(pool))
 
-    gate.connect(pool.free_slots, ring=lambda: wakeups.ring(worker_id))
+    gate.connect(pool.free_slots, pool.urgent_slots, ring=lambda: wakeups.ring(worker_id))
 
     def on_change() -> None:
         gate.look_again()

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from tasks.errors import KeepwarmError
 from tasks.generation import TokenLogprob
-from tasks.jobs import JobError, Usage
+from tasks.jobs import JobError, Priority, Usage
 from tasks.ports import Attempt, Cancelled, Failed, Finished, Outcome, Parked
 from tasks.store.token_writer import Chunk
 from tasks.stream_events import Tokens
@@ -27,9 +27,10 @@ class Ending(Enum):
 
 
 class Flight:
-    def __init__(self, attempt: Attempt, key: int) -> None:
+    def __init__(self, attempt: Attempt, key: int, priority: Priority) -> None:
         self.attempt = attempt
         self.key = key
+        self.priority = priority
         self._text = attempt.emitted_text
         self._next_seq = attempt.last_seq + 1
         self._unpublished: list[TokenOut] = []

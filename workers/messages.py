@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from tasks.generation import FinishReason, GenerationRequest, TokenLogprob
-from tasks.jobs import JobError
+from tasks.jobs import JobError, Priority
 
 # ---- worker → runner
 
@@ -21,6 +21,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     request: GenerationRequest
     forced_ids: tuple[int, ...] = ()  # already published: prefill them, don't emit their text again
     emitted_text: str = ""  # already published text of the forced ids
+    priority: Priority = Priority.DEFAULT  # batch work gives up its place in the engine to any other
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

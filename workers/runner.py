@@ -28,7 +28,7 @@ from tasks.errors import (
     StoreUnavailable,
 )
 from tasks.fleet import RUNNER_NEXT, RunnerReport, RunnerState
-from tasks.jobs import JobId
+from tasks.jobs import JobId, Priority
 from tasks.ports import Attempt, Cancelled, Failed, Lost, Outcome, Parked
 from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
@@ -102,7 +102,7 @@ class Runner:
         self._begin_lock = threading.Lock()  # keeps a Cancel from overtaking its Generate
         self._state = RunnerState.STARTING
         self._since_ms = self._idle_since_ms = clock.now_ms()
-        self._taken = 0
+        self._taken = {priority: 0 for priority in Priority}
         self._flights: dict[int, Flight] = {}
         self._next_key = 1
         self._progress = 0.0
@@ -131,13 +131,20 @@ class Runner:
 
     @property
     def in_flight(self) -> int:
-        """Slots that are taken, whether their attempt has begun or not."""
-        return self._taken
+        """Attempts that hold a place, whether they have begun or not. More than `slots` while batch work is parked."""
+        return sum(self._taken.values())
 
     @property
     def free_slots(self) -> int:
+        """Places for an attempt of any priority."""
         with self._lock:
-            return self.slots - self._taken if self._state is RunnerState.READY else 0
+            return self._room(Priority.BATCH)
+
+    @property
+    def urgent_slots(self) -> int:
+        """Places for an attempt that is more urgent than batch work: the free ones, and those that batch work holds."""
+        with self._lock:
+            return self._room(Priority.DEFAULT)
 
     def report(self, bytes_held: int, *, state: RunnerState | None = None) -> RunnerReport:
         """`state`: what the owner has decided already, when that is ahead of the process."""
@@ -148,9 +155,9 @@ class Runner:
                 state=state or self._state,
                 bytes=bytes_held,
                 slots=self.slots,
-                in_flight=self._taken,
+                in_flight=self.in_flight,
                 since_ms=self._since_ms,
-                idle_since_ms=None if self._taken else self._idle_since_ms,
+                idle_since_ms=None if self.in_flight else self._idle_since_ms,
                 progress=1.0 if self.ready else self._progress,
             )
 
@@ -182,16 +189,29 @@ class Runner:
 
     # ---- work
 
-    def take_slot(self) -> RunnerSlot | None:
-        """Reserve a place for one attempt; None when full or not ready."""
+    def take_slot(self, priority: Priority) -> RunnerSlot | None:
+        """Reserve a place for one attempt; None when full for its priority, or not ready."""
         with self._lock:
-            if self._state is not RunnerState.READY or self._taken >= self.slots:
+            if self._room(priority) <= 0:
                 return None
-            self._taken += 1
-            became_full = self._taken == self.slots
-        if became_full:
+            before = self._openness()
+            self._taken[priority] += 1
+            has_changed = self._openness() != before
+        if has_changed:
             self._on_change()
-        return RunnerSlot(self)
+        return RunnerSlot(self, priority)
+
+    def _room(self, priority: Priority) -> int:
+        """The caller holds the lock. The engine parks batch sequences for others, so that these never count them."""
+        if self._state is not RunnerState.READY:
+            return 0
+        batch = self._taken[Priority.BATCH]
+        others = self.in_flight - batch
+        return max(0, self.slots - others - (batch if priority is Priority.BATCH else 0))
+
+    def _openness(self) -> tuple[bool, bool]:
+        """What the queues of this model depend on."""
+        return self._room(Priority.BATCH) > 0, self._room(Priority.DEFAULT) > 0
 
     def cancel(self, job_id: JobId) -> bool:
         """End all attempts of the job here; False when there are none."""
@@ -220,7 +240,7 @@ class Runner:
     def wait_idle(self, timeout_s: float) -> bool:
         """True when no slot is taken any more, or the process is gone."""
         with self._idle:
-            return self._idle.wait_for(lambda: self._taken == 0 or self._gone.is_set(), timeout_s)
+            return self._idle.wait_for(lambda: self.in_flight == 0 or self._gone.is_set(), timeout_s)
 
     def stop(self, grace_s: float) -> None:
         """End the process: asked first when it is ready, killed when it is loading or does not listen."""
@@ -242,30 +262,31 @@ class Runner:
 
     # ---- slots, for RunnerSlot
 
-    def run_in_taken_slot(self, attempt: Attempt) -> Outcome:
-        flight, outcome = self._begin(attempt)
+    def run_in_taken_slot(self, attempt: Attempt, priority: Priority) -> Outcome:
+        flight, outcome = self._begin(attempt, priority)
         if outcome is not None:
-            self.release_slot()
+            self.release_slot(priority)
             return outcome
         return flight.wait()
 
-    def release_slot(self) -> None:
+    def release_slot(self, priority: Priority) -> None:
         with self._idle:
-            was_full = self._taken == self.slots
-            self._taken -= 1
-            if self._taken == 0:
+            before = self._openness()
+            self._taken[priority] -= 1
+            has_changed = self._openness() != before
+            if self.in_flight == 0:
                 self._idle_since_ms = self._clock.now_ms()
                 self._idle.notify_all()
-        if was_full:
+        if has_changed:
             self._on_change()
 
-    def _begin(self, attempt: Attempt) -> tuple[Flight, Outcome | None]:
+    def _begin(self, attempt: Attempt, priority: Priority) -> tuple[Flight, Outcome | None]:
         for other in self._all_flights():
             if other.attempt.job_id == attempt.job_id and other.attempt.number < attempt.number:
                 self._abandon(other, Lost())  # rescued while it still ran here: the higher attempt has won
         with self._begin_lock:
             with self._lock:
-                flight = Flight(attempt, self._next_key)
+                flight = Flight(attempt, self._next_key, priority)
                 self._next_key += 1
                 refusal = self._refusal(flight)
                 if refusal is not None:
@@ -279,6 +300,7 @@ class Runner:
                     request=attempt.request,
                     forced_ids=attempt.forced_ids,
                     emitted_text=attempt.emitted_text,
+                    priority=priority,
                 )
             )
         return flight, None
@@ -460,7 +482,7 @@ class Runner:
         with self._lock:
             if self._flights.pop(flight.key, None) is None:
                 return
-        self.release_slot()  # before the caller goes on: it may want the next slot at once
+        self.release_slot(flight.priority)  # before the caller goes on: it may want the next slot at once
         flight.resolve(outcome)
 
     def _tell_cancel(self, flight: Flight) -> None:
@@ -484,8 +506,9 @@ class Runner:
 class RunnerSlot:
     """A reserved place in a runner; used once, by `run` or by `give_back`."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, priority: Priority) -> None:
         self._runner = runner
+        self._priority = priority
         self._is_spent = False
 
     def run(self, attempt: Attempt) -> Outcome:
@@ -493,12 +516,12 @@ class RunnerSlot:
         if self._is_spent:
             raise RuntimeError("A slot runs one attempt.")
         self._is_spent = True
-        return self._runner.run_in_taken_slot(attempt)
+        return self._runner.run_in_taken_slot(attempt, self._priority)
 
     def give_back(self) -> None:
         if not self._is_spent:
             self._is_spent = True
-            self._runner.release_slot()
+            self._runner.release_slot(self._priority)
 
 
 def _outcome_of(flight: Flight, end: Done | Rejected) -> Outcome:

@@ -4,6 +4,9 @@ kombu asks a *queue cycle* for the queues of every BRPOP and tells it which one 
 transport option (`queue_order_strategy`). GatedCycle is such a class. So a worker stays subscribed to the queues of
 all its warm models, and a full one is merely left out of the pop: its jobs stay where any replica can take them.
 
+A model whose slots are all held, some of them by batch work, is named with its urgent levels only: the engine parks
+batch work for more urgent work.
+
 A pop in flight keeps its queues. When a slot becomes free in a model that it left out, the doorbell ends it: a
 message on the worker's private queue, which every pop names.
 """
@@ -13,18 +16,36 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kombu.utils.scheduling import round_robin_cycle
 
-from tasks.jobs import WorkerId
+from tasks.jobs import Priority, WorkerId
 from tasks.ports import ModelHost, Slot
 from tasks.routing import model_of_queue
 
 ARRIVAL_LIMIT_S = 2.0  # a popped message that has not asked for its slot by then was dropped on the way
 
 FreeSlots = Callable[[], Mapping[str, int]]
+_URGENT_LEVELS = sum(priority is not Priority.BATCH for priority in Priority)  # they come first in priority_steps
+
+
+class QueuesByLevel:
+    """The queues of one pop. kombu goes through them once per priority step, 0 first (`Channel._brpop_start`), and
+    makes the keys of that step: so the pass for batch work leaves out what only urgent work may enter."""
+
+    def __init__(self, urgent: list[str], batch: list[str]) -> None:
+        self.urgent = urgent  # for everything that is more urgent than batch work
+        self.batch = batch
+        self._passes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.urgent)
+
+    def __iter__(self) -> Iterator[str]:
+        self._passes += 1
+        return iter(self.urgent if self._passes <= _URGENT_LEVELS else self.batch)
 
 
 class SlotGate:
@@ -32,25 +53,28 @@ class SlotGate:
         self._clock = clock
         self._lock = threading.Lock()
         self._free_slots: FreeSlots = dict
+        self._urgent_slots: FreeSlots = dict
         self._ring: Callable[[], None] = lambda: None
         self._coming: dict[str, list[float]] = defaultdict(list)  # model → when its popped wake-ups expire
-        self._left_out: set[str] = set()
+        self._closed_to_batch: set[str] = set()
+        self._closed: set[str] = set()
 
-    def connect(self, free_slots: FreeSlots, ring: Callable[[], None]) -> None:
-        """`free_slots` maps each ready model to its free slots; `ring` ends the pop in flight."""
-        self._free_slots, self._ring = free_slots, ring
+    def connect(self, free_slots: FreeSlots, urgent_slots: FreeSlots, ring: Callable[[], None]) -> None:
+        """The slots map each ready model to how many jobs it could take, of any priority and more urgent than batch;
+        `ring` ends the pop in flight."""
+        self._free_slots, self._urgent_slots, self._ring = free_slots, urgent_slots, ring
 
-    def choose(self, queues: list[str]) -> list[str]:
+    def choose(self, queues: list[str]) -> QueuesByLevel:
         """The queues to name now. Queues that are no model's are always open."""
-        free_slots = self._free_slots()
+        free_slots, urgent_slots = self._free_slots(), self._urgent_slots()
+        models = {model for queue in queues if (model := model_of_queue(queue)) is not None}
         with self._lock:
-            self._left_out = {
-                model
-                for queue in queues
-                if (model := model_of_queue(queue)) is not None
-                and free_slots.get(model, 0) <= self._count_coming(model)
-            }
-            return [queue for queue in queues if model_of_queue(queue) not in self._left_out]
+            self._closed = models - self._open(models, urgent_slots)
+            self._closed_to_batch = models - self._open(models, free_slots)
+            return QueuesByLevel(
+                urgent=[queue for queue in queues if model_of_queue(queue) not in self._closed],
+                batch=[queue for queue in queues if model_of_queue(queue) not in self._closed_to_batch],
+            )
 
     def popped(self, queue: str) -> None:
         """A message came from this queue."""
@@ -67,11 +91,14 @@ class SlotGate:
 
     def look_again(self) -> None:
         """Slots may have become free. Rings only if the pop in flight left such a model out."""
-        free_slots = self._free_slots()
+        free_slots, urgent_slots = self._free_slots(), self._urgent_slots()
         with self._lock:
-            is_due = any(free_slots.get(model, 0) > self._count_coming(model) for model in self._left_out)
+            is_due = self._open(self._closed, urgent_slots) or self._open(self._closed_to_batch, free_slots)
         if is_due:
             self._ring()
+
+    def _open(self, models: set[str], slots: Mapping[str, int]) -> set[str]:
+        return {model for model in models if slots.get(model, 0) > self._count_coming(model)}
 
     def _count_coming(self, model: str) -> int:
         now = self._clock()
@@ -82,7 +109,7 @@ class SlotGate:
 class GatedCycle(round_robin_cycle):
     """kombu's round robin over the queues that the gate lets through. kombu makes one per channel."""
 
-    def consume(self, n: int) -> list[str]:
+    def consume(self, n: int) -> QueuesByLevel:
         return gate.choose(self.items[:n])
 
     def rotate(self, last_used: str) -> Any:
@@ -103,7 +130,7 @@ class GatedHost:
     def worker_id(self) -> WorkerId:
         return self._host.worker_id
 
-    def take_slot(self, model: str) -> Slot | None:
-        slot = self._host.take_slot(model)
+    def take_slot(self, model: str, priority: Priority) -> Slot | None:
+        slot = self._host.take_slot(model, priority)
         gate.arrived(model)
         return slot

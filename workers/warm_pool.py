@@ -19,7 +19,7 @@ import structlog
 
 from tasks.errors import KeepwarmError, ModelDoesNotFit, ModelLoadFailed
 from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
-from tasks.jobs import JobId, WorkerId
+from tasks.jobs import JobId, Priority, WorkerId
 from workers.clock import Clock
 from workers.devices import Device, ModelMapping
 from workers.estimate import MemoryNeed, estimate_load_ms, estimate_need, need_of_measured
@@ -168,9 +168,15 @@ class WarmPool:
         return self._device.name
 
     def free_slots(self) -> dict[str, int]:
-        """Every model that is ready here, with the jobs that it could take right now."""
+        """Every model that is ready here, with the jobs of any priority that it could take right now."""
         return {
             model: runner.free_slots for model, runner in self._serving().items() if runner.state is RunnerState.READY
+        }
+
+    def urgent_slots(self) -> dict[str, int]:
+        """The same for jobs that are more urgent than batch work, whose places they may share."""
+        return {
+            model: runner.urgent_slots for model, runner in self._serving().items() if runner.state is RunnerState.READY
         }
 
     def report(self) -> tuple[RunnerReport, ...]:
@@ -199,10 +205,10 @@ class WarmPool:
 
     # ---- jobs
 
-    def take_slot(self, model: str) -> RunnerSlot | None:
+    def take_slot(self, model: str, priority: Priority) -> RunnerSlot | None:
         """A place in the model's ready runner, or None."""
         runner = self._serving().get(model)
-        slot = runner.take_slot() if runner else None
+        slot = runner.take_slot(priority) if runner else None
         if slot is not None:
             with self._lock:
                 self._usage.touch(model, self._clock.now_ms())

@@ -35,7 +35,7 @@ class ScriptedHost:
     seen: list[Attempt] = field(default_factory=list)
     given_back: int = 0
 
-    def take_slot(self, model: str) -> ScriptedHost | None:
+    def take_slot(self, model: str, priority: Priority) -> ScriptedHost | None:
         return None if self.is_full else self
 
     def run(self, attempt: Attempt) -> Outcome:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tasks.fleet import RunnerReport, RunnerState, WorkerPlacement
-from tasks.jobs import JobId, WorkerId
+from tasks.jobs import JobId, Priority, WorkerId
 from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_runner import MIB, Changes, MemorySink, Running, make_attempt
 from tests.support.tiny_model import write_tiny_model
@@ -96,7 +96,7 @@ class Worker:
         self.changes.wait_until(lambda: self.report(model) is None)
 
     def run(self, job_id: str, model: str, **fields: object) -> Running:
-        slot = self.pool.take_slot(model)
+        slot = self.pool.take_slot(model, Priority.DEFAULT)
         assert slot is not None
         return Running(slot, make_attempt(job_id, model=model, **fields))  # type: ignore[arg-type]
 

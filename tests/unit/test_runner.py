@@ -9,7 +9,7 @@ import pytest
 
 from tasks.errors import ModelLoadFailed
 from tasks.fleet import RunnerState
-from tasks.jobs import JobError, JobId
+from tasks.jobs import JobError, JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Lost, Parked
 from tasks.store.verdict import Verdict
 from tasks.stream_events import Tokens
@@ -45,7 +45,7 @@ class Bench:
         assert self.runner.open()
 
     def slot(self) -> RunnerSlot:
-        slot = self.runner.take_slot()
+        slot = self.runner.take_slot(Priority.DEFAULT)
         assert slot is not None
         return slot
 
@@ -75,14 +75,14 @@ def test_runner_is_ready_only_when_its_owner_opens_it(bench: Bench) -> None:
     bench.link.load()
     assert bench.runner.wait_loaded().slots == 2
     assert bench.runner.report(7).state is RunnerState.STARTING
-    assert bench.runner.take_slot() is None
+    assert bench.runner.take_slot(Priority.DEFAULT) is None
     assert bench.runner.open()
     assert bench.runner.report(7).state is RunnerState.READY
 
 
 def test_slots_are_counted_and_come_back(ready: Bench) -> None:
     first, second = ready.slot(), ready.slot()
-    assert ready.runner.take_slot() is None
+    assert ready.runner.take_slot(Priority.DEFAULT) is None
     assert ready.runner.free_slots == 0
     first.give_back()
     first.give_back()
@@ -101,6 +101,25 @@ def test_change_is_reported_when_slots_become_full_and_free(ready: Bench) -> Non
     assert ready.changes.count == before + 2
     first.give_back()
     assert ready.changes.count == before + 2
+
+
+def test_urgent_work_shares_the_places_of_batch_work_and_of_nothing_else(ready: Bench) -> None:
+    before = ready.changes.count
+    batch = [ready.runner.take_slot(Priority.BATCH) for _ in range(3)]
+    assert [slot is not None for slot in batch] == [True, True, False]
+    assert (ready.runner.free_slots, ready.runner.urgent_slots) == (0, 2)
+    running = Running(ready.slot(), make_attempt("job_2"))
+    assert ready.link.await_generate().priority is Priority.DEFAULT
+    urgent = ready.runner.take_slot(Priority.INTERACTIVE)
+    assert urgent is not None
+    assert ready.runner.take_slot(Priority.INTERACTIVE) is None
+    assert ready.runner.in_flight == 4
+    assert ready.changes.count == before + 2  # closed to batch work, closed
+    urgent.give_back()
+    ready.link.finish(1)
+    running.outcome()
+    assert (ready.runner.free_slots, ready.runner.urgent_slots) == (0, 2)
+    assert ready.changes.count == before + 3
 
 
 def test_attempt_is_published_and_finished_with_the_whole_text(ready: Bench) -> None:
@@ -259,7 +278,7 @@ def test_slot_taken_before_a_drain_and_used_after_parking_is_parked(ready: Bench
 
 def test_draining_runner_takes_no_new_work(ready: Bench) -> None:
     ready.runner.begin_drain()
-    assert ready.runner.take_slot() is None
+    assert ready.runner.take_slot(Priority.DEFAULT) is None
 
 
 def test_crash_makes_every_attempt_retryable_at_once(ready: Bench) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from workers.slot_gate import ARRIVAL_LIMIT_S, SlotGate
+from types import SimpleNamespace
+from typing import Any
+
+from kombu.transport.redis import Channel
+
+import celeryconfig
+from workers.slot_gate import ARRIVAL_LIMIT_S, QueuesByLevel, SlotGate
 
 PRIVATE = "worker.w1"
 
@@ -12,13 +18,20 @@ class Bench:
         self.now = 0.0
         self.rings = 0
         self.free_slots = free_slots
+        self.urgent_slots: dict[str, int] = {}  # beyond the free ones, held by batch work
         self.gate = SlotGate(clock=lambda: self.now)
-        self.gate.connect(lambda: self.free_slots, self._ring)
+        self.gate.connect(lambda: self.free_slots, self._urgent, self._ring)
+
+    def _urgent(self) -> dict[str, int]:
+        return {model: free + self.urgent_slots.get(model, 0) for model, free in self.free_slots.items()}
 
     def _ring(self) -> None:
         self.rings += 1
 
     def named(self) -> list[str]:
+        return self.choose().batch
+
+    def choose(self) -> QueuesByLevel:
         return self.gate.choose([PRIVATE, "model.a", "model.b"])
 
 
@@ -63,3 +76,42 @@ def test_private_queue_is_always_open() -> None:
     bench = Bench()
     bench.gate.popped(PRIVATE)
     assert bench.named() == [PRIVATE]
+
+
+def test_model_full_of_batch_work_is_named_for_urgent_work_only() -> None:
+    bench = Bench(a=0, b=0)
+    bench.urgent_slots["a"] = 1
+    chosen = bench.choose()
+    assert chosen.urgent == [PRIVATE, "model.a"]
+    assert chosen.batch == [PRIVATE]
+    bench.gate.popped("model.a")
+    assert bench.choose().urgent == [PRIVATE]
+
+
+def test_place_that_urgent_work_may_share_rings_when_the_pop_left_the_model_out() -> None:
+    bench = Bench(a=0, b=0)
+    bench.choose()
+    bench.urgent_slots["a"] = 1
+    bench.gate.look_again()
+    assert bench.rings == 1
+
+
+def test_kombu_makes_no_batch_key_of_a_queue_that_is_open_to_urgent_work_only() -> None:
+    sent: list[str] = []
+    client = SimpleNamespace(connection=SimpleNamespace(send_command=lambda *words: sent.extend(map(str, words))))
+    cycle = SimpleNamespace(consume=lambda _: QueuesByLevel(urgent=["open", "urgent"], batch=["open"]))
+    kombu: Any = Channel
+    channel = SimpleNamespace(
+        brpop_timeout=1,
+        client=client,
+        active_queues={"open", "urgent"},
+        global_keyprefix="",
+        priority_steps=celeryconfig.broker_transport_options["priority_steps"],
+        sep=kombu.sep,
+        _queue_cycle=cycle,
+    )
+    channel.priority = lambda level: kombu.priority(channel, level)
+    channel._q_for_pri = lambda queue, level: kombu._q_for_pri(channel, queue, level)
+    kombu._brpop_start(channel)
+    at = kombu.sep
+    assert sent == ["BRPOP", "open", "urgent", f"open{at}3", f"urgent{at}3", f"open{at}6", "1"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks.fleet import RunnerState, WorkerPlacement
-from tasks.jobs import JobId
+from tasks.jobs import JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_pool import PoolBench, make_model
 from tests.support.scripted_runner import MIB, Running, make_attempt
@@ -42,10 +42,10 @@ def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100))
     bench.place("a")
     assert bench.pool.used_bytes == 100 * MIB  # reserved before anything is spawned
-    assert bench.pool.take_slot("a") is None
+    assert bench.pool.take_slot("a", Priority.DEFAULT) is None
     link = bench.finish_load("a")
     assert {m for m, n in bench.pool.free_slots().items() if n} == {"a"}
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
     key = link.await_generate().key
@@ -58,7 +58,7 @@ def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
 def test_full_model_is_not_offered_for_new_jobs(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100, slots=1))
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     assert {m for m, n in bench.pool.free_slots().items() if n} == set()
     slot.give_back()
@@ -154,7 +154,7 @@ def test_evict_of_a_loading_model_stops_the_load_without_a_failure(make_bench: M
 def test_busy_victim_is_drained_and_parked_when_idle_ones_are_not_enough(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
     bench.starter.links["a"][0].await_generate()
@@ -168,7 +168,7 @@ def test_busy_victim_stays_while_an_idle_one_is_enough(make_bench: MakeBench) ->
     models = [make_model(name, mib=100) for name in "abc"]
     bench = make_bench(*models, budget_mib=200)
     bench.warm("a", "b")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     bench.place("c")
     bench.finish_load("c")
@@ -180,7 +180,7 @@ def test_busy_victim_stays_while_an_idle_one_is_enough(make_bench: MakeBench) ->
 def test_short_work_of_a_victim_may_end_by_itself(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100), drain_s=10)
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
     link = bench.starter.links["a"][0]
@@ -195,11 +195,11 @@ def test_short_work_of_a_victim_may_end_by_itself(make_bench: MakeBench) -> None
 def test_new_traffic_never_revives_a_draining_runner(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100), drain_s=10)
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     bench.place(evict=("a",))
     bench.place("a")
-    assert bench.pool.take_slot("a") is None
+    assert bench.pool.take_slot("a", Priority.DEFAULT) is None
     assert bench.starter.count("a") == 1  # only after the old process is gone
     slot.give_back()
     bench.starter.await_start("a", 2)
@@ -211,7 +211,7 @@ def test_slow_eviction_does_not_delay_a_load_that_fits(make_bench: MakeBench) ->
         make_model("a", mib=100), make_model("big", mib=150), make_model("c", mib=60), budget_mib=260, drain_s=10
     )
     bench.warm("a")
-    slot = bench.pool.take_slot("a")  # keeps the eviction of `a` from ending
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)  # keeps the eviction of `a` from ending
     assert slot is not None
     bench.place("a")
     bench.place("c", "big", evict=("a",))
@@ -287,7 +287,7 @@ def test_runner_that_can_not_be_spawned_is_a_failed_load(make_bench: MakeBench) 
 def test_crashed_runner_is_removed_and_loaded_again(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100))
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
     link = bench.starter.links["a"][0]
@@ -352,7 +352,7 @@ def test_bytes_stay_reserved_until_the_device_agrees(make_bench: MakeBench) -> N
 def test_cancel_reaches_the_job_wherever_it_runs(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
     bench.warm("a", "b")
-    slot = bench.pool.take_slot("b")
+    slot = bench.pool.take_slot("b", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt("job_7", model="b"))
     bench.starter.links["b"][0].await_generate()
@@ -364,7 +364,7 @@ def test_cancel_reaches_the_job_wherever_it_runs(make_bench: MakeBench) -> None:
 def test_drain_lets_work_end_and_stops_everything(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
     link = bench.starter.links["a"][0]
@@ -374,7 +374,7 @@ def test_drain_lets_work_end_and_stops_everything(make_bench: MakeBench) -> None
     drain = threading.Thread(target=bench.pool.drain, args=(10,))
     drain.start()
     bench.changes.wait_until(lambda: bench.state("a") is RunnerState.DRAINING)
-    assert bench.pool.take_slot("a") is None
+    assert bench.pool.take_slot("a", Priority.DEFAULT) is None
     link.finish(key)
     drain.join(10)
     assert isinstance(running.outcome(), Finished)
@@ -386,7 +386,7 @@ def test_drain_lets_work_end_and_stops_everything(make_bench: MakeBench) -> None
 def test_close_parks_what_runs(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
     bench.warm("a")
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     running = Running(slot, make_attempt(model="a"))
     bench.starter.links["a"][0].await_generate()
@@ -410,7 +410,7 @@ def test_used_model_outlives_an_unused_one_of_the_same_size(make_bench: MakeBenc
     bench = make_bench(*models, budget_mib=200)
     bench.warm("a", "b")
     for _ in range(3):
-        slot = bench.pool.take_slot("a")
+        slot = bench.pool.take_slot("a", Priority.DEFAULT)
         assert slot is not None
         slot.give_back()
     bench.place("c")
@@ -431,7 +431,7 @@ def test_runner_is_measured_again_after_its_first_work(make_bench: MakeBench) ->
     bench = make_bench(make_model("a", mib=100), budget_mib=150)
     bench.warm("a")
     link = bench.starter.links["a"][0]
-    slot = bench.pool.take_slot("a")
+    slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
     bench.device.measured[link.pid] = 120 * MIB
     bench.pool.reconcile()
