@@ -30,6 +30,7 @@ from tasks.wakeups import Wakeups
 from workers.celery_worker import run_celery_worker
 from workers.clock import Clock, StoreTime
 from workers.devices import Device, default_budget, find_device
+from workers.folder_watch import FolderWatch
 from workers.hints import Hints
 from workers.lease_keeper import LeaseKeeper
 from workers.ledger import Ledger
@@ -104,6 +105,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         leases=leases, host=pool, lease_s=store_settings.lease_s, stall_s=settings.stall_s, clock=clock
     )
     hints = Hints(HintListener(store_settings, worker_id), on_placement=reconciler.poke, on_cancel=pool.cancel)
+    watch = FolderWatch(scanner, pool.update_models)
     register_model_host(GatedHost(pool))
 
     gate.connect(pool.free_slots, pool.urgent_slots, ring=lambda: wakeups.ring(worker_id))
@@ -117,13 +119,13 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         pool.drain(settings.drain_s)
 
     log.info("worker_started", worker=worker_id, device=device.name, budget_bytes=budget)
-    for part in (keeper, hints, reconciler):
+    for part in (keeper, hints, reconciler, watch):
         part.start()
     try:
         run_celery_worker(celery_app, worker_id, queues, on_shutdown=drain)
     finally:
         pool.close()
-        for part in (hints, keeper, reconciler):
+        for part in (watch, hints, keeper, reconciler):
             part.stop()
         log.info("worker_stopped", worker=worker_id)
 

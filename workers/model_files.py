@@ -47,6 +47,15 @@ class ModelFile:
     replicas: int
     max_replicas: int
 
+    def loads_like(self, other: ModelFile) -> bool:
+        """Whether a runner of the one is as good as a runner of the other."""
+        return (self.identity, self.context_length, self.slots, self.kv_type) == (
+            other.identity,
+            other.context_length,
+            other.slots,
+            other.kv_type,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnusableFile:
@@ -84,6 +93,18 @@ class FolderScanner:
         self._default_slots = default_slots
         self._read = read
         self._headers: dict[tuple[Path, str], GgufHeader] = {}
+
+    def fingerprint(self) -> str:
+        """Changes when a scan would find something else: names, sizes and times of the files."""
+        try:
+            paths = [path for path in self._folder.iterdir() if path.suffix.lower() == ".gguf"]
+            return "\n".join(
+                f"{path.name} {_identity(path)}"
+                for path in sorted([*paths, self._folder / MODELS_YAML])
+                if path.exists()
+            )
+        except OSError as error:  # the folder, or a file between the list and the look at it, is gone
+            return str(error)
 
     def scan(self) -> ModelFolder:
         """Raises InvalidSetting when the folder is missing or models.yaml is wrong."""

@@ -26,6 +26,7 @@ from workers.estimate import MemoryNeed, estimate_load_ms, estimate_need, need_o
 from workers.eviction import Candidate, UseRate, keep_value
 from workers.lease_keeper import RunningAttempt
 from workers.ledger import Ledger
+from workers.load_failures import LoadFailures
 from workers.measurements import Measurement, MeasurementKey, Measurements
 from workers.messages import Ready
 from workers.model_files import ModelFile, ModelFolder
@@ -35,7 +36,7 @@ from workers.runner import Runner, RunnerSlot
 log = structlog.get_logger(__name__)
 
 EARLY_DEATH_S = 10.0  # a runner that crashes sooner, and without any work, counts as a failed load
-CRASHES_IN_A_ROW = 3  # of a model's runner, before its waiting jobs are told that it can't be loaded
+OUTDATED_GRACE_S = 60.0  # a busy runner with settings that no longer hold may go on for so long, then it is drained
 
 
 class StartRunner(Protocol):
@@ -65,24 +66,12 @@ class _Resident:
     is_leaving: bool = False
     has_worked: bool = False
     is_remeasured: bool = False  # after its first work, when it has touched its buffers
+    outdated_since_s: float | None = None  # monotonic; its file or its settings have changed since it was loaded
 
     @property
     def state(self) -> RunnerState:
         state = self.runner.state if self.runner else RunnerState.STARTING
         return RunnerState.DRAINING if self.is_leaving and state is RunnerState.READY else state
-
-
-@dataclass(frozen=True, slots=True)
-class _LoadFailure:
-    reason: str
-    count: int
-    retry_at_s: float  # monotonic
-    identity: str  # of the file that failed
-    is_crash: bool  # a runner that died says less about its model than one that refused it
-
-    @property
-    def is_final(self) -> bool:
-        return not self.is_crash or self.count >= CRASHES_IN_A_ROW
 
 
 @dataclass(slots=True)
@@ -132,7 +121,7 @@ class WarmPool:
         self._emptier = threading.Condition(self._lock)  # a runner is gone
         self._residents: dict[str, _Resident] = {}
         self._unreleased: dict[str, int] = {}  # model → pid of a gone process whose memory the device still holds
-        self._failures: dict[str, _LoadFailure] = {}
+        self._failures = LoadFailures(first_pause_s=limits.first_backoff_s, last_pause_s=limits.last_backoff_s)
         self._refusals: dict[str, str] = {}  # held by the placement, but they don't fit
         self._usage = _Usage()
         self._placement = WorkerPlacement()
@@ -235,10 +224,18 @@ class WarmPool:
         self.reconcile()
 
     def update_models(self, folder: ModelFolder) -> None:
-        """Serve this scan's models from the next load on; what is warm stays as it was loaded."""
+        """Serve this scan's models from now on. A runner that was loaded otherwise is drained and replaced, as soon as
+        it is idle or has gone on for OUTDATED_GRACE_S; names, pins and the like count at once."""
+        now_s = self._clock.monotonic_s()
         with self._lock:
             self._folder = folder
             self._models = {model.id: model for model in folder.models}
+            for resident in self._residents.values():
+                current = self._models.get(resident.model.id)
+                if current is not None and current.loads_like(resident.model):
+                    resident.model, resident.outdated_since_s = current, None
+                elif resident.outdated_since_s is None:
+                    resident.outdated_since_s = now_s
         self.reconcile()
         self._notify()
 
@@ -290,6 +287,11 @@ class WarmPool:
             if model not in held and model in self._residents and not self._residents[model].is_leaving
         ]
         going = {model for model, each in self._residents.items() if each.is_leaving} | self._unreleased.keys()
+        evicted += [
+            model
+            for model, each in self._residents.items()
+            if model not in going and model not in evicted and self._is_due_for_replacement(each)
+        ]
         candidates = [
             self._candidate(each, held, now_ms)
             for model, each in self._residents.items()
@@ -315,12 +317,14 @@ class WarmPool:
             if model in self._models
             and model not in self._residents
             and model not in self._unreleased
-            and not self._is_backing_off(model, now_s)
+            and not self._failures.is_pausing(model, self._models[model].identity, now_s)
         ]
 
-    def _is_backing_off(self, model: str, now_s: float) -> bool:
-        failure = self._failures.get(model)
-        return failure is not None and failure.identity == self._models[model].identity and now_s < failure.retry_at_s
+    def _is_due_for_replacement(self, resident: _Resident) -> bool:
+        if resident.outdated_since_s is None or resident.runner is None:
+            return False
+        is_over = self._clock.monotonic_s() - resident.outdated_since_s >= OUTDATED_GRACE_S
+        return is_over or resident.runner.in_flight == 0
 
     def _candidate(self, resident: _Resident, held: set[str], now_ms: int) -> Candidate:
         model = resident.model
@@ -417,28 +421,25 @@ class WarmPool:
         return self._device.runner_bytes(runner.pid, mapping)
 
     def _record_success(self, resident: _Resident, *, is_proven: bool) -> None:
-        """A load that has worked; until it is proven, crashes that nobody was told of still count."""
         with self._lock:
-            known = self._failures.get(resident.model.id)
-            if known is not None and (is_proven or known.is_final):
-                del self._failures[resident.model.id]
+            self._failures.loaded(resident.model.id, is_proven=is_proven)
 
     def _record_failure(self, resident: _Resident, error: KeepwarmError) -> None:
         """A load that was stopped on purpose has not failed."""
+        model = resident.model
         with self._lock:
             if resident.is_leaving:
                 return
-            known = self._failures.get(resident.model.id)
-            count = known.count + 1 if known else 1
-            pause_s = min(self._limits.first_backoff_s * 2 ** min(count - 1, 30), self._limits.last_backoff_s)
-            self._failures[resident.model.id] = _LoadFailure(
+            failure = self._failures.record(
+                model.id,
+                identity=model.identity,
                 reason=str(error),
-                count=count,
-                retry_at_s=self._clock.monotonic_s() + pause_s,
-                identity=resident.model.identity,
                 is_crash=error.is_retryable,
+                now_s=self._clock.monotonic_s(),
             )
-        log.warning("load_failed", model=resident.model.id, reason=str(error), count=count, retry_in_s=pause_s)
+        log.warning(
+            "load_failed", model=model.id, reason=failure.reason, count=failure.count, retry_in_s=failure.pause_s
+        )
 
     def _forget(self, resident: _Resident) -> None:
         """The process is gone: give its bytes back if the device agrees, and see who waited for them."""
@@ -568,14 +569,14 @@ class WarmPool:
 
     def _may_retry(self, model: ModelFile) -> bool:
         with self._lock:
-            return model.id in self._failures and not self._is_backing_off(model.id, self._clock.monotonic_s())
+            return self._failures.may_retry(model.id, model.identity, self._clock.monotonic_s())
 
     def _failure_of(self, model: ModelFile) -> str | None:
         """Why the model can't serve here: its last load, the placement, or simply its size."""
         with self._lock:
-            failure = self._failures.get(model.id)
-            if failure and failure.is_final and failure.identity == model.identity:
-                return failure.reason
+            reason = self._failures.final_reason(model.id, model.identity)
+            if reason is not None:
+                return reason
             if model.id in self._refusals:
                 return self._refusals[model.id]
             if model.id in self._residents:

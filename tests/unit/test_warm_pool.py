@@ -16,6 +16,8 @@ from tests.support.scripted_runner import MIB, Running, make_attempt
 from workers.estimate import need_of_measured
 from workers.messages import LoadFailed, TokenOut
 from workers.model_files import ModelFile, ModelFolder, UnusableFile
+from workers.runner import RunnerSlot
+from workers.warm_pool import OUTDATED_GRACE_S
 
 MakeBench = Callable[..., PoolBench]
 
@@ -36,6 +38,12 @@ def make_bench(tmp_path: Path) -> Iterator[MakeBench]:
         bench.pool.close()
         assert bench.pool.report() == ()
         assert bench.pool.used_bytes == 0 or bench.device.dirty_pids
+
+
+def take(bench: PoolBench, model: str) -> RunnerSlot:
+    slot = bench.pool.take_slot(model)
+    assert slot is not None
+    return slot
 
 
 def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
@@ -273,6 +281,54 @@ def test_changed_file_is_tried_at_once(make_bench: MakeBench) -> None:
     bench.await_gone("a")
     bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100, identity="2"),)))
     bench.finish_load("a", start=2)
+
+
+def test_idle_runner_is_replaced_when_its_file_changes(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100, identity="2"),)))
+    bench.finish_load("a", start=2)
+
+
+def test_busy_runner_with_other_settings_goes_when_it_is_idle_or_after_a_minute(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
+    bench.warm("a", "b")
+    running = {model: Running(take(bench, model), make_attempt(model=model)) for model in ("a", "b")}
+    keys = {model: bench.starter.links[model][0].await_generate().key for model in running}
+    bench.pool.update_models(ModelFolder(models=tuple(make_model(model, mib=100, slots=3) for model in running)))
+    assert bench.state("a") is bench.state("b") is RunnerState.READY
+
+    bench.starter.links["a"][0].finish(keys["a"])
+    assert isinstance(running["a"].outcome(), Finished)
+    bench.pool.reconcile()
+    bench.finish_load("a", start=2)
+    assert bench.starter.count("b") == 1
+
+    bench.clock.advance(OUTDATED_GRACE_S)
+    bench.pool.reconcile()
+    assert isinstance(running["b"].outcome(), Parked)
+    bench.finish_load("b", start=2)
+    report = bench.report("b")
+    assert report is not None
+    assert report.slots == 3
+
+
+def test_model_without_a_file_leaves(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
+    bench.warm("a", "b")
+    bench.pool.update_models(ModelFolder(models=(make_model("b", mib=100),)))
+    bench.await_gone("a")
+    assert [offer.id for offer in bench.pool.offers()] == ["b"]
+    assert bench.starter.count("b") == 1
+
+
+def test_pin_counts_without_a_reload(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100, pinned=True), make_model("b", mib=100))))
+    bench.place("b")
+    assert "pinned" in bench.await_failure("b")
+    assert bench.starter.count("a") == 1
 
 
 def test_runner_that_can_not_be_spawned_is_a_failed_load(make_bench: MakeBench) -> None:
