@@ -141,7 +141,8 @@ class Reconciler:
         )
         now = self._clock.monotonic_s()
         if report != self._reported or now - self._reported_at >= HEARTBEAT_S:
-            self._fleet.heartbeat(report)
+            offered = {offer.id for offer in self._reported.offers} if self._reported else set()
+            self._fleet.heartbeat(report, withdrawn=offered - {offer.id for offer in report.offers})
             self._synchronise()
             self._reported, self._reported_at = report, now
 

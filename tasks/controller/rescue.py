@@ -20,6 +20,7 @@ from tasks.store.quarantine_store import QuarantineStore
 from tasks.wakeups import Wakeups
 
 BATCH = 200  # records per sweep and tick; the next tick is half a second away
+OFFER_RETENTION_MS = 600_000  # a worker that restarts for so long still gets the jobs of its models
 INDEX_SLACK_MS = 24 * 3600 * 1000  # the index is by creation, retention begins at the end
 
 _log = structlog.get_logger(__name__)
@@ -93,3 +94,5 @@ class Rescue:
         self.backlog_store.trim_index(max(retention_ms, dead_retention_ms) + INDEX_SLACK_MS)
         if num_beyond := self.backlog_store.trim_dead(dead_retention_ms, retention_ms):
             _log.warning("dead_letters_dropped", count=num_beyond)
+        if models := self.fleet.forget_old_offers(OFFER_RETENTION_MS):
+            _log.info("models_forgotten", models=models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,11 @@ _OFFER = msgspec.json.Decoder(ModelOffer)
 _PLACEMENT = msgspec.json.Decoder(Placement)
 
 
+def _remove_offers(pipe: Client, models: Collection[str]) -> None:
+    pipe.hdel(keys.OFFERS, *models)
+    pipe.zrem(keys.OFFERS_SEEN, *models)
+
+
 class FleetStore:
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -28,13 +34,20 @@ class FleetStore:
         self._lead = load_script(client, "lead")
 
     @translated
-    def heartbeat(self, report: WorkerReport) -> None:
-        """Publish what a worker holds; its offers outlive it so that jobs can be admitted while it restarts."""
+    def heartbeat(self, report: WorkerReport, withdrawn: Collection[str] = ()) -> None:
+        """Publish what a worker holds; its offers outlive it so that jobs can be admitted while it restarts.
+
+        `withdrawn` are models that it has offered and offers no more; another worker may offer them still, and does so
+        again with its next heartbeat."""
+        now_ms = self._time_ms()
         pipe = self._client.pipeline(transaction=False)
         pipe.hset(keys.WORKERS, report.id, msgspec.json.encode(report))
-        pipe.zadd(keys.WORKERS_SEEN, {report.id: self._time_ms()})
+        pipe.zadd(keys.WORKERS_SEEN, {report.id: now_ms})
         if report.offers:
             pipe.hset(keys.OFFERS, mapping={offer.id: msgspec.json.encode(offer) for offer in report.offers})
+            pipe.zadd(keys.OFFERS_SEEN, {offer.id: now_ms for offer in report.offers})
+        if withdrawn:
+            _remove_offers(pipe, withdrawn)
         pipe.execute()
 
     @translated
@@ -71,6 +84,20 @@ class FleetStore:
     def known_offers(self) -> tuple[ModelOffer, ...]:
         """The last known offer of every model, also of models whose workers are away."""
         return tuple(_OFFER.decode(offer) for offer in self._client.hvals(keys.OFFERS))
+
+    @translated
+    def forget_old_offers(self, older_than_ms: int) -> tuple[str, ...]:
+        """Remove the offers that no worker has made for so long; all stay while no worker is there to make any."""
+        now_ms = self._time_ms()
+        if not self._client.zcount(keys.WORKERS_SEEN, now_ms - WORKER_TTL_MS, "+inf"):
+            return ()
+        models = self._client.zrangebyscore(keys.OFFERS_SEEN, "-inf", f"({now_ms - older_than_ms}")
+        old = tuple(model.decode() for model in models)
+        if old:
+            pipe = self._client.pipeline(transaction=False)
+            _remove_offers(pipe, old)
+            pipe.execute()
+        return old
 
     @translated
     def queues(self) -> tuple[QueueReport, ...]:

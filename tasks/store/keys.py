@@ -19,7 +19,8 @@
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
 | kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
 | kw:workers-seen | zset | worker ids; score = ms of the last heartbeat | workers' heartbeat | app, controller | idem |
-| kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | – |
+| kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | withdrawn, or not made for 10 minutes |
+| kw:offers-seen | zset | model ids; score = ms of the last heartbeat that offered it | workers' heartbeat | controller | idem |
 | kw:asks | hash | model id → `warm` or `evict`, asked for by an operator | app | controller (takes it) | when taken |
 | kw:placement | string | desired Placement JSON, with its epoch | controller, fenced | workers, controller | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
@@ -49,6 +50,7 @@ SERVICE = "kw:service"
 WORKERS = "kw:workers"
 WORKERS_SEEN = "kw:workers-seen"
 OFFERS = "kw:offers"
+OFFERS_SEEN = "kw:offers-seen"
 ASKS = "kw:asks"
 PLACEMENT = "kw:placement"
 LEADER = "kw:leader"

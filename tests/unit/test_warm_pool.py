@@ -41,7 +41,7 @@ def make_bench(tmp_path: Path) -> Iterator[MakeBench]:
 
 
 def take(bench: PoolBench, model: str) -> RunnerSlot:
-    slot = bench.pool.take_slot(model)
+    slot = bench.pool.take_slot(model, Priority.DEFAULT)
     assert slot is not None
     return slot
 
