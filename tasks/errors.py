@@ -5,6 +5,7 @@
     │   ├── PromptTooLong
     │   ├── IdempotencyMismatch
     │   ├── CannotResume          the published tokens are no prefix that this model could continue
+    │   ├── GrammarFailed         the answer can't be kept to its grammar
     │   ├── JobNotRepeatable
     │   ├── PromptQuarantined
     │   ├── DeadlineCannotBeMet
@@ -76,6 +77,15 @@ class IdempotencyMismatch(InvalidRequest):
     """The Idempotency-Key was used before with another body."""
 
     code = "idempotency_mismatch"
+
+
+class GrammarFailed(InvalidRequest):
+    """The answer can't be kept to the grammar that was asked for: it is too complex, or the model lacks the tokens."""
+
+    code = "grammar_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The answer can't be kept to the requested format: {reason}", param="response_format")
 
 
 class JobNotRepeatable(InvalidRequest):

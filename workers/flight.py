@@ -98,6 +98,8 @@ class Flight:
         )
         if done.finish_reason is not None:
             return Finished(text=self._text, finish_reason=done.finish_reason, usage=usage)
+        if done.error is not None:
+            return Failed(error=done.error, is_retryable=False)
         return self._ended_early(usage)
 
     def outcome_of_loss(self, error: KeepwarmError, *, company: int = 0) -> Outcome:

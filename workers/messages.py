@@ -86,13 +86,14 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The sequence ended and its slot is free. `finish_reason` None: it was cancelled."""
+    """The sequence ended and its slot is free. `finish_reason` None: it was cancelled, or failed with `error`."""
 
     key: int
     finish_reason: FinishReason | None
     prompt_tokens: int
     completion_tokens: int  # forced ids included
     cached_tokens: int = 0
+    error: JobError | None = None
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import InvalidRequest
+from tasks.errors import GrammarFailed, InvalidRequest
 from tasks.generation import GenerationRequest, SamplingParams
 from workers.engine.sampling import Sampler, largest, uniform
 from workers.engine.vocabulary import Vocabulary
@@ -202,3 +202,51 @@ def test_flat_and_extreme_logits_do_not_break_the_draw(params: SamplingParams):
     subject = Sampler(GenerationRequest(model="m", prompt="", sampling=params), vocabulary())
     for logits in (np.zeros(SIZE), np.full(SIZE, -1e30), np.full(SIZE, 1e30), np.linspace(-1e4, 1e4, SIZE)):
         assert 0 <= subject.pick(logits.astype(np.float32), [], 0) < SIZE
+
+
+class Only:
+    """A constraint that allows some tokens, and counts how often it had to make its mask."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens, self.num_masks = tokens, 0
+
+    def allows(self, token: int) -> bool:
+        return token in self.tokens
+
+    def mask(self) -> np.ndarray:
+        self.num_masks += 1
+        return np.isin(np.arange(SIZE), self.tokens)
+
+    def take(self, token: int) -> bool:
+        return False
+
+
+def test_constrained_draw_has_the_distribution_of_the_allowed_tokens():
+    subject = sampler(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    logits = np.full(SIZE, -1.0, dtype=np.float32)
+    logits[[2, 3, 9]] = [2.0, 1.0, 4.0]
+    allowed = Only(2, 3, 20)
+    times, weights = 4000, np.exp(logits[[2, 3, 20]].astype(np.float64))
+    drawn = [subject.pick(logits, [], n, allowed) for n in range(times)]
+    expected = times * weights / weights.sum()
+    counts = np.array([drawn.count(token) for token in allowed.tokens])
+    assert counts.sum() == times
+    assert ((counts - expected) ** 2 / expected).sum() < 13.8  # chi square, 2 degrees of freedom, 0.1 %
+    assert 0 < allowed.num_masks < times
+
+
+def test_token_that_is_allowed_is_drawn_as_without_a_constraint():
+    subject, logits, allowed = sampler(seed=3), logits_from(8), Only(*range(SIZE))
+    assert all(subject.pick(logits, [], n, allowed) == subject.pick(logits, [], n) for n in range(50))
+    assert allowed.num_masks == 0
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"top_k": 1}, {"typical_p": 0.5}, {"min_p": 1.0, "top_k": 0}])
+def test_filters_never_leave_the_allowed_tokens(params: dict):
+    subject = sampler(seed=3, **params)
+    assert {subject.pick(logits_from(n), [], n, Only(30, 31)) for n in range(50)} <= {30, 31}
+
+
+def test_no_allowed_token_is_an_error_and_not_a_token():
+    with pytest.raises(GrammarFailed, match="no token"):
+        sampler(ignore_eos=True).pick(logits_from(1), [], 0, Only(SIZE - 1))

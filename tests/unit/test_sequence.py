@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import InvalidRequest
-from tasks.generation import GenerationRequest
+from tasks.errors import CannotResume, GrammarFailed, InvalidRequest
+from tasks.generation import GenerationRequest, SamplingParams
 from workers.engine.sequence import Sequence, TextAssembler, possible_overlap
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Generate, TokenOut
@@ -167,3 +168,86 @@ def test_any_bytes_come_out_as_the_whole_decoder_would_read_them(data: bytes):
     assembler = TextAssembler(())
     text = "".join(assembler.push(bytes([byte])) for byte in data) + assembler.flush()
     assert text == data.decode("utf-8", "replace")
+
+
+class Spelling:
+    """A constraint that wants exactly these bytes."""
+
+    def __init__(self, text: bytes) -> None:
+        self.left = list(text)
+
+    def allows(self, token: int) -> bool:
+        return token == self.left[0]
+
+    def mask(self) -> np.ndarray:
+        return np.arange(len(VOCABULARY)) == self.left[0]
+
+    def take(self, token: int) -> bool:
+        if token != self.left.pop(0):
+            raise GrammarFailed("not the next letter.")
+        return not self.left
+
+
+class Impossible(Spelling):
+    def allows(self, token: int) -> bool:
+        return False
+
+    def mask(self) -> np.ndarray:
+        return np.zeros(len(VOCABULARY), dtype=bool)
+
+
+def constrained(wanted: bytes, forced: bytes = b"", emitted: str = "") -> Sequence:
+    message = Generate(
+        key=1,
+        request=GenerationRequest(model="m", prompt="?", sampling=SamplingParams(seed=1)),
+        forced_ids=tuple(forced),
+        emitted_text=emitted,
+    )
+    return Sequence(message, (1,), VOCABULARY, 100, Spelling(wanted))
+
+
+def sampled(target: Sequence, logits: np.ndarray) -> str:
+    text = ""
+    while not target.is_over:
+        output = target.sample(int(logits.argmax()), logits)
+        text += output.text if output is not None else ""
+    return text
+
+
+FLAT = np.zeros(len(VOCABULARY), dtype=np.float32)
+
+
+def test_complete_constraint_ends_the_generation():
+    target = constrained("ja 🙂".encode())
+    assert sampled(target, FLAT) == "ja 🙂"
+    assert target.done().finish_reason == "stop"
+
+
+def test_constraint_goes_on_behind_the_forced_tokens():
+    target = constrained(b"abcd", b"ab", "ab")
+    assert sampled(target, FLAT) == "cd"
+
+
+def test_forced_tokens_against_the_constraint_cannot_be_resumed():
+    with pytest.raises(CannotResume, match="grammar"):
+        constrained(b"abcd", b"ax", "ax")
+
+
+def test_constraint_without_any_token_left_ends_with_its_error():
+    message = Generate(key=1, request=GenerationRequest(model="m", prompt="?"))
+    target = Sequence(message, (1,), VOCABULARY, 100, Impossible(b"a"))
+    assert sampled(target, FLAT) == ""
+    done = target.done()
+    assert done.finish_reason is None
+    assert done.error is not None and done.error.code == "grammar_failed"
+
+
+def test_end_token_has_no_logprob():
+    message = Generate(key=1, request=GenerationRequest(model="m", prompt="?", logprobs=1, stop=("ab",)))
+    target = Sequence(message, (1,), VOCABULARY, 100)
+    likes_a, likes_end = FLAT.copy(), FLAT.copy()
+    likes_a[ord("a")], likes_end[EOG] = 50, 50
+    assert target.sample(0, likes_a) is None
+    output = target.sample(0, likes_end)
+    assert output is not None
+    assert [entry.text for entry in output.logprobs] == ["a"]

@@ -14,8 +14,9 @@ from collections.abc import Sequence as Ids
 import numpy as np
 import numpy.typing as npt
 
-from tasks.errors import InvalidRequest
+from tasks.errors import GrammarFailed, InvalidRequest
 from tasks.generation import GenerationRequest, TokenLogprob
+from workers.engine.constraint import Constraint
 from workers.engine.vocabulary import Vocabulary
 
 Floats = npt.NDArray[np.float32]
@@ -25,6 +26,7 @@ Candidates = tuple[Indices, Doubles]  # ids and their logits
 
 _MASK64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_REDRAW = 0x5851F42D4C957F2D  # turns a seed into that of the second draws
 _ROWS = 64  # of the matrix that `largest` folds a large vocabulary into
 _NUCLEUS_GUESS = 1024  # top-p nearly always ends within so many tokens
 MAX_LOGPROBS = 20
@@ -61,16 +63,28 @@ class Sampler:
         changes_logits = self._penalises or self._bias_ids.size > 0
         self.is_argmax = params.temperature <= 0 and not changes_logits and self.logprobs is None
 
-    def pick(self, logits: Floats, tokens: Ids[int], n: int) -> int:
-        """The next token after `tokens` (prompt and completion); it is number `n` of the completion, from 0."""
+    def pick(self, logits: Floats, tokens: Ids[int], n: int, constraint: Constraint | None = None) -> int:
+        """The next token after `tokens` (prompt and completion); it is number `n` of the completion, from 0.
+
+        A constraint is asked about the token that was drawn, which is cheap; only when it says no, its mask of the
+        whole vocabulary is made and a second draw follows. That one has a random number of its own: the first number
+        is no longer uniform once it led to a token that was refused. Raises GrammarFailed when no token is left."""
         logits = self._adjusted(logits, tokens)
-        params = self._params
-        if params.temperature <= 0:
+        token = self._draw(logits, self._params.seed, n)
+        if constraint is None or constraint.allows(token):
+            return token
+        logits = np.where(constraint.mask(), logits, np.float32(-np.inf))
+        if np.isneginf(logits.max()):
+            raise GrammarFailed("the model has no token that could come next.")
+        return self._draw(logits, self._params.seed ^ _REDRAW, n)
+
+    def _draw(self, logits: Floats, seed: int, n: int) -> int:
+        if self._params.temperature <= 0:
             return int(logits.argmax())
         ids, values = self._filtered(logits)
         by_id = ids.argsort()
-        totals = np.exp((values[by_id] - values.max()) / params.temperature).cumsum()
-        at = int(totals.searchsorted(uniform(params.seed, n) * totals[-1], side="right"))
+        totals = np.exp((values[by_id] - values.max()) / self._params.temperature).cumsum()
+        at = int(totals.searchsorted(uniform(seed, n) * totals[-1], side="right"))
         return int(ids[by_id[min(at, len(ids) - 1)]])
 
     def logprob_of(self, logits: Floats, token: int) -> TokenLogprob:

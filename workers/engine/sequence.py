@@ -9,9 +9,11 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence as Ids
 
-from tasks.errors import CannotResume
+from tasks.errors import CannotResume, GrammarFailed
 from tasks.generation import FinishReason, TokenLogprob
-from workers.engine.sampling import Sampler
+from tasks.jobs import JobError
+from workers.engine.constraint import Constraint
+from workers.engine.sampling import Floats, Sampler
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Done, Generate, TokenOut
 
@@ -69,6 +71,7 @@ class Sequence:
     __slots__ = (
         "_assembler",
         "_backlog",
+        "_constraint",
         "_eog_ids",
         "_limit",
         "_logprobs",
@@ -77,6 +80,7 @@ class Sequence:
         "_skip",
         "cached_tokens",
         "decoded",
+        "error",
         "finish_reason",
         "key",
         "prompt_tokens",
@@ -85,7 +89,14 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(self, message: Generate, prompt_ids: Ids[int], vocabulary: Vocabulary, context_length: int) -> None:
+    def __init__(
+        self,
+        message: Generate,
+        prompt_ids: Ids[int],
+        vocabulary: Vocabulary,
+        context_length: int,
+        constraint: Constraint | None = None,
+    ) -> None:
         """Raises InvalidRequest when a bias doesn't fit the model, CannotResume when what was published doesn't."""
         request = message.request
         self.key = message.key
@@ -95,7 +106,9 @@ class Sequence:
         self.decoded = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self.error: JobError | None = None  # why it can't go on
         self.sampler = Sampler(request, vocabulary)
+        self._constraint = constraint
         self._pieces = vocabulary.pieces
         self._eog_ids: frozenset[int] = frozenset() if request.ignore_eos else vocabulary.eog_ids
         self._assembler = TextAssembler(request.stop)
@@ -116,6 +129,23 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not seen yet: more than one in prefill, exactly one while generating."""
         return len(self.tokens) - self.decoded
+
+    @property
+    def is_over(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    def sample(self, likeliest: int, logits: Floats) -> TokenOut | None:
+        """Choose the next token by this row of logits, whose argmax is known, and take it; see `accept`."""
+        sampler = self.sampler
+        if sampler.is_argmax and self._constraint is None and likeliest not in sampler.masked:
+            return self.accept(likeliest)
+        try:
+            token = sampler.pick(logits, self.tokens, self.completion_tokens, self._constraint)
+        except GrammarFailed as failed:
+            self.error = JobError(code=failed.code, message=str(failed), param=failed.param)
+            return None
+        is_text = sampler.logprobs is not None and token not in self._eog_ids
+        return self.accept(token, sampler.logprob_of(logits, token) if is_text else None)
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> TokenOut | None:
         """Take the next sampled token; the output it makes certain, if any. May set `finish_reason`."""
@@ -139,16 +169,18 @@ class Sequence:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
+            error=self.error,
         )
 
     def _advance(self, token: int) -> str:
-        # 1 end token, 2 stop string, 3 limits: the first that holds gives the reason.
+        # 1 end token, 2 stop string, 3 complete grammar, 4 limits: the first that holds gives the reason.
         self.tokens.append(token)
         if token in self._eog_ids:
             self.finish_reason = "stop"
             return ""
         text = self._assembler.push(self._pieces[token])
-        if self._assembler.stopped:
+        is_complete = self._constraint is not None and self._constraint.take(token)
+        if self._assembler.stopped or is_complete:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._limit:
             self.finish_reason = "length"
@@ -175,7 +207,10 @@ class Sequence:
         for token in forced_ids:
             if self.finish_reason is not None:
                 break
-            text += self._advance(token)
+            try:
+                text += self._advance(token)
+            except GrammarFailed as failed:
+                raise CannotResume(f"The published tokens don't follow the grammar: {failed}") from None
         if self.finish_reason is not None:
             text += self._assembler.flush()
         if not (text + self._assembler.held).startswith(emitted_text):

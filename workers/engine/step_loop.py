@@ -17,6 +17,7 @@ import numpy as np
 from tasks.errors import PromptTooLong
 from workers.engine import scheduler
 from workers.engine.base import EngineFailed
+from workers.engine.constraint import Constraint
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
 from workers.engine.vocabulary import Vocabulary
@@ -94,11 +95,11 @@ class StepLoop:
     def has_work(self) -> bool:
         return bool(self._running or self._waiting or self._outbox)
 
-    def sequence(self, message: Generate, prompt_ids: Items[int]) -> Sequence:
+    def sequence(self, message: Generate, prompt_ids: Items[int], constraint: Constraint | None = None) -> Sequence:
         """Raises PromptTooLong, or InvalidRequest for what doesn't fit the vocabulary. Safe in any thread."""
         if len(prompt_ids) + 1 > self._context_length:
             raise PromptTooLong(prompt_tokens=len(prompt_ids), context_length=self._context_length)
-        return Sequence(message, prompt_ids, self._backend.vocabulary, self._context_length)
+        return Sequence(message, prompt_ids, self._backend.vocabulary, self._context_length, constraint)
 
     def add(self, sequence: Sequence) -> None:
         leftover = sequence.leftover()
@@ -166,16 +167,10 @@ class StepLoop:
             raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
         likeliest = logits.argmax(axis=1).tolist()
         for row, sequence in enumerate(sampled):
-            sampler = sequence.sampler
-            if sampler.is_argmax and likeliest[row] not in sampler.masked:
-                output = sequence.accept(likeliest[row])
-            else:
-                token = sampler.pick(logits[row], sequence.tokens, sequence.completion_tokens)
-                wants = sampler.logprobs is not None
-                output = sequence.accept(token, sampler.logprob_of(logits[row], token) if wants else None)
+            output = sequence.sample(likeliest[row], logits[row])
             if output is not None:
                 outputs.append(output)
-            if sequence.finish_reason is not None:
+            if sequence.is_over:
                 self._release(sequence)
                 outputs.append(sequence.done())
 
