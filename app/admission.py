@@ -15,8 +15,8 @@ from app.errors import NotSupportedYet
 from app.schemas.jobs import JobBody
 from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, SamplingFields
 from app.settings import ApiSettings
-from tasks.errors import InvalidRequest
-from tasks.fleet import ModelOffer
+from tasks.errors import InvalidRequest, WrongModelKind
+from tasks.fleet import ModelKind, ModelOffer
 from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
 
 _SAMPLING = (
@@ -56,6 +56,12 @@ def job_request(body: JobBody, offer: ModelOffer, limits: ApiSettings) -> Genera
     return _request(body, offer, limits, logprobs=_chat_logprobs(body), messages=messages, prompt=body.prompt)
 
 
+def require_kind(offer: ModelOffer, kind: ModelKind) -> None:
+    """Raises WrongModelKind, which names the route that the model is for."""
+    if offer.kind is not kind:
+        raise WrongModelKind(offer.id, offer.kind)
+
+
 def deadline_ms(deadline: float | datetime | None, now_ms: int) -> int | None:
     """A client's deadline by the store's clock. Raises InvalidRequest for one that has passed."""
     match deadline:
@@ -85,6 +91,7 @@ def _request(
     messages: tuple[ChatMessage, ...] | None = None,
     prompt: str | None = None,
 ) -> GenerationRequest:
+    require_kind(offer, ModelKind.GENERATE)
     if body.n not in (None, 1):
         raise NotSupportedYet("n", "one answer per request; send the request several times.")
     max_tokens = body.max_tokens

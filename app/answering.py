@@ -24,26 +24,25 @@ from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_o
 from app.following import Beat, Transcript
 from app.front import Front
 from app.metrics import AnswerMeter
-from app.openai_forms import AnswerForm
+from app.openai_forms import AnswerForm, WholeForm
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
-from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobState, Priority
 from tasks.stream_events import End, Loading, Queued, Reset, Tokens
 
 STATUS_CLIENT_LEFT = 499  # nobody reads it; for the log and the metrics
-FormOf = Callable[[Job], AnswerForm]
 
 
 async def answer(
     front: Front,
     request: Request,
-    generation: GenerationRequest,
+    work: JobRequest,
     *,
     offer: ModelOffer,
     priority: Priority,
-    form_of: FormOf,
+    form_of: Callable[[Job], AnswerForm],
     is_stream: bool,
     idempotency_key: str | None = None,
     fingerprint: str | None = None,
@@ -52,10 +51,40 @@ async def answer(
     clients: one that lost its connection comes back with the key.
 
     Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
+    live = await _admit(front, request, work, offer, priority, idempotency_key, fingerprint)
+    form = form_of(live.job)
+    return await (live.stream(form) if is_stream else live.whole(form))
+
+
+async def answer_whole(
+    front: Front,
+    request: Request,
+    work: JobRequest,
+    *,
+    offer: ModelOffer,
+    priority: Priority,
+    form_of: Callable[[Job], WholeForm],
+    idempotency_key: str | None = None,
+    fingerprint: str | None = None,
+) -> Response:
+    """`answer` for routes that never stream."""
+    live = await _admit(front, request, work, offer, priority, idempotency_key, fingerprint)
+    return await live.whole(form_of(live.job))
+
+
+async def _admit(
+    front: Front,
+    request: Request,
+    work: JobRequest,
+    offer: ModelOffer,
+    priority: Priority,
+    idempotency_key: str | None,
+    fingerprint: str | None,
+) -> LiveAnswer:
     arrived = time.monotonic()
     submit = partial(
         front.backend.dispatcher.submit,
-        generation,
+        work,
         offer=offer,
         priority=priority,
         deadline_ms=None,
@@ -64,9 +93,7 @@ async def answer(
     )
     job = (await to_thread.run_sync(submit)).job
     request.state.job_id = job.id  # from here on errors carry it
-    is_bound = idempotency_key is None
-    live = LiveAnswer(front, request, generation, job, form_of(job), arrived, ends_with_client=is_bound)
-    return await (live.stream() if is_stream else live.whole())
+    return LiveAnswer(front, request, work, job, arrived, ends_with_client=idempotency_key is None)
 
 
 class LiveAnswer:
@@ -76,17 +103,15 @@ class LiveAnswer:
         self,
         front: Front,
         request: Request,
-        generation: GenerationRequest,
+        work: JobRequest,
         job: Job,
-        form: AnswerForm,
         arrived: float,
         *,
         ends_with_client: bool,
     ) -> None:
         self._front = front
-        self._generation = generation
-        self._job = job
-        self._form = form
+        self._work = work
+        self.job = job
         self._arrived = arrived
         self._meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
         self._headers = {"x-keepwarm-job": job.id}
@@ -95,7 +120,7 @@ class LiveAnswer:
         self._has_text = False  # the client has part of the answer
         self._is_over = False  # nothing more will be sent
 
-    async def whole(self) -> Response:
+    async def whole(self, form: WholeForm) -> Response:
         """The complete answer in one body."""
         transcript = Transcript()
         timeout_s = self._front.settings.sync_timeout_s
@@ -114,10 +139,10 @@ class LiveAnswer:
         finally:
             await self._watch.finish()
         end = self._success(transcript.end)
-        body = msgspec.json.encode(self._form.whole(transcript, end))
+        body = msgspec.json.encode(form.whole(transcript, end))
         return Response(body, 200, self._headers, "application/json")
 
-    async def stream(self) -> Response:
+    async def stream(self, form: AnswerForm) -> Response:
         """Raises what goes wrong before the status is sent."""
         try:
             held_back = await self._hold_back()
@@ -125,7 +150,7 @@ class LiveAnswer:
             await self._watch.finish()
             await self._batches.aclose()
             raise
-        return SseResponse(self._chunks(held_back), self._headers, on_leave=self._watch.left)
+        return SseResponse(self._chunks(form, held_back), self._headers, on_leave=self._watch.left)
 
     async def _hold_back(self) -> Batch:
         held_back: Batch = []
@@ -140,13 +165,13 @@ class LiveAnswer:
             self._success(first)
         return held_back
 
-    async def _chunks(self, batch: Batch) -> Chunks:
+    async def _chunks(self, form: AnswerForm, batch: Batch) -> Chunks:
         """Bytes to send, one chunk per batch. Ends after the job's end, an error, or the client's leaving."""
-        beat = Beat(self._front.backend.jobs, self._job, keep_alive_s=self._front.settings.keep_alive_s)
+        beat = Beat(self._front.backend.jobs, self.job, keep_alive_s=self._front.settings.keep_alive_s)
         self._front.metrics.open_streams.inc()
         try:
             while True:
-                chunk = self._word(batch, beat) if batch else await _silence(beat)
+                chunk = self._word(form, batch, beat) if batch else await _silence(beat)
                 if self._is_over:
                     await self._watch.finish()
                 if chunk:
@@ -173,16 +198,16 @@ class LiveAnswer:
         self._meter.saw(batch)
         return batch
 
-    def _word(self, batch: Batch, beat: Beat) -> bytes:
+    def _word(self, form: AnswerForm, batch: Batch, beat: Beat) -> bytes:
         parts: list[bytes] = []
         for _, event in batch:
             if isinstance(event, Tokens):
                 if not self._has_text:
                     self._has_text = True
-                    parts.append(self._form.first())
-                parts.append(self._form.piece(event))
+                    parts.append(form.first())
+                parts.append(form.piece(event))
             elif isinstance(event, End):
-                parts.append(self._word_end(event))
+                parts.append(self._word_end(form, event))
             elif isinstance(event, Reset):
                 if self._has_text:
                     raise StreamReset(event.reason)
@@ -193,21 +218,21 @@ class LiveAnswer:
         beat.saw(batch[-1][1])
         return b"".join(parts)
 
-    def _word_end(self, end: End) -> bytes:
+    def _word_end(self, form: AnswerForm, end: End) -> bytes:
         self._is_over = True
         if end.state is not JobState.SUCCEEDED:
-            return _in_band(error_of(end, self._generation))
-        return (b"" if self._has_text else self._form.first()) + self._form.last(end)
+            return _in_band(error_of(end, self._work))
+        return (b"" if self._has_text else form.first()) + form.last(end)
 
     def _success(self, end: End | None) -> End:
         if end is None:
             raise AnswerIncomplete()
         if end.state is not JobState.SUCCEEDED:
-            raise error_of(end, self._generation)
+            raise error_of(end, self._work)
         return end
 
     async def _cancel(self) -> None:
-        await to_thread.run_sync(self._front.backend.jobs.cancel, self._job.id)
+        await to_thread.run_sync(self._front.backend.jobs.cancel, self.job.id)
 
 
 async def _silence(beat: Beat) -> bytes:

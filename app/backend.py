@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tasks.fleet import Fleet, ModelOffer, QueueReport
-from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.quarantine import Quarantine
 from tasks.settings import StoreSettings
@@ -71,7 +71,7 @@ class Submitter(Protocol):
 
     def submit(
         self,
-        request: GenerationRequest,
+        request: JobRequest,
         *,
         offer: ModelOffer,
         priority: Priority,

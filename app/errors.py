@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.errors import InvalidRequest, KeepwarmError
 from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest
 from tasks.jobs import JobError, JobState
 from tasks.stream_events import End
 
@@ -55,10 +56,10 @@ class StreamReset(KeepwarmError):
         super().__init__(f"The answer had to start over ({reason}) after part of it was sent. Send the request again.")
 
 
-def error_of(end: End, request: GenerationRequest | None = None) -> JobEnded:
+def error_of(end: End, request: JobRequest | None = None) -> JobEnded:
     """Why a job that didn't succeed has no answer, in the words of the client's own request."""
     error = end.error or _UNEXPLAINED[end.state]
-    if error.param == "messages" and request is not None and request.prompt is not None:
+    if error.param == "messages" and isinstance(request, GenerationRequest) and request.prompt is not None:
         error = JobError(code=error.code, message=error.message, param="prompt")
     return JobEnded(end.state, error)
 

@@ -13,7 +13,7 @@ from app.backend import Batch, Jobs
 from tasks.errors import KeepwarmError
 from tasks.generation import TokenLogprob
 from tasks.jobs import Job
-from tasks.stream_events import End, Loading, Queued, Reset, Started, StreamEvent, Tokens
+from tasks.stream_events import End, Loading, Queued, Reset, Started, StreamEvent, Tokens, Vectors
 
 POSITION_INTERVAL_S = 4.0  # a waiting client is told its place in the line about this often
 
@@ -64,6 +64,7 @@ class Transcript:
 
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
     end: End | None = None
 
     def add(self, batch: Batch) -> None:
@@ -72,7 +73,10 @@ class Transcript:
                 case Tokens():
                     self.pieces.append(event.text)
                     self.logprobs.extend(event.logprobs)
+                case Vectors():
+                    self.rows.extend(event.rows)
                 case Reset():
+                    self.rows.clear()
                     self.pieces.clear()
                     self.logprobs.clear()
                 case End():

@@ -15,7 +15,7 @@ from app.front import Front
 from app.metrics import Metrics
 from app.middleware import RequestFrame
 from app.origin_guard import OriginGuard
-from app.routes import chat, completions, health, index, jobs, metrics, models, pool, quarantine
+from app.routes import chat, completions, embeddings, health, index, jobs, metrics, models, pool, quarantine, rerank
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings, load_settings
 
@@ -45,7 +45,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
     app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
     app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes, metrics=app.state.front.metrics)
     install_error_handlers(app)
-    for routes in (chat, completions, models, jobs, pool, quarantine, health, metrics, index):
+    for routes in (chat, completions, embeddings, rerank, models, jobs, pool, quarantine, health, metrics, index):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=index.STATIC), name="static")
     return app

@@ -20,8 +20,14 @@ _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON lacks
 _encode = msgspec.json.Encoder().encode
 
 
-class AnswerForm(Protocol):
-    """How one route words an answer."""
+class WholeForm(Protocol):
+    """How one route words a complete answer."""
+
+    def whole(self, transcript: Transcript, end: End) -> JsonObject: ...
+
+
+class AnswerForm(WholeForm, Protocol):
+    """How one route words an answer, whole or in pieces."""
 
     def first(self) -> bytes:
         """What precedes the first text."""
@@ -34,8 +40,6 @@ class AnswerForm(Protocol):
     def last(self, end: End) -> bytes:
         """finish_reason, the usage if asked for, and the terminator."""
         ...
-
-    def whole(self, transcript: Transcript, end: End) -> JsonObject: ...
 
 
 class _Form:

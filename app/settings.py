@@ -29,6 +29,9 @@ class ApiSettings(BaseSettings):
     max_stop_chars: int = Field(default=256, ge=1)  # length of one stop string
     max_logit_bias: int = Field(default=1024, ge=0)  # entries
 
+    max_inputs: int = Field(default=2048, ge=1)  # texts to embed, or documents to rank, per request
+    max_result_bytes: Bytes = Field(default=16 * 1024**2, ge=1024)  # vectors of one request
+
     sync_timeout_s: float = Field(default=600.0, gt=0)  # a waiting (not streaming) request gives up after this
     hold_back_s: float = Field(default=0.9, ge=0)  # a stream's status waits this long for the first event
     prompt_check_s: float = Field(default=2.0, ge=0)  # POST /v1/jobs waits this long for a doubtful prompt's count

@@ -10,7 +10,7 @@ from tasks.admission_control import AdmissionControl
 from tasks.errors import KeepwarmError, QueueFull
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
-from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, Priority, new_job_id
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
@@ -47,7 +47,7 @@ class Dispatcher:
 
     def submit(
         self,
-        request: GenerationRequest,
+        request: JobRequest,
         *,
         offer: ModelOffer,
         priority: Priority,
@@ -92,7 +92,7 @@ class Dispatcher:
 
     def _admit(
         self,
-        request: GenerationRequest,
+        request: JobRequest,
         *,
         offer: ModelOffer,
         priority: Priority,

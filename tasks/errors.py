@@ -3,6 +3,8 @@
     KeepwarmError
     ├── InvalidRequest            the client sent something that can never work
     │   ├── PromptTooLong
+    │   ├── InputTooLong
+    │   ├── WrongModelKind
     │   ├── IdempotencyMismatch
     │   ├── CannotResume          the published tokens are no prefix that this model could continue
     │   ├── GrammarFailed         the answer can't be kept to its grammar
@@ -71,6 +73,38 @@ class PromptTooLong(InvalidRequest):
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+
+
+class InputTooLong(InvalidRequest):
+    """An input of an embedding model or a reranker has more tokens than the model takes."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, param: str, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"{param} has {tokens} tokens, but this model takes {limit} per input. Shorten it or cut it in pieces.",
+            param=param,
+        )
+        self.tokens = tokens
+        self.limit = limit
+
+
+class WrongModelKind(InvalidRequest):
+    """The model exists, but does something else."""
+
+    code = "wrong_model_kind"
+
+    def __init__(self, model: str, kind: str) -> None:
+        does, route = _WORK_OF_KIND[kind]
+        super().__init__(f"'{model}' {does}; ask it at {route}, or name another model here.", param="model")
+        self.kind = kind
+
+
+_WORK_OF_KIND = {
+    "generate": ("generates text", "POST /v1/chat/completions"),
+    "embed": ("is an embedding model", "POST /v1/embeddings"),
+    "rerank": ("is a reranker", "POST /v1/rerank"),
+}
 
 
 class IdempotencyMismatch(InvalidRequest):

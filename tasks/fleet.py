@@ -28,6 +28,14 @@ RUNNER_NEXT: dict[RunnerState, frozenset[RunnerState]] = {
 }
 
 
+class ModelKind(StrEnum):
+    """What a model makes of its input: text, one vector, or a score for a pair of texts."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    RERANK = "rerank"
+
+
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     """One model that a worker could serve, with what is known of its cost there."""
 
@@ -46,6 +54,9 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     fallback: str | None = None
     failure: str | None = None  # why the last load failed; cleared when the file changes or a retry succeeds
     may_retry: bool = False  # the pause after the failure is over: the next job may try a load again
+    kind: ModelKind = ModelKind.GENERATE
+    embedding_length: int = 0  # numbers in a vector of this model
+    is_matryoshka: bool = False  # the start of its vectors is a vector too, if made to have length 1
 
     @property
     def is_usable(self) -> bool:

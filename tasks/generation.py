@@ -35,7 +35,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: int = 0  # 0 ≤ seed < 2**63
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="generate"):
     """The whole request of one job: exactly one of `messages` and `prompt` is set."""
 
     model: str
@@ -49,19 +49,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 
 FinishReason = Literal["stop", "length"]
-
-
-def decode_request(payload: bytes) -> GenerationRequest:
-    """The stored JSON back as a request; raises msgspec.ValidationError on a record from another version."""
-    return _DECODER.decode(payload)
-
-
-def encode_request(request: GenerationRequest) -> bytes:
-    return _ENCODER.encode(request)
-
-
-_DECODER = msgspec.json.Decoder(GenerationRequest)
-_ENCODER = msgspec.json.Encoder()
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest
 from tasks.jobs import JobError, JobId, Priority, Usage, WorkerId
 
 
@@ -16,11 +16,12 @@ class Attempt:
     job_id: JobId
     number: int  # fence
     model: str
-    request: GenerationRequest
+    request: JobRequest
     last_seq: int  # of the token stream; the next event is last_seq + 1
     forced_ids: tuple[int, ...]  # tokens that earlier attempts already published
     emitted_text: str  # text that earlier attempts already published
     deadline_ms: int | None
+    published_rows: int = 0  # results of an encoding that earlier attempts already published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from typing import Literal
 import msgspec
 
 from tasks.fleet import Fleet
-from tasks.generation import GenerationRequest, encode_request
+from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest, encode_request
 from tasks.jobs import JobError
 
 # Codes of broken attempts that speak against the prompt: its runner died, ran out of memory, or hung.
@@ -93,10 +94,11 @@ class WorkerLoss(msgspec.Struct, frozen=True, kw_only=True):
     lost_ms: int
 
 
-def request_digest(request: GenerationRequest) -> str:
+def request_digest(request: JobRequest) -> str:
     """SHA-256 of the request without its seed, which is drawn at admission."""
-    seedless = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=0))
-    return hashlib.sha256(encode_request(seedless)).hexdigest()
+    if isinstance(request, GenerationRequest):
+        request = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=0))
+    return hashlib.sha256(encode_request(request)).hexdigest()
 
 
 def speaks_against_prompt(failure: JobError | None) -> bool:

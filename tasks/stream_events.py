@@ -20,6 +20,13 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens", omit_defaults=True):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Vectors(msgspec.Struct, frozen=True, tag="vectors"):
+    """The next results of an encoding job, one row per input in their order: little-endian 32-bit floats, which JSON
+    holds as base64."""
+
+    rows: tuple[bytes, ...]
+
+
 class Reset(msgspec.Struct, frozen=True, tag="reset"):
     """All text so far is void: the new attempt could not continue it. `attempt` starts over."""
 
@@ -56,7 +63,7 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     worker: str
 
 
-NumberedEvent = Tokens | Reset | End
+NumberedEvent = Tokens | Vectors | Reset | End
 Notice = Queued | Loading | Started
 StreamEvent = NumberedEvent | Notice
 

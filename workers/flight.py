@@ -14,8 +14,8 @@ from tasks.generation import TokenLogprob
 from tasks.jobs import JobError, Priority, Usage
 from tasks.ports import Attempt, Cancelled, Failed, Finished, Outcome, Parked
 from tasks.store.token_writer import Chunk
-from tasks.stream_events import Tokens
-from workers.messages import Done, TokenOut
+from tasks.stream_events import NumberedEvent, Tokens, Vectors
+from workers.messages import Done, Encoded, TokenOut
 
 
 class Ending(Enum):
@@ -33,7 +33,7 @@ class Flight:
         self.priority = priority
         self._text = attempt.emitted_text
         self._next_seq = attempt.last_seq + 1
-        self._unpublished: list[TokenOut] = []
+        self._unpublished: list[TokenOut | Encoded] = []
         self._ending: Ending | None = None
         self._lock = threading.Lock()
         self._outcome: Outcome | None = None
@@ -59,7 +59,7 @@ class Flight:
 
     # ---- output
 
-    def add(self, output: TokenOut) -> None:
+    def add(self, output: TokenOut | Encoded) -> None:
         self._unpublished.append(output)
 
     def take_chunk(self) -> Chunk | None:
@@ -67,13 +67,11 @@ class Flight:
         outputs, self._unpublished = self._unpublished, []
         if not outputs or self.is_resolved:
             return None
-        text = "".join(output.text for output in outputs)
-        ids = tuple(token for output in outputs for token in output.ids)
-        logprobs: tuple[TokenLogprob, ...] = tuple(each for output in outputs for each in output.logprobs)
-        event = Tokens(text, ids, logprobs)
+        event = _event(outputs)
         chunk = Chunk(self.attempt.job_id, self.attempt.number, self._next_seq, event)
         self._next_seq += 1
-        self._text += text
+        if isinstance(event, Tokens):
+            self._text += event.text
         return chunk
 
     # ---- endings
@@ -118,3 +116,14 @@ class Flight:
         if self._ending is Ending.EXPIRE:
             return Cancelled(text=self._text, usage=usage, is_expired=True)
         return Parked()  # also when nobody asked: the published tokens are the resume point
+
+
+def _event(outputs: list[TokenOut | Encoded]) -> NumberedEvent:
+    """One event of all outputs; a flight has either tokens or rows."""
+    rows = tuple(row for output in outputs if isinstance(output, Encoded) for row in output.rows)
+    if rows:
+        return Vectors(rows)
+    tokens = [output for output in outputs if isinstance(output, TokenOut)]
+    ids = tuple(token for output in tokens for token in output.ids)
+    logprobs: tuple[TokenLogprob, ...] = tuple(each for output in tokens for each in output.logprobs)
+    return Tokens("".join(output.text for output in tokens), ids, logprobs)

@@ -141,6 +141,7 @@ class GgufHeader:
     parameters: int  # elements of all tensors
     metadata: Mapping[str, Value]  # without the long arrays
     array_lengths: Mapping[str, int] = field(default_factory=dict)  # of every array, kept or not
+    has_classifier: bool = False  # tensors that turn a pooled row into scores
 
     @property
     def architecture(self) -> str:
@@ -193,6 +194,7 @@ class _HeaderReader:
         self._at = 0
         self._metadata: dict[str, Value] = {}
         self._array_lengths: dict[str, int] = {}
+        self._has_classifier = False
 
     def read(self) -> GgufHeader:
         if self._file_bytes < 4 or self._bytes(4) != MAGIC:
@@ -211,6 +213,7 @@ class _HeaderReader:
             parameters=parameters,
             metadata=MappingProxyType(self._metadata),
             array_lengths=MappingProxyType(self._array_lengths),
+            has_classifier=self._has_classifier,
         )
 
     @staticmethod
@@ -258,6 +261,7 @@ class _HeaderReader:
         stored = parameters = data_end = 0
         for _ in range(count):
             name = self._string(MAX_KEY_BYTES, "a tensor name")
+            self._has_classifier |= name.startswith("cls.")
             elements = self._elements(name)
             size = self._stored_bytes(self._u32(), elements, name)
             stored += size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tasks.encoding import EncodingRequest
 from tasks.generation import FinishReason, GenerationRequest, TokenLogprob
 from tasks.jobs import JobError, Priority
 
@@ -24,6 +25,14 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     priority: Priority = Priority.DEFAULT  # batch work gives up its place in the engine to any other
 
 
+class Encode(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Encode the inputs behind the first `published_rows`, whose results are out already."""
+
+    key: int
+    request: EncodingRequest
+    published_rows: int = 0
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """End the sequence within one step; answered by Done with reason None."""
 
@@ -34,7 +43,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Free the model and exit with 0."""
 
 
-ToRunner = Generate | Cancel | Shutdown
+ToRunner = Generate | Encode | Cancel | Shutdown
 
 # ---- runner → worker
 
@@ -85,8 +94,15 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Encoded(msgspec.Struct, frozen=True, tag=True):
+    """The next results of one encoding: little-endian 32-bit floats, one row per input."""
+
+    key: int
+    rows: tuple[bytes, ...]
+
+
 class Done(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The sequence ended and its slot is free. `finish_reason` None: it was cancelled, or failed with `error`."""
+    """The work ended and its slot is free. `finish_reason` None: it was cancelled, or failed with `error`."""
 
     key: int
     finish_reason: FinishReason | None
@@ -96,11 +112,14 @@ class Done(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     error: JobError | None = None
 
 
+Output = TokenOut | Encoded | Done
+
+
 class Step(msgspec.Struct, frozen=True, tag=True):
     """All output of one engine step. `number` counts steps: its movement is the proof of life."""
 
     number: int
-    outputs: tuple[TokenOut | Done, ...]
+    outputs: tuple[Output, ...]
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):

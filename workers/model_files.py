@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import InvalidSetting
+from tasks.fleet import ModelKind
 from workers.estimate import ModelShape
 from workers.gguf_header import BrokenModelFile, GgufHeader, ReadHeader, read_header
+from workers.model_kind import ENCODERS, kind_of, pooling_of
 from workers.models_yaml import ModelOverrides, read_models_yaml
 
 MODELS_YAML = "models.yaml"
 DEFAULT_CONTEXT_LENGTH = 4096  # tokens; a model's trained context can be far larger than the memory for it
+DEFAULT_INPUT_LENGTH = 2048  # of embedding models and rerankers, whose buffers grow with the square of it
 MAX_LAYERS = 4096
 MAX_FIGURE = 2**31  # embedding, heads, vocabulary: beyond this the header is nonsense
 
@@ -46,6 +49,9 @@ class ModelFile:
     fallback: str | None
     replicas: int
     max_replicas: int
+    kind: ModelKind = ModelKind.GENERATE
+    pooling: str | None = None  # of an embedding model or reranker; None: as the file says
+    is_matryoshka: bool = False
 
     def loads_like(self, other: ModelFile) -> bool:
         """Whether a runner of the one is as good as a runner of the other."""
@@ -140,6 +146,7 @@ class FolderScanner:
             raise BrokenModelFile(f"{files.missing} of its split files are missing")
         headers = [self._header(path, used) for path in files.paths]
         shape = _shape(headers)
+        kind = wishes.model_kind or kind_of(headers[0])
         trained = _figure(headers[0], "context_length", at_least=0)
         return ModelFile(
             id=model_id,
@@ -150,7 +157,7 @@ class FolderScanner:
             trained_context_length=trained,
             description=_description(headers),
             aliases=tuple(wishes.aliases),
-            context_length=_context_length(model_id, trained, wishes.context_length),
+            context_length=_context_length(model_id, kind, trained, wishes.context_length),
             slots=wishes.slots or self._default_slots,
             kv_type=wishes.kv_type,
             is_pinned=wishes.pin,
@@ -158,6 +165,9 @@ class FolderScanner:
             fallback=wishes.fallback,
             replicas=wishes.replicas,
             max_replicas=wishes.replica_ceiling,
+            kind=kind,
+            pooling=pooling_of(headers[0], kind, wishes.pooling),
+            is_matryoshka=wishes.matryoshka,
         )
 
     def _header(self, path: Path, used: dict[tuple[Path, str], GgufHeader]) -> GgufHeader:
@@ -230,6 +240,8 @@ def _shape(headers: Sequence[GgufHeader]) -> ModelShape:
     heads = max(first.per_layer("attention.head_count", 0, layers))
     kv_heads = first.per_layer("attention.head_count_kv", heads, layers)
     head_length = embedding // heads if heads > 0 else 0
+    if first.architecture in ENCODERS:
+        kv_heads = (0,) * layers
     shape = ModelShape(
         weight_bytes=sum(header.tensor_bytes for header in headers),
         vocabulary_size=first.vocabulary_size,
@@ -253,9 +265,10 @@ def _figure(header: GgufHeader, name: str, *, at_least: int) -> int:
     return value
 
 
-def _context_length(model_id: str, trained: int, wished: int | None) -> int:
+def _context_length(model_id: str, kind: ModelKind, trained: int, wished: int | None) -> int:
     if wished is None:
-        return min(trained, DEFAULT_CONTEXT_LENGTH) if trained else DEFAULT_CONTEXT_LENGTH
+        default = DEFAULT_CONTEXT_LENGTH if kind is ModelKind.GENERATE else DEFAULT_INPUT_LENGTH
+        return min(trained, default) if trained else default
     if trained and wished > trained:
         raise InvalidSetting(
             MODELS_YAML,

@@ -11,6 +11,9 @@ models:
     fallback: other-model
     replicas: 1              # keep at least this many warm
     max_replicas: 2
+    kind: generate           # or embed, rerank; the file tells
+    pooling: mean            # or cls, last: how an embedding model makes one vector of its tokens; the file tells
+    matryoshka: true         # clients may ask for fewer dimensions, because the model was trained for that
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from pydantic import (
 )
 
 from tasks.errors import InvalidSetting
+from tasks.fleet import ModelKind
+from workers.model_kind import Pooling
 
 MAX_FILE_BYTES = 1024**2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -81,6 +86,9 @@ class ModelOverrides(BaseModel):
     fallback: Name | None = None
     replicas: int = Field(default=0, ge=0, le=1000)
     max_replicas: int = Field(default=1, ge=1, le=1000)
+    kind: Literal["generate", "embed", "rerank"] | None = None
+    pooling: Pooling | None = None
+    matryoshka: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +102,10 @@ class ModelOverrides(BaseModel):
         if self.replicas > self.max_replicas and "max_replicas" in self.model_fields_set:
             raise ValueError("replicas is larger than max_replicas")
         return self
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        return None if self.kind is None else ModelKind(self.kind)
 
     @property
     def replica_ceiling(self) -> int:

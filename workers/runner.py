@@ -18,6 +18,7 @@ from typing import assert_never
 
 import structlog
 
+from tasks.encoding import EncodingRequest
 from tasks.errors import (
     KeepwarmError,
     ModelLoadBroken,
@@ -39,6 +40,8 @@ from workers.messages import (
     Accepted,
     Cancel,
     Done,
+    Encode,
+    Encoded,
     Fatal,
     FromRunner,
     Generate,
@@ -49,6 +52,7 @@ from workers.messages import (
     Shutdown,
     Step,
     TokenOut,
+    ToRunner,
 )
 from workers.oom import kernel_oom_kills
 from workers.runner_link import LinkClosed, RunnerLink
@@ -294,15 +298,7 @@ class Runner:
                 if not self._flights:
                     self._last_sign_s = self._clock.monotonic_s()  # silence counts from the first work
                 self._flights[flight.key] = flight
-            self._tell(
-                Generate(
-                    key=flight.key,
-                    request=attempt.request,
-                    forced_ids=attempt.forced_ids,
-                    emitted_text=attempt.emitted_text,
-                    priority=priority,
-                )
-            )
+            self._tell(_order(flight, priority))
         return flight, None
 
     def _refusal(self, flight: Flight) -> Outcome | None:
@@ -362,7 +358,7 @@ class Runner:
             case _:
                 assert_never(message)
 
-    def _take_step(self, outputs: Sequence[TokenOut | Done], ends: list[Done | Rejected]) -> None:
+    def _take_step(self, outputs: Sequence[TokenOut | Encoded | Done], ends: list[Done | Rejected]) -> None:
         for flight in self._all_flights():
             flight.steps += 1
         for output in outputs:
@@ -489,7 +485,7 @@ class Runner:
         with self._begin_lock:
             self._tell(Cancel(flight.key))
 
-    def _tell(self, message: Generate | Cancel | Shutdown) -> None:
+    def _tell(self, message: ToRunner) -> None:
         try:
             self._link.send(message)
         except LinkClosed:
@@ -522,6 +518,19 @@ class RunnerSlot:
         if not self._is_spent:
             self._is_spent = True
             self._runner.release_slot(self._priority)
+
+
+def _order(flight: Flight, priority: Priority) -> Generate | Encode:
+    attempt = flight.attempt
+    if isinstance(attempt.request, EncodingRequest):
+        return Encode(key=flight.key, request=attempt.request, published_rows=attempt.published_rows)
+    return Generate(
+        key=flight.key,
+        request=attempt.request,
+        forced_ids=attempt.forced_ids,
+        emitted_text=attempt.emitted_text,
+        priority=priority,
+    )
 
 
 def _outcome_of(flight: Flight, end: Done | Rejected) -> Outcome:

@@ -21,19 +21,20 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, assert_never
+from typing import Any, NoReturn, assert_never
 
 import setproctitle
 
 from tasks.errors import KeepwarmError, ModelLoadFailed
 from tasks.failpoints import failpoint
+from tasks.fleet import ModelKind
 from tasks.jobs import JobError
-from workers.engine.base import Engine, EngineFailed
-from workers.engine.sequence import Sequence
+from workers.engine.base import Engine, EngineFailed, Prepared
 from workers.framing import BrokenFrame, FrameReader, FrameWriter, RequestDecoder
 from workers.messages import (
     Accepted,
     Cancel,
+    Encode,
     Fatal,
     FromRunner,
     Generate,
@@ -48,8 +49,9 @@ from workers.runner_launch import RunnerConfig, receive_config
 EXIT_OK, EXIT_LOAD_FAILED, EXIT_ENGINE_FAILED = 0, 3, 4
 PROGRESS_INTERVAL_S = 0.1
 
-Work = Sequence | Cancel | Shutdown  # what reaches the engine thread
-Prepare = Callable[[Generate], Sequence]
+Request = Generate | Encode
+Work = Prepared | Cancel | Shutdown  # what reaches the engine thread
+Prepare = Callable[[Request], Prepared]
 Send = Callable[[FromRunner], None]
 
 
@@ -84,7 +86,7 @@ class RunnerProcess:
         self._writer = FrameWriter(connection)
         self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._intake = Intake(self._work, self._send)
-        self._engine: Engine | None = None  # None until it is loaded
+        self._engine: Engine[Any] | None = None  # None until it is loaded
 
     def run(self) -> NoReturn:
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
@@ -103,7 +105,7 @@ class RunnerProcess:
         engine.close()
         exit_now(EXIT_OK)
 
-    def _load(self) -> Engine:
+    def _load(self) -> Engine[Any]:
         try:
             engine = build_engine(self._config)
             ready = engine.load(ThrottledProgress(self._send))
@@ -117,19 +119,17 @@ class RunnerProcess:
         self._send(ready)
         return engine
 
-    def _step_until_shutdown(self, engine: Engine) -> None:
+    def _step_until_shutdown(self, engine: Engine[Any]) -> None:
         number = 0
         while True:
             for work in self._take_work(wait=not engine.has_work):
                 match work:
-                    case Sequence():
-                        engine.add(work)
                     case Cancel(key):
                         engine.cancel(key)
                     case Shutdown():
                         return
                     case _:
-                        assert_never(work)
+                        engine.add(work)
             if engine.has_work:
                 number += 1
                 failpoint("before_step")
@@ -149,8 +149,8 @@ class RunnerProcess:
         try:
             for message in self._reader:
                 match message:
-                    case Generate():
-                        self._intake.generate(message)
+                    case Generate() | Encode():
+                        self._intake.take(message)
                     case Cancel():
                         self._intake.cancel(message)
                         if self._engine is not None:
@@ -173,16 +173,16 @@ class RunnerProcess:
 
 
 class Intake:
-    """Prepares prompts in their own thread and keeps each Cancel behind the sequence that it ends."""
+    """Prepares requests in their own thread and keeps each Cancel behind the work that it ends."""
 
     def __init__(self, work: queue.SimpleQueue[Work], send: Send) -> None:
         self._work = work
         self._send = send
-        self._requests: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._preparing: dict[int, Cancel | None] = {}  # key → the Cancel that came meanwhile
 
-    def generate(self, message: Generate) -> None:
+    def take(self, message: Request) -> None:
         with self._lock:
             self._preparing[message.key] = None
         self._requests.put(message)
@@ -198,18 +198,18 @@ class Intake:
         while True:
             self._prepare(self._requests.get(), prepare)
 
-    def _prepare(self, message: Generate, prepare: Prepare) -> None:
+    def _prepare(self, message: Request, prepare: Prepare) -> None:
         try:
-            sequence = prepare(message)
+            prepared = prepare(message)
         except Exception as error:
             with self._lock:
                 del self._preparing[message.key]
             self._send(Rejected(message.key, as_job_error(error)))
             return
-        self._send(Accepted(message.key, sequence.prompt_tokens))
+        self._send(Accepted(message.key, prepared.prompt_tokens))
         with self._lock:
             cancel = self._preparing.pop(message.key)
-            self._work.put(sequence)
+            self._work.put(prepared)
             if cancel is not None:
                 self._work.put(cancel)
 
@@ -236,12 +236,16 @@ def as_job_error(error: Exception) -> JobError:
     return JobError(code=KeepwarmError.code, message=f"The request could not be prepared ({type(error).__name__}).")
 
 
-def build_engine(config: RunnerConfig) -> Engine:
+def build_engine(config: RunnerConfig) -> Engine[Any]:
     """Imported late: a fake engine needs no llama.cpp, and importing that takes a quarter of a second."""
     if config.kind == "fake":
         from workers.engine.fake import FakeEngine
 
         return FakeEngine(config.engine, config.fake)
+    if config.engine.model_kind is not ModelKind.GENERATE:
+        from workers.engine.llama_encoder import LlamaEncoder
+
+        return LlamaEncoder(config.engine)
     from workers.engine.llama_cpp import LlamaEngine
 
     return LlamaEngine(config.engine)

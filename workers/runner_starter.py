@@ -77,5 +77,7 @@ class RunnerStarter:
             gpu_layers=self.gpu_layers,
             main_gpu=self.main_gpu,
             use_extra_bufts=self.use_extra_bufts,
+            model_kind=model.kind,
+            pooling=model.pooling,
         )
         return RunnerConfig(model=model.id, engine=engine, kind=self.kind, fake=self.fake)

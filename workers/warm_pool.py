@@ -565,6 +565,9 @@ class WarmPool:
             fallback=model.fallback,
             failure=self._failure_of(model),
             may_retry=self._may_retry(model),
+            kind=model.kind,
+            embedding_length=model.shape.embedding_length,
+            is_matryoshka=model.is_matryoshka,
         )
 
     def _may_retry(self, model: ModelFile) -> bool:

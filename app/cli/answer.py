@@ -14,7 +14,7 @@ from app.cli.client import ApiClient, ClientError
 from app.cli.render import err, remark
 from tasks.generation import JsonObject
 from tasks.jobs import JobState
-from tasks.stream_events import End, Loading, Queued, Reset, Started, Tokens
+from tasks.stream_events import End, Loading, Queued, Reset, Started, Tokens, Vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,8 @@ def stream_answer(client: ApiClient, body: JsonObject, write: Callable[[str], No
                         show(f"loading {model}, {progress:.0%}")
                     case Started():
                         show("reading the prompt")
+                    case Vectors():
+                        pass  # a job of /v1/embeddings or /v1/rerank: nothing that a terminal could show
                     case End():
                         return Answer(job_id=job_id, text=text, end=event)
                     case _:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from app.fleet_view import FleetSnapshot
-from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerReport
+from tasks.fleet import ModelKind, ModelOffer, RunnerReport, RunnerState, WorkerReport
 
 
 class Warmth(StrEnum):
@@ -30,6 +30,8 @@ class ModelDetails(BaseModel):
     bytes: int
     aliases: list[str]
     description: str
+    kind: ModelKind
+    embedding_length: int | None  # numbers in a vector; null for a model that makes none
 
 
 class ModelObject(BaseModel):
@@ -97,6 +99,8 @@ def model_object(offer: ModelOffer, snapshot: FleetSnapshot) -> ModelObject:
             bytes=offer.bytes,
             aliases=list(offer.aliases),
             description=offer.description,
+            kind=offer.kind,
+            embedding_length=offer.embedding_length if offer.kind is ModelKind.EMBED else None,
         ),
     )
 

@@ -18,7 +18,7 @@ from tasks.errors import (
     PromptQuarantined,
     QueueFull,
 )
-from tasks.generation import GenerationRequest, decode_request, encode_request
+from tasks.job_request import JobRequest, decode_request, encode_request
 from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
 from tasks.quarantine import Quarantine, request_digest
 from tasks.settings import StoreSettings
@@ -55,7 +55,7 @@ class JobStore:
     def admit(
         self,
         job_id: JobId,
-        request: GenerationRequest,
+        request: JobRequest,
         *,
         priority: Priority,
         deadline_ms: int | None,
@@ -148,7 +148,7 @@ class JobStore:
         return job_from_fields(job_id, fields)
 
     @translated
-    def request_of(self, job_id: JobId) -> GenerationRequest:
+    def request_of(self, job_id: JobId) -> JobRequest:
         """What the job asks for. Raises JobNotFound."""
         payload = self._client.hget(keys.job(job_id), "request")
         if payload is None:

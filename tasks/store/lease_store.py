@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from tasks.generation import decode_request
+from tasks.job_request import decode_request
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, WorkerId
 from tasks.ports import Attempt
 from tasks.quarantine import MAX_RUNNER_LOSSES, PROMPT_QUARANTINED, Suspect, speaks_against_prompt
@@ -17,7 +18,7 @@ from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.verdict import Verdict
-from tasks.stream_events import End, Reset, Tokens, decode_numbered, encode_event
+from tasks.stream_events import End, Reset, Tokens, Vectors, decode_numbered, encode_event
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +28,14 @@ class Released(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     priority: Priority
+
+
+class Published(NamedTuple):
+    """What earlier attempts of a job published: where a new one goes on."""
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    rows: int = 0
 
 
 class JobIsLate(Exception):
@@ -72,32 +81,36 @@ class LeaseStore:
         if verdict != b"claimed":
             return None
         number, seq, payload, deadline = rest
-        forced_ids, emitted_text = self._published(job_id) if seq else ((), "")
+        published = self._published(job_id) if seq else Published()
         return Attempt(
             job_id=job_id,
             number=number,
             model=model,
             request=decode_request(payload),
             last_seq=seq,
-            forced_ids=forced_ids,
-            emitted_text=emitted_text,
+            forced_ids=published.ids,
+            emitted_text=published.text,
             deadline_ms=int(deadline) if deadline else None,
+            published_rows=published.rows,
         )
 
-    def _published(self, job_id: JobId) -> tuple[tuple[int, ...], str]:
-        """Token ids and text since the last reset: the prefix that a new attempt continues."""
+    def _published(self, job_id: JobId) -> Published:
+        """Everything since the last reset: the prefix that a new attempt continues."""
         ids: list[int] = []
         text: list[str] = []
+        rows = 0
         for _, fields in self._client.xrange(keys.stream(job_id)):
             match decode_numbered(fields[b"e"]):
                 case Tokens() as tokens:
                     ids += tokens.ids
                     text.append(tokens.text)
+                case Vectors() as vectors:
+                    rows += len(vectors.rows)
                 case Reset():
-                    ids, text = [], []
+                    ids, text, rows = [], [], 0
                 case End():
                     break
-        return tuple(ids), "".join(text)
+        return Published(tuple(ids), "".join(text), rows)
 
     @translated
     def renew(self, attempts: Sequence[tuple[JobId, int]]) -> list[Verdict]:

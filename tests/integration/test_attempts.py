@@ -19,7 +19,7 @@ from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
-from tasks.stream_events import End, Reset, Tokens, decode_numbered
+from tasks.stream_events import End, Reset, Tokens, Vectors, decode_numbered
 from tasks.wakeups import Wakeups
 
 MODEL = "demo"
@@ -81,6 +81,10 @@ class Bench:
         return script
 
 
+def say_row(attempt: Attempt) -> Chunk:
+    return Chunk(attempt.job_id, attempt.number, attempt.last_seq + 1, Vectors((b"....", b"....")))
+
+
 @pytest.fixture
 def bench(store_settings: StoreSettings) -> Bench:
     return Bench(store_settings)
@@ -138,3 +142,14 @@ def test_lost_attempt_writes_nothing(bench: Bench) -> None:
     bench.run(ScriptedHost([lambda attempt: Lost()]))
     assert bench.events() == []
     assert bench.stores.jobs.get(bench.job_id).state is JobState.RUNNING
+
+
+def test_a_new_attempt_knows_how_many_rows_are_out(bench: Bench) -> None:
+    def publish(attempt: Attempt) -> Outcome:
+        bench.stores.writer.append([say_row(attempt)])
+        return Parked()
+
+    host = ScriptedHost([publish, publish, finish])
+    for _ in range(3):
+        bench.run(host)
+    assert [attempt.published_rows for attempt in host.seen] == [0, 2, 4]

@@ -16,7 +16,7 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
-from tasks.generation import GenerationRequest
+from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
 from tasks.stream_events import End, StreamEvent
@@ -66,7 +66,7 @@ class Submission:
 class Submitted:
     """What one call of `submit` was given."""
 
-    request: GenerationRequest
+    request: JobRequest
     priority: Priority
     deadline_ms: int | None
     idempotency_key: str | None
@@ -105,7 +105,7 @@ class FakeBackend:
     # ---- Submitter
     def submit(
         self,
-        request: GenerationRequest,
+        request: JobRequest,
         *,
         offer: ModelOffer,
         priority: Priority,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tasks.generation import GenerationRequest, SamplingParams, TokenLogprob
 from workers.engine.base import Engine
-from workers.messages import Done, Generate, TokenOut
+from workers.messages import Done, Encoded, Generate, Output, TokenOut
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -25,11 +25,12 @@ class Heard:
         assert self.end is not None, "the generation has not ended"
         return self.end
 
-    def take(self, output: TokenOut | Done) -> None:
+    def take(self, output: Output) -> None:
         assert self.end is None, "output after the end"
         if isinstance(output, Done):
             self.end = output
         else:
+            assert not isinstance(output, Encoded), "a generation has no vectors"
             self.outputs.append(output)
 
     @property
@@ -53,7 +54,7 @@ def request(prompt: str, **options) -> GenerationRequest:
 class Steps(Protocol):
     """An engine, or the step loop inside it."""
 
-    def step(self) -> tuple[TokenOut | Done, ...]: ...
+    def step(self) -> tuple[Output, ...]: ...
 
 
 def listen(engine: Steps, into: dict[int, Heard]) -> int:

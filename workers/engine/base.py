@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeVar
 
-from workers.messages import Done, Generate, Ready, TokenOut
-
-if TYPE_CHECKING:  # a worker needs EngineConfig, not numpy
-    from workers.engine.sequence import Sequence
+from tasks.fleet import ModelKind
+from workers.messages import Encode, Generate, Output, Ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +23,8 @@ class EngineConfig:
     main_gpu: int = 0
     use_extra_bufts: bool = True  # False where AMX kills the process
     prefill_chunk: int = 512  # prompt tokens per step at most
+    model_kind: ModelKind = ModelKind.GENERATE
+    pooling: str | None = None  # mean, cls, last; None: as the file says
 
 
 class EngineFailed(Exception):
@@ -35,21 +35,31 @@ class ProgressCallback(Protocol):
     def __call__(self, fraction: float, /) -> None: ...
 
 
-class Engine(Protocol):
+class Prepared(Protocol):
+    """Work that an engine can take: a sequence, or an encoding."""
+
+    key: int
+    prompt_tokens: int
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+class Engine(Protocol[P]):
     """Single-threaded: every method is called by the one thread that owns the context, `prepare` excepted."""
 
     def load(self, progress: ProgressCallback) -> Ready:
         """Load the weights and create the context. Raises ModelLoadFailed."""
         ...
 
-    def prepare(self, message: Generate) -> Sequence:
+    def prepare(self, message: Generate | Encode) -> P:
         """Render the chat template, tokenise, replay the forced ids. Any thread may call this after load.
 
-        Raises InvalidRequest (PromptTooLong among others)."""
+        Raises InvalidRequest (PromptTooLong and WrongModelKind among others)."""
         ...
 
-    def add(self, sequence: Sequence) -> None:
-        """Start a sequence at the next step; it waits inside the engine while no slot is free."""
+    def add(self, work: P) -> None:
+        """Start it at the next step; it waits inside the engine while no slot is free."""
         ...
 
     def cancel(self, key: int) -> None:
@@ -63,7 +73,7 @@ class Engine(Protocol):
     @property
     def has_work(self) -> bool: ...
 
-    def step(self) -> tuple[TokenOut | Done, ...]:
+    def step(self) -> tuple[Output, ...]:
         """Decode one batch and return what it produced, in order. Raises EngineFailed."""
         ...
 

@@ -19,12 +19,12 @@ from tasks.errors import ModelLoadFailed
 from tasks.generation import GenerationRequest
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.fake_behaviour import FakeBehaviour
-from workers.engine.looped import LoopedEngine
+from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
 from workers.engine.step_loop import Interrupted, Slice, StepLoop
 from workers.engine.vocabulary import Vocabulary
-from workers.messages import Generate, Ready
+from workers.messages import Encode, Generate, Ready
 
 _TEXT = """
     warm cold pool queue model token river stone light water seven eleven green amber north quiet
@@ -142,7 +142,8 @@ class FakeEngine(LoopedEngine):
             compute_bytes=0,
         )
 
-    def prepare(self, message: Generate) -> Sequence:
+    def prepare(self, message: Generate | Encode) -> Sequence:
+        message = only_generate(message)
         return self._loop.sequence(message, tuple(_prompt_text(message.request).encode()))
 
     def close(self) -> None:

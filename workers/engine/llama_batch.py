@@ -62,6 +62,11 @@ class LlamaBatch:
         self.struct.n_tokens = total
         return outputs
 
+    def fill_whole(self, inputs: Items[Items[int]]) -> None:
+        """One sequence per input, with an output of every token: pooling needs them all."""
+        self.fill([Slice(slot, 0, list(tokens), True) for slot, tokens in enumerate(inputs)])
+        self._wanted[: self.struct.n_tokens] = 1
+
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))

@@ -21,18 +21,18 @@ from tasks.errors import ModelLoadFailed
 from tasks.generation import GenerationRequest
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.chat_template import ChatTemplate
+from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
-from workers.engine.looped import LoopedEngine
+from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
 from workers.engine.step_loop import Interrupted, NoRoom, Slice, StepLoop
 from workers.engine.vocabulary import Vocabulary
-from workers.messages import Generate, Ready
+from workers.messages import Encode, Generate, Ready
 
-_KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
 _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
 
 
@@ -52,7 +52,7 @@ class LlamaContext:
         params.n_outputs_max = config.slots
         params.n_threads = params.n_threads_batch = config.threads
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-        params.type_k = params.type_v = _KV_TYPES[config.kv_type]
+        params.type_k = params.type_v = KV_TYPES[config.kv_type]
         params.offload_kqv = params.op_offload = config.gpu_layers != 0
         params.no_perf = True
         self._pointer: Any = api.llama_init_from_model(model.pointer, params)
@@ -117,8 +117,8 @@ class LlamaEngine(LoopedEngine):
     def load(self, progress: ProgressCallback) -> Ready:
         started = time.monotonic()
         config = self._config
-        if config.kv_type not in _KV_TYPES:
-            raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(_KV_TYPES)}.")
+        if config.kv_type not in KV_TYPES:
+            raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(KV_TYPES)}.")
         api.llama_backend_init()
         model = LlamaModel(
             config.model_path,
@@ -148,7 +148,8 @@ class LlamaEngine(LoopedEngine):
             compute_bytes=buffers["compute"] + buffers["output"],
         )
 
-    def prepare(self, message: Generate) -> Sequence:
+    def prepare(self, message: Generate | Encode) -> Sequence:
+        message = only_generate(message)
         return self._loop.sequence(message, self._prompt_ids(message.request))
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:

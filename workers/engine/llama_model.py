@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_cpp import llama_cpp as api
 
@@ -15,6 +16,15 @@ from workers.engine.vocabulary import Vocabulary
 
 _LONGEST_PIECE = 256  # bytes; longer ones are asked for again
 _ALL_LAYERS = 2**31 - 1
+
+
+class PairParts(NamedTuple):
+    """A reranker's own template with {query} and {document}, or the ids around and between the two."""
+
+    template: str | None
+    start: list[int]
+    between: list[int]
+    end: list[int]
 
 
 class LlamaModel:
@@ -45,36 +55,57 @@ class LlamaModel:
             raise ModelLoadFailed(f"llama.cpp can't load {path.name}: {log.complaints() or 'it gave no reason'}.")
         if api.llama_model_has_encoder(self.pointer) or not api.llama_model_has_decoder(self.pointer):
             self.close()
-            raise ModelLoadFailed(f"{path.name} is not a text generator: only decoder models can be served.")
+            raise ModelLoadFailed(f"{path.name} is an encoder-decoder model; those can't be served.")
         self._vocab: Any = api.llama_model_get_vocab(self.pointer)
-        self.vocabulary = self._read_vocabulary()
         self.weight_bytes: int = api.llama_model_size(self.pointer)
         template = api.llama_model_chat_template(self.pointer, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocab)
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Text → ids; control tokens written out in the text are recognised. Safe in any thread."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Text → ids; control tokens written out in the text are recognised if asked for. Safe in any thread."""
         data = text.encode("utf-8", "replace")
         capacity = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * capacity)()
-            count = api.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, True)
+            count = api.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, parse_special)
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(api.llama_vocab_n_tokens(self._vocab))
 
     def start_ids(self) -> list[int]:
         """What an empty text starts with: BOS, else the end of the text before, else the first token."""
         candidates = (api.llama_vocab_bos(self._vocab), api.llama_vocab_eos(self._vocab), 0)
         return [next(token for token in candidates if token >= 0)]
 
+    def pair_parts(self) -> PairParts:
+        """How a query and a text are joined for a reranker."""
+        vocab = self._vocab
+        template = api.llama_model_chat_template(self.pointer, b"rerank")
+        end = api.llama_vocab_eos(vocab)
+        if end < 0:
+            end = api.llama_vocab_sep(vocab)
+        ends = [end] if api.llama_vocab_get_add_eos(vocab) else []
+        separators = [api.llama_vocab_sep(vocab)] if api.llama_vocab_get_add_sep(vocab) else []
+        return PairParts(
+            template=template.decode("utf-8", "replace") if template else None,
+            start=[api.llama_vocab_bos(vocab)] if api.llama_vocab_get_add_bos(vocab) else [],
+            between=ends + separators,
+            end=ends or separators,  # BERT ends both parts with [SEP]; llama-server leaves the second open
+        )
+
     def close(self) -> None:
         if self.pointer:
             api.llama_model_free(self.pointer)
             self.pointer = None
 
-    def _read_vocabulary(self) -> Vocabulary:
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Read when it is first asked for: a vector needs none. Raises ModelLoadFailed when the file has none."""
         vocab = self._vocab
         size: int = api.llama_vocab_n_tokens(vocab)
         if size <= 0:

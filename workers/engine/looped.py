@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from tasks.errors import WrongModelKind
+from tasks.fleet import ModelKind
 from workers.engine.sequence import Sequence
 from workers.engine.step_loop import StepLoop
-from workers.messages import Done, TokenOut
+from workers.messages import Done, Encode, Generate, TokenOut
+
+
+def only_generate(message: Generate | Encode) -> Generate:
+    """The front has looked already; but a model's file may change while its job waits. Raises WrongModelKind."""
+    if isinstance(message, Encode):
+        raise WrongModelKind(message.request.model, ModelKind.GENERATE)
+    return message
 
 
 class LoopedEngine:

@@ -1,0 +1,35 @@
+"""POST /v1/rerank: which texts answer a query best."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.answering import answer_whole
+from app.encoding_admission import rerank_request
+from app.encoding_forms import RankingForm
+from app.front import FrontDep
+from app.idempotency import IdempotencyKey, fingerprint
+from app.schemas.encoding import RerankBody
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.post("/v1/rerank", summary="Order texts by how well they answer a query")
+async def create_ranking(
+    body: RerankBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
+) -> Response:
+    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    return await answer_whole(
+        front,
+        request,
+        rerank_request(body, offer, front.settings),
+        offer=offer,
+        priority=body.level,
+        form_of=partial(RankingForm, body=body),
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint(idempotency_key, request.url.path, body),
+    )

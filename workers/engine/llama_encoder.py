@@ -1,0 +1,205 @@
+"""Embedding models and rerankers on llama.cpp: one model, one context that pools each input to one row.
+
+An input is computed within a single micro-batch, as pooling and attention in both directions demand; so the context's
+micro-batch is as long as the longest input. Nothing is kept between batches.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # before the library loads: it would run gdb on an abort
+
+from llama_cpp import llama_cpp as api
+
+from tasks.encoding import EncodingRequest
+from tasks.errors import InputTooLong, InvalidRequest, ModelLoadFailed, WrongModelKind
+from tasks.fleet import ModelKind
+from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
+from workers.engine.encoding import EncodeLoop, Encoding, Rows
+from workers.engine.kv_types import KV_TYPES
+from workers.engine.llama_batch import LlamaBatch
+from workers.engine.llama_log import LlamaLog
+from workers.engine.llama_model import LlamaModel
+from workers.engine.probe import extra_buffers_are_safe
+from workers.messages import Encode, Generate, Output, Ready
+
+MAX_INPUTS = 64  # per batch
+_POOLING = {
+    None: api.LLAMA_POOLING_TYPE_UNSPECIFIED,  # as the file says
+    "mean": api.LLAMA_POOLING_TYPE_MEAN,
+    "cls": api.LLAMA_POOLING_TYPE_CLS,
+    "last": api.LLAMA_POOLING_TYPE_LAST,
+    "rank": api.LLAMA_POOLING_TYPE_RANK,
+}
+
+
+class EncoderContext:
+    """An EncodingBackend: the compute buffers of one model."""
+
+    def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
+        """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
+        params = api.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = config.context_length
+        params.n_seq_max = MAX_INPUTS
+        params.kv_unified = True  # of a decoder: inputs share the cells, whatever their lengths
+        params.embeddings = True
+        params.pooling_type = _POOLING[config.pooling]
+        params.n_threads = params.n_threads_batch = config.threads
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.type_k = params.type_v = KV_TYPES[config.kv_type]
+        params.offload_kqv = params.op_offload = config.gpu_layers != 0
+        params.no_perf = True
+        self._pointer: Any = api.llama_init_from_model(model.pointer, params)
+        if not self._pointer:
+            raise ModelLoadFailed(
+                f"llama.cpp can't create a context for inputs of {config.context_length} tokens: "
+                f"{log.complaints() or 'it gave no reason'}."
+            )
+        self._memory: Any = api.llama_get_memory(self._pointer)  # None: an encoder keeps nothing
+        self._batch = LlamaBatch(config.context_length)
+        is_score = api.llama_pooling_type(self._pointer) == api.LLAMA_POOLING_TYPE_RANK
+        self.num_classes: int = api.llama_model_n_cls_out(model.pointer) if is_score else 0
+        self._width = self.num_classes or api.llama_model_n_embd_out(model.pointer)
+
+    def encode(self, inputs: Items[Items[int]]) -> Rows:
+        self._batch.fill_whole(inputs)
+        code = api.llama_decode(self._pointer, self._batch.struct)
+        if code != 0:
+            raise EngineFailed(f"llama_decode returned {code} for {len(inputs)} inputs.")
+        rows = np.empty((len(inputs), self._width), dtype=np.float32)
+        for index in range(len(inputs)):
+            row = api.llama_get_embeddings_seq(self._pointer, index)
+            rows[index] = np.ctypeslib.as_array(row, shape=(self._width,))
+        if self._memory:
+            api.llama_memory_clear(self._memory, False)
+        return self._scores(rows) if self.num_classes else rows
+
+    def _scores(self, rows: Rows) -> Rows:
+        """One number from 0 to 1. A single output is a logit; several are probabilities, the first of "relevant"."""
+        if self.num_classes > 1:
+            return rows[:, :1]
+        with np.errstate(over="ignore"):  # exp of a large number is infinite, and the score 0
+            return (1 / (1 + np.exp(-rows))).astype(np.float32)
+
+    def close(self) -> None:
+        if self._pointer:
+            api.llama_free(self._pointer)
+            self._pointer = None
+
+
+class LlamaEncoder:
+    """See `workers.engine.base.Engine` for the contract."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._log = LlamaLog()
+        self._model: LlamaModel | None = None
+        self._context: EncoderContext | None = None
+
+    def load(self, progress: ProgressCallback) -> Ready:
+        started = time.monotonic()
+        config = self._config
+        api.llama_backend_init()
+        model = LlamaModel(
+            config.model_path,
+            self._log,
+            gpu_layers=config.gpu_layers,
+            main_gpu=config.main_gpu,
+            use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
+            progress=progress,
+        )
+        self._model = model
+        context = self._context = EncoderContext(model, config, self._log)
+        if config.model_kind is ModelKind.RERANK and not context.num_classes:
+            raise ModelLoadFailed(
+                f"{config.model_path.name} has no classifier, so it can't score texts; `kind: embed` in models.yaml "
+                "makes it an embedding model."
+            )
+        self._pairs = model.pair_parts()
+        self._loop = EncodeLoop(context, max_tokens=config.context_length, max_inputs=MAX_INPUTS)
+        buffers = self._log.buffer_bytes()
+        self._log.forget()
+        return Ready(
+            context_length=config.context_length,
+            slots=config.slots,
+            load_ms=round((time.monotonic() - started) * 1e3),
+            weight_bytes=model.weight_bytes,
+            kv_bytes=buffers["KV"] + buffers["RS"],
+            compute_bytes=buffers["compute"] + buffers["output"],
+        )
+
+    def prepare(self, message: Generate | Encode) -> Encoding:
+        kind = self._config.model_kind
+        if isinstance(message, Generate):
+            raise WrongModelKind(message.request.model, kind)
+        request = message.request
+        if (request.query is not None) != (kind is ModelKind.RERANK):
+            raise WrongModelKind(request.model, kind)
+        inputs = tuple(self._inputs(request))
+        name = "input" if request.query is None else "documents"
+        for index, tokens in enumerate(inputs):
+            if len(tokens) > self._config.context_length:
+                raise InputTooLong(param=f"{name}[{index}]", tokens=len(tokens), limit=self._config.context_length)
+        return Encoding(
+            key=message.key,
+            inputs=inputs,
+            done=message.published_rows,
+            dimensions=request.dimensions,
+            is_scored=request.query is not None,
+        )
+
+    def add(self, work: Encoding) -> None:
+        self._loop.add(work)
+
+    def cancel(self, key: int) -> None:
+        self._loop.cancel(key)
+
+    def interrupt(self, key: int) -> None:
+        """A batch is short: nothing is gained by stopping inside it."""
+
+    @property
+    def has_work(self) -> bool:
+        return self._loop.has_work
+
+    def step(self) -> tuple[Output, ...]:
+        return self._loop.step()
+
+    def close(self) -> None:
+        if self._context is not None:
+            self._context.close()
+        if self._model is not None:
+            self._model.close()
+
+    def _inputs(self, request: EncodingRequest) -> Items[tuple[int, ...]]:
+        assert self._model is not None, "prepare before load"
+        if request.query is not None:
+            return [self._pair(self._model, request.query, text) for text in request.texts]
+        if request.texts:
+            return [tuple(self._model.tokenize(text, add_special=True)) or self._nothing() for text in request.texts]
+        size = self._model.vocabulary_size
+        for index, tokens in enumerate(request.token_ids):
+            if not all(0 <= token < size for token in tokens):
+                raise InvalidRequest(
+                    f"input[{index}] has token ids that this model lacks; its ids are 0 to {size - 1}.",
+                    param=f"input[{index}]",
+                )
+        return request.token_ids
+
+    def _nothing(self) -> tuple[int, ...]:
+        assert self._model is not None
+        return tuple(self._model.start_ids())
+
+    def _pair(self, model: LlamaModel, query: str, text: str) -> tuple[int, ...]:
+        """The form of llama-server (tools/server/server-common.cpp, format_prompt_rerank)."""
+        pairs = self._pairs
+        if pairs.template is not None:
+            filled = pairs.template.replace("{query}", query).replace("{document}", text)
+            return tuple(model.tokenize(filled, add_special=False))
+        middle = (model.tokenize(part, add_special=False, parse_special=False) for part in (query, text))
+        return (*pairs.start, *next(middle), *pairs.between, *next(middle), *pairs.end)
