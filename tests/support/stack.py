@@ -66,11 +66,15 @@ class Stack:
                 process.wait()
 
     def spawn(self, name: str, *module: str, **settings: str) -> subprocess.Popen[bytes]:
+        return self.spawn_at((), name, *module, **settings)
+
+    def spawn_at(self, place: tuple[str, ...], name: str, *module: str, **settings: str) -> subprocess.Popen[bytes]:
+        """`python -m module` behind a command that starts it in another place."""
         logs = self.home / "test-logs"
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / f"{name}-{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *module],
+                [*place, sys.executable, "-m", *module],
                 cwd=REPOSITORY,
                 env={**self._env, **settings},
                 stdin=subprocess.DEVNULL,
