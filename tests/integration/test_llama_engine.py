@@ -12,9 +12,9 @@ from tasks.errors import InvalidRequest, ModelLoadFailed, PromptTooLong
 from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
 from tests.support.generating import GREEDY, Heard, listen, request, run, run_one
 from tests.support.tiny_model import CONTEXT_LENGTH, END, write_tiny_model
+from workers.engine.backend import Interrupted, Slice
 from workers.engine.base import EngineConfig
 from workers.engine.llama_cpp import LlamaContext, LlamaEngine
-from workers.engine.step_loop import Interrupted, Slice
 from workers.messages import Generate
 
 pytestmark = pytest.mark.integration

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from tasks.errors import ModelLoadFailed, PromptTooLong
 from tasks.generation import SamplingParams
 from tests.support.generating import Heard, listen, request, run, run_one
+from workers.engine.backend import NoRoom
 from workers.engine.base import EngineConfig, EngineFailed
 from workers.engine.fake import FakeBackend, FakeEngine
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.sampling import Floats
-from workers.engine.step_loop import NoRoom, StepLoop
+from workers.engine.step_loop import StepLoop
 from workers.messages import Generate
 
 

@@ -25,6 +25,7 @@ class EngineConfig:
     prefill_chunk: int = 512  # prompt tokens per step at most
     model_kind: ModelKind = ModelKind.GENERATE
     pooling: str | None = None  # mean, cls, last; None: as the file says
+    parked_bytes: int = 0  # memory for the caches of sequences that lost their slot, beside the KV cache
 
 
 class EngineFailed(Exception):

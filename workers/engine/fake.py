@@ -12,17 +12,19 @@ import threading
 import time
 import zlib
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.errors import ModelLoadFailed
 from tasks.generation import GenerationRequest
+from workers.engine.backend import Interrupted, Slice, State
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
-from workers.engine.step_loop import Interrupted, Slice, StepLoop
+from workers.engine.step_loop import StepLoop
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Encode, Generate, Ready
 
@@ -32,6 +34,7 @@ _TEXT = """
 """
 _WORDS = _TEXT.split()
 _SIGNS = (".", ",", "!", "?", "\n", " Ü", " 本", " 🙂")
+TOKEN_BYTES = 64  # in the KV cache
 EOG_ID = 256 + len(_WORDS) + len(_SIGNS)
 VOCABULARY = Vocabulary(
     pieces=(
@@ -44,10 +47,23 @@ VOCABULARY = Vocabulary(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class FakeState:
+    """What a slot held."""
+
+    kv: list[int]
+    hashes: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.kv) * TOKEN_BYTES
+
+
 class FakeBackend:
     """Remembers the tokens of each slot like a KV cache, and hashes them into logits."""
 
     vocabulary = VOCABULARY
+    cuts_tails = True
 
     def __init__(self, slots: int, behaviour: FakeBehaviour) -> None:
         self._kv: list[list[int]] = [[] for _ in range(slots)]
@@ -67,8 +83,7 @@ class FakeBackend:
                 kv.append(token)
                 hashes.append(zlib.crc32(token.to_bytes(4, "big"), hashes[-1] if hashes else 0))
             self._act_on(part)
-            if part.wants_logits:
-                rows.append(self._logits(hashes[-1]))
+            rows += [self._logits(digest) for digest in hashes[len(hashes) - part.outputs :]]
         return np.array(rows, dtype=np.float32).reshape(len(rows), len(VOCABULARY))
 
     def interrupt(self) -> None:
@@ -81,6 +96,21 @@ class FakeBackend:
         del self._kv[slot][length:]
         del self._hashes[slot][length:]
         return length
+
+    def copy(self, source: int, target: int) -> None:
+        self._kv[target], self._hashes[target] = self._kv[source].copy(), self._hashes[source].copy()
+
+    def copy_cost(self, tokens: int) -> int:
+        return tokens
+
+    def save(self, slot: int, limit_bytes: int) -> FakeState | None:
+        state = FakeState(self._kv[slot].copy(), self._hashes[slot].copy())
+        return state if state.nbytes <= limit_bytes else None
+
+    def restore(self, slot: int, state: State) -> bool:
+        assert isinstance(state, FakeState)
+        self._kv[slot], self._hashes[slot] = state.kv.copy(), state.hashes.copy()
+        return True
 
     def _pace(self, tokens: int) -> None:
         behaviour = self._behaviour
@@ -123,6 +153,7 @@ class FakeEngine(LoopedEngine):
             slots=config.slots,
             context_length=config.context_length,
             prefill_chunk=config.prefill_chunk,
+            parked_bytes=config.parked_bytes,
         )
 
     def load(self, progress: ProgressCallback) -> Ready:
@@ -138,7 +169,7 @@ class FakeEngine(LoopedEngine):
             slots=self._config.slots,
             load_ms=round((time.monotonic() - started) * 1e3),
             weight_bytes=self._behaviour.weight_bytes,
-            kv_bytes=self._config.context_length * self._config.slots * 64,
+            kv_bytes=self._config.context_length * self._config.slots * TOKEN_BYTES,
             compute_bytes=0,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as api
 
-from workers.engine.step_loop import Slice
+from workers.engine.backend import Slice
 
 
 class LlamaBatch:
@@ -41,8 +41,8 @@ class LlamaBatch:
         positions: list[int] = []
         slots: list[int] = []
         wanted: list[int] = []
-        outputs = 0
-        for slot, start, part, wants_logits in slices:
+        rows = 0
+        for slot, start, part, outputs in slices:
             count = len(part)
             if count == 1:
                 positions.append(start)
@@ -52,15 +52,15 @@ class LlamaBatch:
                 slots.extend([slot] * count)
                 wanted.extend([0] * (count - 1))
             tokens += part
-            wanted.append(wants_logits)
-            outputs += wants_logits
+            wanted.append(outputs)
+            rows += outputs
         total = len(tokens)
         self._tokens[:total] = tokens
         self._positions[:total] = positions
         self._slots[:total] = slots
         self._wanted[:total] = wanted
         self.struct.n_tokens = total
-        return outputs
+        return rows
 
     def fill_whole(self, inputs: Items[Items[int]]) -> None:
         """One sequence per input, with an output of every token: pooling needs them all."""

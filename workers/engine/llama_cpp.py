@@ -19,17 +19,19 @@ from llama_cpp import llama_cpp as api
 
 from tasks.errors import ModelLoadFailed
 from tasks.generation import GenerationRequest
+from workers.engine.backend import Interrupted, NoRoom, Slice
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.chat_template import ChatTemplate
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_log import LlamaLog
+from workers.engine.llama_memory import LlamaMemory
 from workers.engine.llama_model import LlamaModel
 from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
-from workers.engine.step_loop import Interrupted, NoRoom, Slice, StepLoop
+from workers.engine.step_loop import StepLoop
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Encode, Generate, Ready
 
@@ -62,7 +64,19 @@ class LlamaContext:
                 f"{log.complaints() or 'it gave no reason'}."
             )
         self.vocabulary: Vocabulary = model.vocabulary
-        self._memory: Any = api.llama_get_memory(self._pointer)
+        self._memory = LlamaMemory(
+            self._pointer,
+            model.pointer,
+            context_length=config.context_length,
+            is_on_device=config.gpu_layers != 0,
+        )
+        self.cuts_tails = self._memory.cuts_tails
+        self.length = self._memory.length
+        self.keep_prefix = self._memory.keep_prefix
+        self.copy = self._memory.copy
+        self.copy_cost = self._memory.copy_cost
+        self.save = self._memory.save
+        self.restore = self._memory.restore
         self._batch = LlamaBatch(capacity)
         # ggml asks `bool abort(void *data)` before every node of the graph. A Python function there would need the GIL
         # hundreds of times a step; strlen(data) answers the same question from the string: empty, or not.
@@ -73,6 +87,7 @@ class LlamaContext:
     def decode(self, batch: Items[Slice]) -> Floats:
         outputs = self._batch.fill(batch)
         code = api.llama_decode(self._pointer, self._batch.struct)
+        self._memory.decode_has_begun()
         self._wish_to_stop[0] = b"\0"
         if code == 1:  # the state was restored
             raise NoRoom
@@ -88,16 +103,6 @@ class LlamaContext:
     def interrupt(self) -> None:
         """Takes effect on the CPU; other devices finish their batch."""
         self._wish_to_stop[0] = b"x"
-
-    def length(self, slot: int) -> int:
-        return int(api.llama_memory_seq_pos_max(self._memory, slot)) + 1
-
-    def keep_prefix(self, slot: int, length: int) -> int:
-        if length and api.llama_memory_seq_rm(self._memory, slot, length, -1):
-            return length
-        # Recurrent models can't drop a tail; dropping a whole sequence never fails.
-        api.llama_memory_seq_rm(self._memory, slot, -1, -1)
-        return 0
 
     def close(self) -> None:
         if self._pointer:
@@ -135,7 +140,11 @@ class LlamaEngine(LoopedEngine):
             model.chat_template, bos_token=model.vocabulary.bos_text, eos_token=model.vocabulary.eos_text
         )
         self._loop = StepLoop(
-            context, slots=config.slots, context_length=config.context_length, prefill_chunk=config.prefill_chunk
+            context,
+            slots=config.slots,
+            context_length=config.context_length,
+            prefill_chunk=config.prefill_chunk,
+            parked_bytes=config.parked_bytes,
         )
         buffers = self._log.buffer_bytes()
         self._log.forget()

@@ -95,11 +95,11 @@ def _remember(path: Path, *, safe: bool) -> None:
 
 
 def main(model_path: Path) -> None:
+    from workers.engine.backend import Slice
     from workers.engine.base import EngineConfig
     from workers.engine.llama_cpp import LlamaContext
     from workers.engine.llama_log import LlamaLog
     from workers.engine.llama_model import LlamaModel
-    from workers.engine.step_loop import Slice
 
     log = LlamaLog()
     config = EngineConfig(model_path=model_path, context_length=256, slots=1, threads=2, prefill_chunk=32)

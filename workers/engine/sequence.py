@@ -78,15 +78,18 @@ class Sequence:
         "_new_ids",
         "_pieces",
         "_skip",
+        "arrival",
         "cached_tokens",
         "decoded",
         "error",
         "finish_reason",
         "key",
+        "priority",
         "prompt_tokens",
         "sampler",
         "slot",
         "tokens",
+        "waits_for",
     )
 
     def __init__(
@@ -100,11 +103,14 @@ class Sequence:
         """Raises InvalidRequest when a bias doesn't fit the model, CannotResume when what was published doesn't."""
         request = message.request
         self.key = message.key
-        self.slot = -1
+        self.priority = message.priority
+        self.arrival = 0  # its number in the engine, given by the step loop
+        self.waits_for: tuple[Sequence, int] | None = None  # a running one that prefills these first tokens of ours
+        self.slot = -1  # while it has none
         self.tokens = list(prompt_ids)
         self.prompt_tokens = len(self.tokens)
         self.decoded = 0
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None  # of the prompt, found when the sequence got its first slot
         self.finish_reason: FinishReason | None = None
         self.error: JobError | None = None  # why it can't go on
         self.sampler = Sampler(request, vocabulary)
@@ -120,6 +126,10 @@ class Sequence:
         self._backlog = ""  # certain text that was not published before the resume
         self._skip = 0  # characters to come that were
         self._replay(message.forced_ids, message.emitted_text)
+
+    def rank(self) -> tuple[int, int]:
+        """Smaller ones go first."""
+        return self.priority, self.arrival
 
     @property
     def completion_tokens(self) -> int:
@@ -157,6 +167,12 @@ class Sequence:
             text += self._assembler.flush()
         return self._publish(text) if text else None
 
+    def cut_off(self) -> TokenOut | None:
+        """End here for want of room; what was held back comes out."""
+        self.finish_reason = "length"
+        text = self._assembler.flush()
+        return self._publish(text) if text else None
+
     def leftover(self) -> TokenOut | None:
         """What a resume found certain but unpublished; asked once, when the sequence starts."""
         text, self._backlog = self._backlog, ""
@@ -168,7 +184,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
-            cached_tokens=self.cached_tokens,
+            cached_tokens=self.cached_tokens or 0,
             error=self.error,
         )
 

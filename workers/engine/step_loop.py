@@ -1,69 +1,34 @@
 """The continuous-batching loop: waiting sequences take slots, every step decodes one batch of all of them.
 
 Knows nothing of llama.cpp: a Backend decodes. One step = admit → share out the batch → decode → sample → publish.
+
+A sequence without a slot waits, whether it is new or was parked: then its tokens so far are its prompt, and what its
+slot held is found again like any other prefix.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from tasks.errors import PromptTooLong
+from tasks.jobs import Priority
 from workers.engine import scheduler
+from workers.engine.backend import Backend, Interrupted, NoRoom, Slice
 from workers.engine.base import EngineFailed
 from workers.engine.constraint import Constraint
+from workers.engine.parked_states import ParkedStates
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
-from workers.engine.vocabulary import Vocabulary
+from workers.engine.slots import Slots
+from workers.engine.waiting import WaitingLine
 from workers.messages import Done, Generate, TokenOut
 
-
-class Slice(NamedTuple):
-    """Tokens of one slot in a batch."""
-
-    slot: int
-    start: int  # position of the first one
-    tokens: list[int]
-    wants_logits: bool  # of the last one
-
-
-class NoRoom(Exception):
-    """The KV cache can't take this batch; nothing was changed."""
-
-
-class Interrupted(Exception):
-    """The decode was stopped inside the batch. What each slot holds now is for `Backend.length` to say."""
-
-
-class Backend(Protocol):
-    """A model that decodes batches; one thread owns it."""
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-    def decode(self, batch: Items[Slice]) -> Floats:
-        """One row of logits per slice that wants them, in order, valid until the next call.
-
-        Slices come in ascending order of their slots. Raises NoRoom, Interrupted or EngineFailed."""
-        ...
-
-    def interrupt(self) -> None:
-        """Stop the decode under way, if there is one. Any thread may call this."""
-        ...
-
-    def length(self, slot: int) -> int:
-        """How many tokens the slot's cache holds."""
-        ...
-
-    def keep_prefix(self, slot: int, length: int) -> int:
-        """Forget all but the first `length` tokens of a slot; the number really kept (0 where tails can't be cut)."""
-        ...
+_NO_LOGITS = np.empty((0, 0), dtype=np.float32)
 
 
 class StepLoop:
@@ -76,24 +41,24 @@ class StepLoop:
         slots: int,
         context_length: int,
         prefill_chunk: int,
+        parked_bytes: int = 0,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
         self._context_length = context_length
         self._pace = scheduler.PrefillPace(prefill_chunk)
         self._monotonic_s = monotonic_s
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
-        self._free = set(range(slots))
-        self._cached: list[list[int]] = [[] for _ in range(slots)]  # what each free slot's KV cache holds
-        self._used_at = dict.fromkeys(range(slots), 0)
+        self._waiting = WaitingLine()
+        self._slots = Slots(backend, slots, ParkedStates(parked_bytes))
+        self._capacity = self._num_slots = slots  # less capacity than slots while the KV cache is short of room
         self._outbox: list[TokenOut | Done] = []  # outputs that need no decode: cancelled, already complete
         self._prefilling: frozenset[int] = frozenset()  # keys with a piece of their prompt in the batch under way
+        self._arrivals = 0
         self._steps = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting or self._outbox)
+        return bool(self._slots.running or self._waiting or self._outbox)
 
     def sequence(self, message: Generate, prompt_ids: Items[int], constraint: Constraint | None = None) -> Sequence:
         """Raises PromptTooLong, or InvalidRequest for what doesn't fit the vocabulary. Safe in any thread."""
@@ -107,20 +72,21 @@ class StepLoop:
             self._outbox.append(leftover)
         if sequence.finish_reason is not None:  # the forced ids were already the whole text
             self._outbox.append(sequence.done())
-        else:
-            self._waiting.append(sequence)
+            return
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        self._waiting.enter(sequence)
 
     def cancel(self, key: int) -> None:
-        for sequence in self._running:
+        for sequence in self._slots.running:
             if sequence.key == key:
                 self._release(sequence)
                 self._outbox.append(sequence.done())
                 return
-        for sequence in self._waiting:
-            if sequence.key == key:
-                self._waiting.remove(sequence)
-                self._outbox.append(sequence.done())
-                return
+        waiting = self._waiting.find(key)
+        if waiting is not None:
+            self._waiting.leave(waiting)
+            self._outbox.append(waiting.done())
 
     def interrupt(self, key: int) -> None:
         """Stop the decode under way if it spends its time on this sequence's prompt. Any thread may call this.
@@ -132,37 +98,46 @@ class StepLoop:
     def step(self) -> tuple[TokenOut | Done, ...]:
         self._steps += 1
         outputs, self._outbox = self._outbox, []
-        while self._waiting and self._free:
-            self._admit(self._waiting.popleft())
-        if self._running:
-            self._decode_and_sample(outputs)
+        if self._waiting:
+            self._admit()
+        if self._slots.running:
+            sampled, logits = self._decode()
+            if sampled:
+                self._sample(sampled, logits, outputs)
         return tuple(outputs)
 
-    def _admit(self, sequence: Sequence) -> None:
-        # The last token is always decoded again: its logits are needed and were not kept.
-        reusable = {
-            slot: min(scheduler.common_prefix(self._cached[slot], sequence.tokens), len(sequence.tokens) - 1)
-            for slot in self._free
-        }
-        busy = {other.slot for other in self._running}
-        slot = scheduler.choose_slot(reusable, len(sequence.tokens), busy, self._used_at)
-        sequence.slot = slot
-        sequence.decoded = self._backend.keep_prefix(slot, reusable[slot])
-        sequence.cached_tokens = min(sequence.decoded, sequence.prompt_tokens)
-        self._free.remove(slot)
-        self._running.append(sequence)
-        self._running.sort(key=lambda running: running.slot)
+    # ---- who runs
+
+    def _admit(self) -> None:
+        """Fill the slots in the order of the line; batch sequences make room for more urgent ones."""
+        running = self._slots.running
+        for sequence in self._waiting:
+            if len(running) >= self._capacity and not scheduler.gives_way(running, sequence):
+                return
+            if self._is_led(sequence):
+                continue
+            if len(running) >= self._capacity:
+                self._park(max(running, key=Sequence.rank))
+            self._waiting.leave(sequence)
+            self._slots.take(sequence)
+
+    def _is_led(self, sequence: Sequence) -> bool:
+        """Another one prefills what both begin with: then this one waits, and copies it."""
+        if sequence.waits_for is None or not _is_under_way(*sequence.waits_for):
+            sequence.waits_for = self._slots.leader(sequence)
+        return sequence.waits_for is not None
+
+    def _park(self, sequence: Sequence) -> None:
+        self._slots.release(sequence, self._steps)
+        self._waiting.enter(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._free.add(sequence.slot)
-        self._cached[sequence.slot] = sequence.tokens[: sequence.decoded]
-        self._used_at[sequence.slot] = self._steps
+        self._slots.release(sequence, self._steps)
+        self._capacity = min(self._capacity + 1, self._num_slots)
 
-    def _decode_and_sample(self, outputs: list[TokenOut | Done]) -> None:
-        sampled, logits = self._decode()
-        if not sampled:
-            return
+    # ---- one step of those who run
+
+    def _sample(self, sampled: list[Sequence], logits: Floats, outputs: list[TokenOut | Done]) -> None:
         if math.isnan(logits[:, 0].sum()):  # where one logit is NaN, practically all are
             raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
         likeliest = logits.argmax(axis=1).tolist()
@@ -175,54 +150,94 @@ class StepLoop:
                 outputs.append(sequence.done())
 
     def _decode(self) -> tuple[list[Sequence], Floats]:
-        """Decode the next batch, with less prefill while the KV cache has no room for it."""
-        pending = [sequence.pending for sequence in self._running]
-        chunk = self._pace.chunk(others_generate=1 in pending)
-        while True:
-            granted = scheduler.shares(pending, chunk, self._steps)
+        """Decode the next batch: who may be sampled now, and their logits."""
+        running = self._slots.running
+        while running:
+            pending = [sequence.pending for sequence in running]
             try:
-                logits = self._timed_decode(granted)
-                break
+                granted, logits = self._decode_what_fits(pending)
             except Interrupted:
                 self._take_stock()
-                return [], np.empty((0, 0), dtype=np.float32)
+                break
+            except NoRoom:
+                self._make_room()
+                continue
+            sampled = []
+            for sequence, wanted, count in zip(running, pending, granted, strict=True):
+                sequence.decoded += count
+                if count == wanted:
+                    sampled.append(sequence)
+            return sampled, logits
+        return [], _NO_LOGITS
+
+    def _decode_what_fits(self, pending: list[int]) -> tuple[list[int], Floats]:
+        """With less prefill while the KV cache has no room for it. Raises NoRoom when even a token is too much."""
+        running = self._slots.running
+        if max(pending) == 1:
+            return pending, self._timed_decode(pending, pending)
+        levels = [sequence.priority for sequence in running]
+        others_generate = any(
+            wanted == 1 and level is not Priority.BATCH for wanted, level in zip(pending, levels, strict=True)
+        )
+        chunk = self._pace.chunk(others_generate=others_generate)
+        while True:
+            granted = scheduler.shares(pending, levels, chunk, self._steps)
+            try:
+                return granted, self._timed_decode(pending, granted)
             except NoRoom:
                 if chunk <= 1:
-                    raise EngineFailed("The KV cache has no room for the running sequences.") from None
+                    raise
                 chunk //= 2
-        sampled = []
-        for sequence, count in zip(self._running, granted, strict=True):
-            sequence.decoded += count
-            if count and sequence.decoded == len(sequence.tokens):
-                sampled.append(sequence)
-        return sampled, logits
+
+    def _make_room(self) -> None:
+        """The KV cache has no room for another token: 1 idle slots are emptied, 2 the last in rank is parked until
+        another one ends, 3 a sequence that is alone has reached the end of its context."""
+        running = self._slots.running
+        if self._slots.empty_idle():
+            return
+        last = max(running, key=Sequence.rank)
+        if len(running) > 1:
+            self._park(last)
+            self._capacity = len(running)
+            return
+        rest = last.cut_off()
+        if rest is not None:
+            self._outbox.append(rest)
+        self._release(last)
+        self._outbox.append(last.done())
 
     def _take_stock(self) -> None:
         """After an interruption: go on from what is in the cache, with at least the last token still to decode."""
-        for sequence in self._running:
+        for sequence in self._slots.running:
             length = min(self._backend.length(sequence.slot), len(sequence.tokens) - 1)
             sequence.decoded = self._backend.keep_prefix(sequence.slot, length)
 
-    def _timed_decode(self, granted: list[int]) -> Floats:
+    def _timed_decode(self, pending: list[int], granted: list[int]) -> Floats:
         batch = [
             Slice(
                 sequence.slot,
                 sequence.decoded,
                 sequence.tokens[sequence.decoded : sequence.decoded + count],
-                count == sequence.pending,
+                int(count == wanted),
             )
-            for sequence, count in zip(self._running, granted, strict=True)
+            for sequence, wanted, count in zip(self._slots.running, pending, granted, strict=True)
             if count
         ]
         self._prefilling = frozenset(
-            sequence.key for sequence, count in zip(self._running, granted, strict=True) if count > 1
+            sequence.key
+            for sequence, wanted, count in zip(self._slots.running, pending, granted, strict=True)
+            if wanted > 1 and count
         )
         started_s = self._monotonic_s()
         try:
             logits = self._backend.decode(batch)
         finally:
             self._prefilling = frozenset()
-        prompt_tokens = sum(count for count in granted if count > 1)
-        if prompt_tokens:
-            self._pace.measured(prompt_tokens, self._monotonic_s() - started_s)
+        others = pending.count(1)
+        self._pace.measured(sum(granted) - others, others, self._monotonic_s() - started_s)
         return logits
+
+
+def _is_under_way(leader: Sequence, length: int) -> bool:
+    """Whether the leader still works towards so many tokens."""
+    return leader.slot >= 0 and leader.decoded < length

@@ -1,0 +1,354 @@
+"""Slots, parking and shared prefixes of the step loop, on the fake backend whose text shows the slightest slip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.generation import SamplingParams
+from tasks.jobs import Priority
+from tests.support.generating import Heard, listen, request
+from workers.engine.backend import NoRoom
+from workers.engine.fake import TOKEN_BYTES, FakeBackend, FakeState
+from workers.engine.fake_behaviour import FakeBehaviour
+from workers.engine.sampling import Floats
+from workers.engine.step_loop import StepLoop
+from workers.messages import Generate
+
+CHUNK, CONTEXT = 24, 200
+SYSTEM = "You are a quiet river stone. "
+PROMPTS = (SYSTEM + "Say one.", SYSTEM + "Say two.", SYSTEM * 3 + "Say three.", "short", "quite another matter " * 4)
+
+
+class WatchedBackend(FakeBackend):
+    """Checks every batch, counts what was computed and moved, and has room for so many tokens in all."""
+
+    def __init__(self, slots: int, *, room: int = 10**6, cuts_tails: bool = True) -> None:
+        super().__init__(slots, FakeBehaviour())
+        self.cuts_tails = cuts_tails
+        self.room = room
+        self.num_slots = slots
+        self.computed = self.copies = self.restores = 0
+
+    def decode(self, batch) -> Floats:
+        slots = [part.slot for part in batch]
+        assert slots == sorted(set(slots)) and set(slots) <= set(range(self.num_slots))
+        assert sum(len(part.tokens) for part in batch if len(part.tokens) > 1) <= CHUNK
+        tokens = sum(len(part.tokens) for part in batch)
+        if tokens + sum(self.length(slot) for slot in range(self.num_slots)) > self.room:
+            raise NoRoom
+        self.computed += tokens
+        return super().decode(batch)
+
+    def keep_prefix(self, slot: int, length: int) -> int:
+        cuts = self.cuts_tails or length == self.length(slot)
+        return super().keep_prefix(slot, length if cuts else 0)
+
+    def copy(self, source: int, target: int) -> None:
+        self.copies += 1
+        super().copy(source, target)
+
+    def restore(self, slot: int, state) -> bool:
+        self.restores += 1
+        assert isinstance(state, FakeState)
+        return super().restore(slot, state)
+
+
+def loop_of(backend: WatchedBackend, *, parked_bytes: int = 10**6) -> StepLoop:
+    return StepLoop(
+        backend,
+        slots=backend.num_slots,
+        context_length=CONTEXT,
+        prefill_chunk=CHUNK,
+        parked_bytes=parked_bytes,
+        monotonic_s=lambda: 0.0,
+    )
+
+
+def add(
+    loop: StepLoop, key: int, prompt: str, priority: Priority = Priority.DEFAULT, *, max_tokens: int = 12, seed: int = 0
+) -> None:
+    what = request(
+        prompt,
+        max_tokens=max_tokens,
+        ignore_eos=True,
+        sampling=SamplingParams(temperature=1.0 if seed else 0.0, seed=seed),
+    )
+    loop.add(loop.sequence(Generate(key=key, request=what, priority=priority), tuple(prompt.encode())))
+
+
+def run(loop: StepLoop, heard: dict[int, Heard] | None = None) -> dict[int, Heard]:
+    heard = {} if heard is None else heard
+    for _ in range(5000):
+        if not loop.has_work:
+            return heard
+        listen(loop, heard)
+    raise AssertionError("somebody starves")
+
+
+def alone(prompt: str, **options) -> Heard:
+    loop = loop_of(WatchedBackend(1))
+    add(loop, 1, prompt, **options)
+    return run(loop)[1]
+
+
+# ---- anything goes
+
+
+@dataclass(frozen=True)
+class Arrival:
+    step: int
+    prompt: str
+    priority: Priority
+    max_tokens: int
+    seed: int
+    cancel_after: int | None  # steps
+
+
+arrivals = st.lists(
+    st.builds(
+        Arrival,
+        step=st.integers(0, 30),
+        prompt=st.sampled_from(PROMPTS),
+        priority=st.sampled_from(Priority),
+        max_tokens=st.integers(1, 25),
+        seed=st.integers(0, 2),
+        cancel_after=st.none() | st.none() | st.integers(0, 20),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    arrivals,
+    st.integers(1, 4),
+    st.sampled_from([0, 60 * TOKEN_BYTES, 10**6]),
+    st.booleans(),
+    st.sampled_from([150, 230, 10**6]),
+)
+def test_everybody_ends_with_the_text_that_it_would_have_alone(plan, slots, parked_bytes, cuts_tails, room):
+    backend = WatchedBackend(slots, room=room, cuts_tails=cuts_tails)
+    loop = loop_of(backend, parked_bytes=parked_bytes)
+    heard: dict[int, Heard] = {}
+    for step in range(2000):
+        for key, each in enumerate(plan):
+            if each.step == step:
+                add(loop, key, each.prompt, each.priority, max_tokens=each.max_tokens, seed=each.seed)
+            if each.cancel_after is not None and each.step + each.cancel_after == step:
+                loop.cancel(key)
+        if loop.has_work:
+            listen(loop, heard)
+        elif step > 60:
+            break
+        check_slots(loop, slots, parked_bytes)
+    assert set(heard) == set(range(len(plan)))
+    for key, each in enumerate(plan):
+        whole = alone(each.prompt, max_tokens=each.max_tokens, seed=each.seed)
+        if heard[key].done.finish_reason is None:
+            assert each.cancel_after is not None
+            assert whole.ids[: len(heard[key].ids)] == heard[key].ids
+        else:
+            assert (heard[key].ids, heard[key].text) == (whole.ids, whole.text)
+
+
+def check_slots(loop: StepLoop, count: int, parked_bytes: int) -> None:
+    slots, waiting = loop._slots, loop._waiting
+    taken = [sequence.slot for sequence in slots.running]
+    assert taken == sorted(set(taken))
+    assert slots.free.isdisjoint(taken) and len(slots.free) + len(taken) == count
+    assert slots._parked.used_bytes == sum(entry.state.nbytes for entry in slots._parked) <= parked_bytes
+    urgent = [each for each in waiting if each.priority is not Priority.BATCH and each.waits_for is None]
+    if urgent and len(taken) == count and all(each.arrival < loop._arrivals for each in urgent):
+        assert all(each.priority is not Priority.BATCH for each in slots.running)
+
+
+# ---- priority and parking
+
+
+def test_batch_sequence_is_parked_for_urgent_work_and_goes_on_from_memory():
+    backend = WatchedBackend(2)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    for key in (1, 2):
+        add(loop, key, PROMPTS[4][key:], Priority.BATCH, max_tokens=40)
+    for _ in range(15):
+        listen(loop, heard)
+    said = len(heard[2].ids)
+    add(loop, 3, "urgent", Priority.INTERACTIVE, max_tokens=5)
+    for _ in range(5):
+        listen(loop, heard)
+    assert heard[3].done.finish_reason == "length"
+    assert len(heard[1].ids) > said
+    assert len(heard[2].ids) == said
+    run(loop, heard)
+    assert backend.restores == 1
+    prompts = sum(len(PROMPTS[4]) - key for key in (1, 2)) + len("urgent")
+    assert backend.computed == prompts + 39 + 39 + 4  # nothing twice
+    for key in (1, 2):
+        assert heard[key].text == alone(PROMPTS[4][key:], max_tokens=40).text
+
+
+def test_parked_sequence_whose_slot_was_left_alone_needs_no_copy():
+    backend = WatchedBackend(1)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    add(loop, 1, "a batch job of some length", Priority.BATCH, max_tokens=10)
+    listen(loop, heard)
+    listen(loop, heard)
+    add(loop, 2, "urgent", Priority.INTERACTIVE)
+    loop.cancel(2)
+    run(loop, heard)
+    assert (backend.restores, backend.computed) == (0, len("a batch job of some length") + 9)
+
+
+def test_only_batch_work_makes_room():
+    loop = loop_of(WatchedBackend(1))
+    heard: dict[int, Heard] = {}
+    add(loop, 1, "first", Priority.DEFAULT, max_tokens=9)
+    listen(loop, heard)
+    add(loop, 2, "second", Priority.INTERACTIVE, max_tokens=1)
+    while 2 not in heard:
+        listen(loop, heard)
+    assert heard[1].done.completion_tokens == 9
+
+
+def test_waiting_line_serves_urgent_work_first_and_equals_in_order():
+    loop = loop_of(WatchedBackend(1))
+    ended: list[int] = []
+    for key, priority in enumerate([Priority.BATCH, Priority.DEFAULT, Priority.BATCH, Priority.INTERACTIVE]):
+        add(loop, key, f"number {key}", priority, max_tokens=2)
+    while loop.has_work:
+        ended += [output.key for output in loop.step() if not hasattr(output, "ids")]
+    assert ended == [3, 1, 0, 2]
+
+
+def test_batch_work_alone_does_not_shorten_the_chunk_of_an_urgent_prompt():
+    now = [0.0]
+
+    class SlowBackend(WatchedBackend):
+        def decode(self, batch) -> Floats:
+            now[0] += 0.01 * sum(len(part.tokens) for part in batch)
+            return super().decode(batch)
+
+    def steps_until_first_token(company: Priority) -> int:
+        loop = StepLoop(SlowBackend(2), slots=2, context_length=1000, prefill_chunk=400, monotonic_s=lambda: now[0])
+        heard: dict[int, Heard] = {}
+        add(loop, 1, "company " * 20, company, max_tokens=100)
+        for _ in range(10):
+            listen(loop, heard)
+        loop.add(loop.sequence(Generate(key=2, request=request("x")), tuple(b"x" * 500)))
+        steps = 0
+        while 2 not in heard:
+            steps += 1
+            listen(loop, heard)
+        return steps
+
+    globals()["CHUNK"], before = 400, CHUNK
+    try:
+        assert steps_until_first_token(Priority.BATCH) * 2 < steps_until_first_token(Priority.DEFAULT)
+    finally:
+        globals()["CHUNK"] = before
+
+
+# ---- shared prefixes
+
+
+def test_identical_prompts_that_arrive_together_are_computed_once():
+    backend = WatchedBackend(4)
+    loop = loop_of(backend)
+    prompt = SYSTEM * 3
+    for key in range(4):
+        add(loop, key, prompt, seed=key + 1)
+    heard = run(loop)
+    assert backend.copies == 3
+    assert backend.computed == len(prompt) + 3 + 4 * 11  # each copy decodes the last token again
+    assert [heard[key].done.cached_tokens for key in range(4)] == [0, *[len(prompt) - 1] * 3]
+    for key in range(4):
+        assert heard[key].text == alone(prompt, seed=key + 1).text
+
+
+def test_prompts_with_a_common_beginning_wait_for_it_and_copy_it():
+    backend = WatchedBackend(3)
+    loop = loop_of(backend)
+    prompts = [SYSTEM * 3 + f"{number} and then some" for number in range(3)]
+    for key, prompt in enumerate(prompts):
+        add(loop, key, prompt)
+    heard = run(loop)
+    shared = len(SYSTEM) * 3
+    assert [heard[key].done.cached_tokens for key in range(3)] == [0, shared, shared]
+    assert [heard[key].text for key in range(3)] == [alone(prompt).text for prompt in prompts]
+
+
+def test_leader_that_is_cancelled_leaves_nobody_waiting():
+    loop = loop_of(WatchedBackend(2))
+    heard: dict[int, Heard] = {}
+    for key in (1, 2):
+        add(loop, key, SYSTEM * 4)
+    listen(loop, heard)
+    loop.cancel(1)
+    assert run(loop, heard)[2].text == alone(SYSTEM * 4).text
+
+
+def test_urgent_prompt_does_not_wait_for_the_prefill_of_batch_work():
+    loop = loop_of(WatchedBackend(2))
+    heard: dict[int, Heard] = {}
+    add(loop, 1, SYSTEM * 4, Priority.BATCH)
+    listen(loop, heard)
+    add(loop, 2, SYSTEM * 4, Priority.INTERACTIVE)
+    while 2 not in heard:
+        assert 1 not in heard
+        listen(loop, heard)
+
+
+def test_conversation_is_found_again_in_memory_after_its_slot_was_overwritten():
+    backend = WatchedBackend(1)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    add(loop, 1, PROMPTS[4])
+    run(loop, heard)
+    add(loop, 2, SYSTEM * 2)
+    run(loop, heard)
+    turn = PROMPTS[4] + "and more"
+    add(loop, 3, turn)
+    run(loop, heard)
+    assert backend.restores == 1
+    assert heard[3].done.cached_tokens == len(PROMPTS[4])
+    assert heard[3].text == alone(turn).text
+
+
+@pytest.mark.parametrize(("limit_tokens", "found"), [(0, 0), (50, 0), (500, len(PROMPTS[4]))])
+def test_memory_for_parked_states_is_bounded(limit_tokens, found):
+    backend = WatchedBackend(1)
+    loop = loop_of(backend, parked_bytes=limit_tokens * TOKEN_BYTES)
+    for key, prompt in enumerate([PROMPTS[4], SYSTEM * 2]):
+        add(loop, key, prompt)
+        run(loop)
+    add(loop, 9, PROMPTS[4] + "?")
+    assert run(loop)[9].done.cached_tokens == found
+
+
+# ---- a KV cache without room
+
+
+def test_exhausted_cache_parks_the_last_in_rank_and_fails_nobody():
+    backend = WatchedBackend(3, room=130)
+    loop = loop_of(backend)
+    for key in range(3):
+        add(loop, key, f"{key} " * 15, max_tokens=60)
+    heard = run(loop)
+    assert [heard[key].done.completion_tokens for key in range(3)] == [60, 60, 60]
+    assert [heard[key].text for key in range(3)] == [alone(f"{key} " * 15, max_tokens=60).text for key in range(3)]
+
+
+def test_sequence_that_is_alone_in_a_full_cache_has_reached_its_length():
+    loop = loop_of(WatchedBackend(2, room=40))
+    add(loop, 1, "x" * 30, max_tokens=50)
+    add(loop, 2, "y" * 10, max_tokens=5)
+    heard = run(loop)
+    assert (heard[1].done.finish_reason, heard[1].done.completion_tokens) == ("length", 11)
+    assert heard[2].done.completion_tokens == 5

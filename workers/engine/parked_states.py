@@ -1,0 +1,53 @@
+"""Caches of slots that were given to somebody else, kept in ordinary memory up to a bound of bytes. Pure.
+
+An entry is found by the tokens that it holds. The one that was used longest ago goes first: bytes grow with tokens, so
+per byte all entries save the same work, and only the chance of being asked for tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from workers.engine.backend import State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParkedState:
+    tokens: list[int]
+    state: State
+
+
+class ParkedStates:
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self._entries: OrderedDict[int, ParkedState] = OrderedDict()  # by identity, the least recently used first
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[ParkedState]:
+        return iter(self._entries.values())
+
+    def put(self, tokens: list[int], state: State) -> None:
+        """Keep it, in place of all that it contains; the least recently used entries make room.
+
+        `state` must not be larger than the limit."""
+        for entry in [each for each in self if each.tokens == tokens[: len(each.tokens)]]:
+            self.drop(entry)
+        while self.used_bytes + state.nbytes > self.limit_bytes:
+            self.drop(next(iter(self)))
+        entry = ParkedState(tokens, state)
+        self._entries[id(entry)] = entry
+        self.used_bytes += state.nbytes
+
+    def touch(self, entry: ParkedState) -> None:
+        """It was used just now."""
+        self._entries.move_to_end(id(entry))
+
+    def drop(self, entry: ParkedState) -> None:
+        """It may be gone already."""
+        if self._entries.pop(id(entry), None) is not None:
+            self.used_bytes -= entry.state.nbytes

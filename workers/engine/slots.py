@@ -1,0 +1,164 @@
+"""The slots of one backend: who runs in which, what the idle ones still hold, and how a new sequence gets the longest
+prefix that is to be had.
+
+A prefix may lie in an idle slot (taken as it is), in any slot (copied) or in memory (restored). What a slot holds is
+saved to memory only when somebody else is about to overwrite it, so a parked sequence that finds its slot untouched
+goes on at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from workers.engine import scheduler
+from workers.engine.backend import Backend
+from workers.engine.parked_states import ParkedState, ParkedStates
+from workers.engine.sequence import Sequence
+
+WORTH_MOVING = 16  # tokens; below it even a small model computes them sooner than they are found and moved
+COMPUTED_PER_MOVED = 10  # a token's cache is moved at least so many times faster than it is computed
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the first `length` tokens of a sequence lie, and what it saves to take them from there, in tokens."""
+
+    length: int
+    saves: float
+    slot: int = -1  # that holds them; -1 for a parked state or none at all
+    parked: ParkedState | None = None
+    in_place: bool = False  # the sequence may have the slot itself
+
+
+NOWHERE = Source(0, 0)
+
+
+class Slots:
+    def __init__(self, backend: Backend, count: int, parked: ParkedStates) -> None:
+        self._backend = backend
+        self._parked = parked
+        self._held: list[list[int]] = [[] for _ in range(count)]  # the tokens in each idle slot's cache
+        self._used_at = [0] * count  # step of the last release
+        self.free = set(range(count))
+        self.running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
+
+    # ---- in and out
+
+    def take(self, sequence: Sequence) -> None:
+        """Give the sequence a free slot with as much of its tokens as can be had."""
+        source = self._best_source(sequence.tokens)
+        slot = source.slot if source.in_place else self._slot_to_overwrite()
+        if source.parked is not None:
+            self._parked.touch(source.parked)  # what is saved now takes the room of others first
+        if not source.in_place or source.length * 2 < len(self._held[slot]):
+            self._save(slot)
+        kept = self._backend.keep_prefix(slot, self._fetch(source, slot))
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = min(kept, sequence.prompt_tokens)
+        sequence.slot, sequence.decoded = slot, kept
+        self._held[slot] = []
+        self.free.remove(slot)
+        self.running.append(sequence)
+        self.running.sort(key=lambda each: each.slot)
+
+    def release(self, sequence: Sequence, step: int) -> None:
+        """The sequence leaves its slot; what the slot holds may serve others, or the same one again."""
+        slot = sequence.slot
+        self.running.remove(sequence)
+        self.free.add(slot)
+        self._held[slot] = sequence.tokens[: sequence.decoded]
+        self._used_at[slot] = step
+        sequence.slot, sequence.decoded = -1, 0
+
+    def empty_idle(self) -> bool:
+        """Forget what the idle slots hold; False when that was nothing."""
+        filled = [slot for slot in self.free if self._held[slot]]
+        for slot in filled:
+            self._save(slot)
+            self._backend.keep_prefix(slot, 0)
+            self._held[slot] = []
+        return bool(filled)
+
+    def leader(self, sequence: Sequence) -> tuple[Sequence, int] | None:
+        """A running sequence that is about to prefill so much of this one's tokens that waiting for them pays."""
+        prefilling = [each for each in self.running if each.pending > 1 and each.priority <= sequence.priority]
+        if not prefilling or not self._backend.cuts_tails:  # without cuts its state would fit at one moment only
+            return None
+        best, at_once = None, self._best_source(sequence.tokens).saves
+        for other in prefilling:
+            length = scheduler.common_prefix(other.tokens, sequence.tokens[:-1])
+            saves = self._copy_saves(length, len(other.tokens))
+            if length > other.decoded and saves >= at_once + WORTH_MOVING:
+                best, at_once = (other, length), saves
+        return best
+
+    # ---- sources
+
+    def _best_source(self, tokens: list[int]) -> Source:
+        return max(self._sources(tokens), key=lambda source: source.saves, default=NOWHERE)
+
+    def _sources(self, tokens: list[int]) -> Iterator[Source]:
+        """All that are better than starting from nothing."""
+        has_choice = len(self.free) > 1
+        for slot in self.free:
+            held = self._held[slot]
+            length = self._usable(held, tokens)
+            if length * 10 >= len(tokens) and length:  # llama-server's threshold for taking a slot by its prefix
+                loses_much = length * 2 < len(held)
+                if not (loses_much and has_choice):
+                    yield Source(length, length - loses_much * len(held) / COMPUTED_PER_MOVED, slot, in_place=True)
+            if has_choice and (saves := self._copy_saves(length, len(held))) > 0:
+                yield Source(length, saves, slot)
+        for other in self.running:
+            length = self._usable(other.tokens[: other.decoded], tokens)
+            if (saves := self._copy_saves(length, other.decoded)) > 0:
+                yield Source(length, saves, other.slot)
+        for entry in self._parked:
+            length = self._usable(entry.tokens, tokens)
+            if length >= WORTH_MOVING and (saves := length - len(entry.tokens) / COMPUTED_PER_MOVED) > 0:
+                yield Source(length, saves, parked=entry)
+
+    def _usable(self, held: list[int], tokens: list[int]) -> int:
+        # The last token is always decoded again: its logits are needed and were not kept.
+        length = min(scheduler.common_prefix(held, tokens), len(tokens) - 1)
+        return length if length == len(held) or self._backend.cuts_tails else 0
+
+    def _copy_saves(self, length: int, held: int) -> float:
+        if length < WORTH_MOVING:
+            return 0
+        return length - self._backend.copy_cost(held) / COMPUTED_PER_MOVED
+
+    # ---- moving
+
+    def _slot_to_overwrite(self) -> int:
+        busy = {each.slot for each in self.running}
+        return scheduler.choose_slot(self.free, busy, self._used_at)
+
+    def _save(self, slot: int) -> None:
+        """Keep what the slot holds, unless that is little or lies elsewhere too."""
+        held = self._held[slot]
+        if len(held) < WORTH_MOVING or self._parked.limit_bytes <= 0 or self._lies_elsewhere(slot, held):
+            return
+        state = self._backend.save(slot, self._parked.limit_bytes)
+        if state is not None:
+            self._parked.put(held, state)
+
+    def _lies_elsewhere(self, slot: int, held: list[int]) -> bool:
+        size = len(held)
+        return (
+            any(self._held[other][:size] == held for other in self.free if other != slot)
+            or any(each.decoded >= size and each.tokens[:size] == held for each in self.running)
+            or any(entry.tokens[:size] == held for entry in self._parked)
+        )
+
+    def _fetch(self, source: Source, slot: int) -> int:
+        """Bring the prefix into the slot; how much of what it holds then is to be kept."""
+        if source.parked is not None:
+            if not self._backend.restore(slot, source.parked.state):
+                return 0
+            if source.length == len(source.parked.tokens):
+                self._parked.drop(source.parked)  # the slot holds all of it now
+        elif source.slot not in (-1, slot):
+            self._backend.copy(source.slot, slot)
+        return source.length
