@@ -150,7 +150,7 @@ class LiveAnswer:
             await self._watch.finish()
             await self._batches.aclose()
             raise
-        return SseResponse(self._chunks(form, held_back), self._headers, on_leave=self._watch.left)
+        return SseResponse(self._chunks(form, held_back), self._headers)
 
     async def _hold_back(self) -> Batch:
         held_back: Batch = []

@@ -9,13 +9,15 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import structlog
-from sse_starlette import EventSourceResponse
-from starlette.types import Message, Receive, Scope, Send
+from fastapi.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
 from tasks.errors import KeepwarmError
 
 KEEP_ALIVE = b": keep-alive\n\n"
 _log = structlog.get_logger(__name__)
+
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # proxies shall pass every chunk on at once
 
 Chunks = AsyncGenerator[bytes, None]
 
@@ -40,21 +42,15 @@ def event(name: str, payload: bytes, seq: int | None = None) -> bytes:
 class SseResponse(EventSourceResponse):
     """Sends chunks as they come and closes their generator however the request ends.
 
-    The generator says itself what it is silent about, so the library's pings are off. `on_leave` is called when the
-    client leaves before the end."""
+    Nothing stands between a chunk and the server's `send`: whoever makes the chunks watches the client itself."""
 
-    def __init__(
-        self,
-        chunks: Chunks,
-        headers: Mapping[str, str] | None = None,
-        on_leave: Callable[[Message], Awaitable[None]] | None = None,
-    ) -> None:
-        super().__init__(chunks, headers=headers, sep="\n", ping=0, client_close_handler_callable=on_leave)
+    def __init__(self, chunks: Chunks, headers: Mapping[str, str]) -> None:
+        super().__init__(chunks, headers={**_HEADERS, **headers})
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await self.stream_response(send)
         finally:
             await self._chunks.aclose()
 
@@ -79,9 +75,10 @@ class ClientWatch:
             await self._dealt_with.wait()
         self._task.cancel()
 
-    async def left(self, _message: Message | None = None) -> None:
-        """The client is gone; whoever sees it first says so."""
-        if self.has_left or self._is_finished:
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if self._is_finished:
             return
         self.has_left = True
         try:
@@ -91,8 +88,3 @@ class ClientWatch:
             _log.warning("cancel_after_disconnect_failed", code=error.code, error=str(error))
         finally:
             self._dealt_with.set()
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        await self.left()

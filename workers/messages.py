@@ -116,7 +116,7 @@ Output = TokenOut | Encoded | Done
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """All output of one engine step. `number` counts steps: its movement is the proof of life."""
+    """All output of one engine step, or of several fast ones. `number` counts steps: if it moves, the runner lives."""
 
     number: int
     outputs: tuple[Output, ...]

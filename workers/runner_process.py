@@ -42,9 +42,9 @@ from workers.messages import (
     LoadProgress,
     Rejected,
     Shutdown,
-    Step,
 )
 from workers.runner_launch import RunnerConfig, receive_config
+from workers.step_frames import StepFrames
 
 EXIT_OK, EXIT_LOAD_FAILED, EXIT_ENGINE_FAILED = 0, 3, 4
 PROGRESS_INTERVAL_S = 0.1
@@ -120,9 +120,12 @@ class RunnerProcess:
         return engine
 
     def _step_until_shutdown(self, engine: Engine[Any]) -> None:
-        number = 0
+        frames = StepFrames(self._send)
         while True:
-            for work in self._take_work(wait=not engine.has_work):
+            taken = self._take_work(wait=not engine.has_work)
+            if taken:
+                frames.flush()  # the next step has a prompt to read
+            for work in taken:
                 match work:
                     case Cancel(key):
                         engine.cancel(key)
@@ -131,11 +134,10 @@ class RunnerProcess:
                     case _:
                         engine.add(work)
             if engine.has_work:
-                number += 1
                 failpoint("before_step")
-                step = Step(number, engine.step())
+                outputs = engine.step()
                 failpoint("after_step")
-                self._send(step)  # also when empty: its number is the proof of life
+                frames.add(outputs)
 
     def _take_work(self, *, wait: bool) -> list[Work]:
         """All that has arrived; blocks for the first item when the engine is idle."""
@@ -206,12 +208,12 @@ class Intake:
                 del self._preparing[message.key]
             self._send(Rejected(message.key, as_job_error(error)))
             return
-        self._send(Accepted(message.key, prepared.prompt_tokens))
         with self._lock:
             cancel = self._preparing.pop(message.key)
             self._work.put(prepared)
             if cancel is not None:
                 self._work.put(cancel)
+        self._send(Accepted(message.key, prepared.prompt_tokens))  # the engine works on it by now
 
 
 class ThrottledProgress:

@@ -102,6 +102,7 @@ async def cancel_job(job_id: str, front: FrontDep) -> JobObject:
 @router.get("/v1/jobs/{job_id}/events", response_class=Response, summary="The job's events, resumable, as SSE")
 async def follow_job(
     job_id: str,
+    request: Request,
     front: FrontDep,
     last_event_id: Annotated[str | None, Header()] = None,
     after: str | None = None,
@@ -110,7 +111,7 @@ async def follow_job(
     after_seq = resume_point(last_event_id, after, job)
     if job.state.is_terminal and after_seq == job.last_seq:
         return Response(status_code=204)  # tells an EventSource that reconnects to stop
-    return SseResponse(_events(front, job, after_seq), {"x-keepwarm-job": job.id})
+    return SseResponse(_events(front, job, after_seq, ClientWatch(request.receive)), {"x-keepwarm-job": job.id})
 
 
 def resume_point(last_event_id: str | None, after: str | None, job: Job) -> int:
@@ -125,7 +126,7 @@ def resume_point(last_event_id: str | None, after: str | None, job: Job) -> int:
     return int(value)
 
 
-async def _events(front: Front, job: Job, after_seq: int) -> Chunks:
+async def _events(front: Front, job: Job, after_seq: int, watch: ClientWatch) -> Chunks:
     """Numbered events are worded from what is stored alone, so that every reading has the same bytes."""
     beat = Beat(front.backend.jobs, job, keep_alive_s=front.settings.keep_alive_s)
     front.metrics.open_streams.inc()
@@ -142,8 +143,11 @@ async def _events(front: Front, job: Job, after_seq: int) -> Chunks:
                 if chunk:
                     beat.sent()
                     yield chunk
+                if watch.has_left:
+                    return
     finally:
         front.metrics.open_streams.dec()
+        await watch.finish()
 
 
 async def _await_count(front: Front, job: Job, generation: GenerationRequest) -> None:

@@ -158,8 +158,9 @@ def test_steps_are_counted_upwards_also_in_a_prefill_without_output(start: Start
     steps: list[Step] = []
     while not steps or not steps[-1].outputs:
         steps.append(runner.receive(Step))
-    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
-    assert len(steps) == -(-481 // 64)
+    numbers = [step.number for step in steps]  # of fast steps only some have a frame
+    assert numbers == sorted(set(numbers)) and numbers[0] == 1
+    assert numbers[-1] == -(-481 // 64)
 
 
 def test_prompt_too_long_is_rejected_and_the_runner_goes_on(start: Start):

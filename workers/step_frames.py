@@ -1,0 +1,55 @@
+"""When a runner speaks: at once, unless its steps are so fast that several of them can share a frame.
+
+A frame costs the worker, the store, the front and the client's socket the same whether it carries one token of a
+sequence or four. So steps that follow one another within FRAME_INTERVAL_S go out together. A first token and an end
+never wait, and no output waits for a step that may be long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from workers.messages import Done, Output, Step
+
+FRAME_INTERVAL_S = 0.005  # no reader sees the difference; a step of a model that is worth its memory takes longer
+
+
+class StepFrames:
+    """Holds the output of fast steps until their common frame is due. `clock` counts seconds."""
+
+    def __init__(self, send: Callable[[Step], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._send = send
+        self._clock = clock
+        self._number = 0
+        self._held: list[Output] = []
+        self._begun: set[int] = set()  # keys of sequences that have said something and go on
+        self._sent_at = -FRAME_INTERVAL_S
+
+    def add(self, outputs: Sequence[Output]) -> None:
+        """The output of one more step. An empty one counts too: the number of a frame is the proof of life."""
+        self._number += 1
+        self._held += outputs
+        if self._is_urgent(outputs) or self._clock() - self._sent_at >= FRAME_INTERVAL_S:
+            self._send_held()
+
+    def flush(self) -> None:
+        """Before a step that may be long, or none: what is held can't wait for it."""
+        if self._held:
+            self._send_held()
+
+    def _is_urgent(self, outputs: Sequence[Output]) -> bool:
+        is_urgent = False
+        for output in outputs:
+            if isinstance(output, Done):
+                self._begun.discard(output.key)
+                is_urgent = True
+            elif output.key not in self._begun:
+                self._begun.add(output.key)
+                is_urgent = True
+        return is_urgent
+
+    def _send_held(self) -> None:
+        held, self._held = tuple(self._held), []
+        self._send(Step(self._number, held))
+        self._sent_at = self._clock()
