@@ -29,7 +29,7 @@ from tasks.store.token_writer import TokenWriter
 from tasks.wakeups import Wakeups
 from workers.celery_worker import run_celery_worker
 from workers.clock import Clock, StoreTime
-from workers.devices import Device, default_budget, find_device
+from workers.devices import CpuDevice, Device, default_budget, find_device
 from workers.folder_watch import FolderWatch
 from workers.hints import Hints
 from workers.lease_keeper import LeaseKeeper
@@ -86,6 +86,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         start_runner=_starter(settings, store_settings.home / "logs", writer, clock),
         clock=clock,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
+        parked_memory=settings.parked_memory if device.name == CpuDevice.name else 0,  # it is no GPU's memory
         on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
     )
     queues = CeleryQueues(ring=lambda: wakeups.ring(worker_id))
@@ -143,6 +144,7 @@ def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock
         use_extra_bufts=True,
         stall_s=settings.stall_s,
         load_stall_s=settings.load_stall_s,
+        parked_memory=settings.parked_memory,
     )
 
 

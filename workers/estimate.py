@@ -14,6 +14,8 @@ from workers.byte_text import format_bytes, format_sum
 MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
 MEASURED_SLACK = 64  # reserve a 64th more than was measured
 LOAD_BYTES_PER_S = 400_000_000  # a cold read from a plain SSD; measured times beat it
+PARKED_SHARE = 4  # unless it is set, parked states get a quarter of the KV cache's size,
+PARKED_LIMIT_BYTES = 256 * 1024**2  # and no more than this
 LOAD_BASE_MS = 600  # start of the process and creation of the context
 
 # Bytes per element of a KV row: f16, q8_0 (34 bytes for 32 elements), q4_0 (18 bytes for 32).
@@ -60,10 +62,12 @@ class EstimatedNeed:
     compute_bytes: int
     output_bytes: int
     runner_bytes: int  # the process itself
+    parked_bytes: int = 0  # bound of the states that are kept beside the KV cache
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes + self.runner_bytes
+        model_bytes = self.weight_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
+        return model_bytes + self.runner_bytes + self.parked_bytes
 
     def explain(self) -> str:
         return format_sum(
@@ -74,6 +78,7 @@ class EstimatedNeed:
                 ("compute", self.compute_bytes),
                 ("output", self.output_bytes),
                 ("runner", self.runner_bytes),
+                ("parked", self.parked_bytes),
             ),
         )
 
@@ -89,7 +94,7 @@ class MeasuredNeed:
 
 
 def estimate_need(
-    shape: ModelShape, *, context_length: int, slots: int, kv_type: str, runner_bytes: int
+    shape: ModelShape, *, context_length: int, slots: int, kv_type: str, runner_bytes: int, parked_bytes: int = 0
 ) -> EstimatedNeed:
     """Memory of one runner with `slots` sequences of `context_length` tokens each."""
     tokens = context_length * slots
@@ -99,16 +104,30 @@ def estimate_need(
     attention_mask = tokens * batch * 2
     return EstimatedNeed(
         weight_bytes=shape.weight_bytes,
-        kv_bytes=tokens * sum(_kv_row_bytes(shape, kv_heads, kv_type) for kv_heads in shape.kv_heads),
+        kv_bytes=kv_bytes(shape, tokens, kv_type),
         compute_bytes=max(logits, activations) + attention_mask,
         output_bytes=slots * shape.vocabulary_size * 4,
         runner_bytes=runner_bytes,
+        parked_bytes=parked_bytes,
     )
 
 
-def need_of_measured(measured_bytes: int) -> MeasuredNeed:
-    """With a little slack: two runs of the same load differ by some pages, and those must not make a load fail."""
-    return MeasuredNeed(total_bytes=measured_bytes + measured_bytes // MEASURED_SLACK)
+def kv_bytes(shape: ModelShape, tokens: int, kv_type: str) -> int:
+    return tokens * sum(_kv_row_bytes(shape, kv_heads, kv_type) for kv_heads in shape.kv_heads)
+
+
+def parked_bytes(shape: ModelShape, *, context_length: int, slots: int, kv_type: str, wished: int | None) -> int:
+    """Main memory for the states of sequences and conversations that lost their slot, at most."""
+    if wished is not None:
+        return wished
+    return min(PARKED_LIMIT_BYTES, kv_bytes(shape, context_length * slots, kv_type) // PARKED_SHARE)
+
+
+def need_of_measured(measured_bytes: int, parked_bytes: int = 0) -> MeasuredNeed:
+    """With a little slack: two runs of the same load differ by some pages, and those must not make a load fail.
+
+    Parked states come on top: when a runner is measured, there are none yet."""
+    return MeasuredNeed(total_bytes=measured_bytes + measured_bytes // MEASURED_SLACK + parked_bytes)
 
 
 def estimate_load_ms(weight_bytes: int) -> int:

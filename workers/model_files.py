@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.errors import InvalidSetting
 from tasks.fleet import ModelKind
-from workers.estimate import ModelShape
+from workers.estimate import ModelShape, parked_bytes
 from workers.gguf_header import BrokenModelFile, GgufHeader, ReadHeader, read_header
 from workers.model_kind import ENCODERS, kind_of, pooling_of
 from workers.models_yaml import ModelOverrides, read_models_yaml
@@ -52,6 +52,18 @@ class ModelFile:
     kind: ModelKind = ModelKind.GENERATE
     pooling: str | None = None  # of an embedding model or reranker; None: as the file says
     is_matryoshka: bool = False
+
+    def parked_bytes(self, wished: int | None) -> int:
+        """Main memory beside the KV cache for what lost its slot; see `workers.estimate`."""
+        if self.kind is not ModelKind.GENERATE:
+            return 0
+        return parked_bytes(
+            self.shape,
+            context_length=self.context_length,
+            slots=self.slots,
+            kv_type=self.kv_type,
+            wished=wished,
+        )
 
     def loads_like(self, other: ModelFile) -> bool:
         """Whether a runner of the one is as good as a runner of the other."""

@@ -34,6 +34,7 @@ class RunnerStarter:
     use_extra_bufts: bool
     stall_s: float
     load_stall_s: float
+    parked_memory: int | None = None  # bytes per model; None: by the size of its KV cache
     fake: FakeBehaviour = FakeBehaviour()  # noqa: RUF009 - frozen
 
     def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
@@ -77,6 +78,7 @@ class RunnerStarter:
             gpu_layers=self.gpu_layers,
             main_gpu=self.main_gpu,
             use_extra_bufts=self.use_extra_bufts,
+            parked_bytes=model.parked_bytes(self.parked_memory),
             model_kind=model.kind,
             pooling=model.pooling,
         )

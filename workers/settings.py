@@ -22,6 +22,7 @@ class WorkerSettings(BaseSettings):
 
     models_dir: Path = Path("models")  # *.gguf files and models.yaml
     memory_budget: Bytes | None = Field(default=None, gt=0)  # None: 80 % of what the device has free at start
+    parked_memory: Bytes | None = Field(default=None, ge=0)  # per model; None: a quarter of its KV cache, up to 256 MiB
     slots: int = Field(default=8, ge=1, le=256)  # sequences at once per model; 256 is llama.cpp's LLAMA_MAX_SEQ
     threads: int = Field(default_factory=usable_cores, ge=1, le=1024)  # per runner
     device: str = Field(default="auto", pattern=DEVICE_PATTERN)  # whose memory the budget is about

@@ -92,6 +92,9 @@ class WarmPool:
 
     `on_change` is called without locks whenever a runner changes its state, or its slots change between full and not
     full. `reconcile` should also be called now and then: backoffs end and devices release memory without an event.
+
+    `parked_memory`: what a runner may park states in, as in `ModelFile.parked_bytes`; 0 where that is not the memory
+    that the ledger is about.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class WarmPool:
         start_runner: StartRunner,
         clock: Clock,
         limits: PoolLimits,
+        parked_memory: int | None = 0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker_id = worker_id
@@ -116,6 +120,7 @@ class WarmPool:
         self._start_runner = start_runner
         self._clock = clock
         self._limits = limits
+        self._parked_memory = parked_memory
         self._listener = on_change
         self._lock = threading.Lock()
         self._emptier = threading.Condition(self._lock)  # a runner is gone
@@ -413,7 +418,7 @@ class WarmPool:
         # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
         measured = reported + self._device.runner_overhead_bytes if told is None else max(told, reported, 0)
         self._measurements.record(self._key(resident.model), measured_bytes=measured, load_ms=load_ms)
-        self._ledger.commit(resident.model.id, measured)
+        self._ledger.commit(resident.model.id, measured + self._parked_bytes(resident.model))
         log.info("load_finished", model=resident.model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
 
     def _measure(self, resident: _Resident, runner: Runner, ready: Ready) -> int | None:
@@ -500,7 +505,8 @@ class WarmPool:
         measured = self._measure(resident, runner, runner.ready)
         if measured is None or measured <= self._ledger.bytes_of(resident.model.id):
             return
-        self._measurements.record(self._key(resident.model), measured_bytes=measured)
+        without_parked = measured - self._parked_bytes(resident.model)
+        self._measurements.record(self._key(resident.model), measured_bytes=without_parked)
         try:
             self._ledger.grow(resident.model.id, measured)
             self._notify()
@@ -522,14 +528,18 @@ class WarmPool:
     def _need(self, model: ModelFile) -> MemoryNeed:
         measured = self._measured(model)
         if measured is not None:
-            return need_of_measured(measured.bytes)
+            return need_of_measured(measured.bytes, self._parked_bytes(model))
         return estimate_need(
             model.shape,
             context_length=model.context_length,
             slots=model.slots,
             kv_type=model.kv_type,
             runner_bytes=self._device.runner_overhead_bytes,
+            parked_bytes=self._parked_bytes(model),
         )
+
+    def _parked_bytes(self, model: ModelFile) -> int:
+        return model.parked_bytes(self._parked_memory)
 
     def _load_ms(self, model: ModelFile) -> int:
         measured = self._measured(model)

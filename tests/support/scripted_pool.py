@@ -123,6 +123,7 @@ class PoolBench:
         budget_mib: int = 1000,
         unusable: tuple[UnusableFile, ...] = (),
         drain_s: float = 0.0,
+        parked_mib: int = 0,
     ) -> None:
         self.sink = MemorySink()
         self.clock = ManualClock()
@@ -141,6 +142,7 @@ class PoolBench:
             start_runner=self.starter,
             clock=self.clock.clock(),
             limits=PoolLimits(drain_s=drain_s, park_s=5, stop_s=5),
+            parked_memory=parked_mib * MIB,
             on_change=self.changes,
         )
         self._epoch = 0

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workers.byte_text import format_bytes, format_sum
-from workers.estimate import LOAD_BASE_MS, EstimatedNeed, MeasuredNeed, ModelShape, estimate_load_ms, estimate_need
+import pytest
 
+from workers.byte_text import format_bytes, format_sum
+from workers.estimate import (
+    LOAD_BASE_MS,
+    EstimatedNeed,
+    MeasuredNeed,
+    ModelShape,
+    estimate_load_ms,
+    estimate_need,
+    need_of_measured,
+    parked_bytes,
+)
+
+MIB = 1024**2
 GIB = 1024**3
 LLAMA_1B = ModelShape(
     weight_bytes=1_300_000_000,
@@ -57,6 +69,22 @@ def test_total_is_the_sum_that_is_explained() -> None:
     assert example.total_bytes == 2 * GIB + GIB + GIB // 2 + GIB // 4
     assert example.explain() == "3.8 GiB = weights 2.0 + KV 1.0 + compute 0.5 + runner 0.2"
     assert MeasuredNeed(total_bytes=GIB).explain() == "1.0 GiB (measured)"
+
+
+@pytest.mark.parametrize(
+    ("context_length", "wished", "parked"),
+    [(4096, None, 32 * MIB), (131_072, None, 256 * MIB), (4096, 0, 0), (4096, GIB, GIB)],
+)
+def test_parked_states_get_a_quarter_of_the_kv_cache_unless_told_otherwise(context_length, wished, parked) -> None:
+    found = parked_bytes(LLAMA_1B, context_length=context_length, slots=1, kv_type="f16", wished=wished)
+    assert found == parked
+
+
+def test_parked_states_come_on_top_of_every_need() -> None:
+    plain = need()
+    roomy = estimate_need(LLAMA_1B, context_length=4096, slots=1, kv_type="f16", runner_bytes=10, parked_bytes=5 * MIB)
+    assert roomy.total_bytes == plain.total_bytes + 5 * MIB
+    assert need_of_measured(GIB, 5 * MIB).total_bytes == need_of_measured(GIB).total_bytes + 5 * MIB
 
 
 def test_load_time_grows_with_the_weights() -> None:

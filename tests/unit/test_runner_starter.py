@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tasks.fleet import ModelKind
 from tests.support.scripted_pool import make_model
 from tests.support.scripted_runner import ManualClock, MemorySink
 from workers.runner_starter import RunnerStarter
 
 
-def starter(*, threads: int = 8, gpu_layers: int = 0) -> RunnerStarter:
+def starter(*, threads: int = 8, gpu_layers: int = 0, parked_memory: int | None = None) -> RunnerStarter:
     return RunnerStarter(
         sink=MemorySink(),
         clock=ManualClock().clock(),
@@ -24,6 +25,7 @@ def starter(*, threads: int = 8, gpu_layers: int = 0) -> RunnerStarter:
         use_extra_bufts=True,
         stall_s=1,
         load_stall_s=1,
+        parked_memory=parked_memory,
     )
 
 
@@ -38,3 +40,10 @@ def test_small_model_gets_fewer_threads(mib: int, threads: int) -> None:
 def test_kv_type_follows_the_device_unless_it_is_set(wished: str, gpu_layers: int, kv_type: str) -> None:
     model = replace(make_model("m", mib=10), kv_type=wished)
     assert starter(gpu_layers=gpu_layers).config_for(model).engine.kv_type == kv_type
+
+
+def test_parked_memory_goes_to_models_that_generate() -> None:
+    model = make_model("m", mib=10)
+    assert starter(parked_memory=123).config_for(model).engine.parked_bytes == 123
+    encoder = replace(model, kind=ModelKind.EMBED)
+    assert starter(parked_memory=123).config_for(encoder).engine.parked_bytes == 0

@@ -63,6 +63,17 @@ def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
     assert isinstance(running.outcome(), Finished)
 
 
+def test_memory_for_parked_states_is_accounted_before_and_after_the_load(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=215, parked_mib=10)
+    bench.place("a", "b")
+    assert bench.pool.used_bytes == 110 * MIB
+    bench.finish_load("a")
+    assert bench.pool.used_bytes == 110 * MIB
+    assert bench.report("b") is None  # 110 of 105 that are left
+    offered = {offer.id: offer.bytes for offer in bench.pool.offers()}
+    assert offered == {"a": need_of_measured(100 * MIB).total_bytes + 10 * MIB, "b": 110 * MIB}
+
+
 def test_full_model_is_not_offered_for_new_jobs(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100, slots=1))
     bench.warm("a")
