@@ -18,6 +18,7 @@ from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
+from tasks.store.policy_store import PolicyStore
 from tasks.store.quarantine_store import QuarantineStore
 from tasks.wakeups import Wakeups
 
@@ -46,4 +47,4 @@ def _controller() -> Controller:
         wakeups=Wakeups(celery_app),
         settings=settings,
     )
-    return Controller(fleet=fleet, rescue=rescue)
+    return Controller(fleet=fleet, policy=PolicyStore(client), rescue=rescue)

@@ -52,6 +52,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 0  # keep at least this many warm
     max_replicas: int = 1
     fallback: str | None = None
+    devices: tuple[str, ...] = ()  # device names must begin with one of these; empty: any device
+    tier: str | None = None  # where the bytes of a load would come from: "disk", "page_cache"; None: not known
     failure: str | None = None  # why the last load failed; cleared when the file changes or a retry succeeds
     may_retry: bool = False  # the pause after the failure is over: the next job may try a load again
     kind: ModelKind = ModelKind.GENERATE
@@ -89,6 +91,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     started_ms: int
     is_draining: bool = False
     placement_epoch: int = 0  # newest placement that this worker has acted on
+    bandwidths: dict[str, int] = {}  # tier → measured bytes/s of a load from there
+    init_ms: int = 0  # of a load, whatever its size: spawn, context, warm-up; counts with `bandwidths`
     offers: tuple[ModelOffer, ...] = ()
     runners: tuple[RunnerReport, ...] = ()
 
@@ -99,6 +103,7 @@ class WorkerPlacement(msgspec.Struct, frozen=True, kw_only=True):
 
     hold: tuple[str, ...] = ()
     evict: tuple[str, ...] = ()
+    prefetch: tuple[str, ...] = ()  # likely next: worth reading into the page cache while the disk is idle; a hint only
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,12 +113,21 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     workers: dict[str, WorkerPlacement] = {}
 
 
+class ClassBacklog(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs of one model and one priority that wait."""
+
+    priority: int  # tasks.jobs.Priority
+    depth: int
+    oldest_age_ms: int
+
+
 class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs of one model that wait."""
+    """Jobs of one model that wait, over all priorities and per priority that has any."""
 
     model: str
     depth: int
     oldest_age_ms: int
+    classes: tuple[ClassBacklog, ...] = ()
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):

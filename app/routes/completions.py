@@ -23,12 +23,10 @@ async def create_completion(
     body: CompletionBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
-    generation = completion_request(body, offer, front.settings)
-    await front.grammars.check(generation)
     return await answer(
         front,
         request,
-        generation,
+        completion_request(body, offer, front.settings),
         offer=offer,
         priority=body.level,
         form_of=partial(TextForm, include_usage=body.include_usage),

@@ -62,6 +62,14 @@ class Rescue:
             self.jobs.end_waiting(job_id, JobState.FAILED, error)
             _log.warning("job_refused", job_id=job_id, model=model)
 
+    def hand_over(self, model: str, target: str) -> None:
+        """Send the waiting jobs of a model to its fallback; those that were handed over before stay."""
+        for job_id in self.backlog_store.waiting(model, BATCH):
+            priority = self.jobs.hand_over(job_id, model, target)
+            if priority is not None:
+                _log.warning("job_handed_over", job_id=job_id, model=model, fallback=target)
+                self.wakeups.wake(job_id, target, priority)
+
     def _return_expired_leases(self) -> None:
         for job_id, attempt, worker in self.leases.expired(BATCH):
             released = self.leases.rescue(job_id, attempt, worker)

@@ -1,4 +1,4 @@
-"""One turn of the controller: lead, sweep, observe, plan, act."""
+"""One turn of the controller: lead, sweep, observe, plan, act, and keep what was decided."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from tasks.controller.plan import Plan, Step, plan
+from tasks.controller.decisions import Action, Code
+from tasks.controller.demand import Demand
+from tasks.controller.fleet_view import Memo
+from tasks.controller.plan import Plan, plan
+from tasks.controller.policy_state import PolicyState
 from tasks.controller.rescue import Rescue
 from tasks.errors import ModelLoadFailed, ModelQuarantined
 from tasks.failpoints import failpoint
 from tasks.store.fleet_store import FleetStore
+from tasks.store.policy_store import PolicyStore
 
 LEADER_LEASE_MS = 3_000  # several ticks; another controller takes over this long after the leader's last one
+KEEP_RATES_MS = 2_000  # rates are written so often, everything else that the policy remembers at once
 
 _log = structlog.get_logger(__name__)
 
@@ -24,37 +30,64 @@ class Controller:
     """Several may run; the one with the leadership acts, and the epoch on its writes keeps a late one out."""
 
     fleet: FleetStore
+    policy: PolicyStore
     rescue: Rescue
     id: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
-    _said: dict[tuple[str, str], str] = field(default_factory=dict)
+    _leadership: int = 0  # that `_state` belongs to
+    _state: PolicyState = field(default_factory=PolicyState)
+    _kept: tuple[int, PolicyState] = (0, PolicyState())  # when it was last written, and what
+    _memo: Memo = field(default_factory=Memo)
+    _said: frozenset[tuple[str, str, str, str | None]] = frozenset()
 
     def tick(self) -> Plan | None:
         """Returns the plan that was acted on, or None when another controller leads."""
         leadership = self.fleet.lead(self.id, LEADER_LEASE_MS)
         if not leadership:
             return None
+        if leadership != self._leadership:
+            self._leadership, self._state = leadership, self.policy.state()
+            self._kept = (0, self._state)
         self.rescue.sweep()
-        placement, asks = self.fleet.placement(), self.fleet.asks()
+        placement = self.fleet.placement()
         fleet = self.fleet.fleet()
         quarantined = self.rescue.quarantine_models(fleet)
-        decided = plan(fleet=fleet, queues=self.fleet.queues(), placement=placement, asks=asks, quarantined=quarantined)
+        demand = Demand(
+            queues=self.fleet.queues(),
+            arrivals=self.policy.take_arrivals(),
+            service_ms=self.policy.service_ms(),
+            asks=self.fleet.asks(),
+            quarantined=quarantined,
+        )
+        decided = plan(demand=demand, fleet=fleet, placement=placement, state=self._state, memo=self._memo)
         if decided.placement.epoch != placement.epoch:
             failpoint("before_place")
             if not self.fleet.place(decided.placement, self.id, leadership):
                 return None
             failpoint("after_place")
-        unmet = {step.model for step in decided.steps if step.kind == "wait"}
-        for model in set(asks) - unmet:
+        self._keep(decided, fleet.now_ms)
+        for model in set(demand.asks) - decided.waiting():
             self.fleet.take_ask(model)
-        for model, reason in decided.refused().items():
-            self.rescue.refuse(model, reason, ModelQuarantined.code if model in quarantined else ModelLoadFailed.code)
-        self._log_news(decided.steps)
+        for model, target in decided.fallbacks.items():
+            self.rescue.hand_over(model, target)
+        for model, refusal in decided.refused().items():
+            code = ModelQuarantined.code if refusal.code is Code.QUARANTINED else ModelLoadFailed.code
+            self.rescue.refuse(model, refusal.text, code)
         return decided
 
-    def _log_news(self, steps: tuple[Step, ...]) -> None:
-        """Every decision once, not every tick."""
-        now = {(step.kind, step.model): step.reason for step in steps}
-        for step in steps:
-            if (step.kind, step.model) not in self._said:
-                _log.info("decision", kind=step.kind, model=step.model, worker=step.worker, reason=step.reason)
-        self._said = now
+    def _keep(self, decided: Plan, now_ms: int) -> None:
+        """Every decision once, not every tick; the state when it matters to a successor."""
+        news = [each for each in decided.decisions if each.topic not in self._said]
+        self._said = frozenset(each.topic for each in decided.decisions)
+        self._state = decided.state
+        for each in news:
+            if each.action is not Action.KEEP:
+                _log.info(
+                    "decision", action=each.action, code=each.code, model=each.model, worker=each.worker, text=each.text
+                )
+        kept_ms, kept = self._kept
+        is_due = now_ms - kept_ms >= KEEP_RATES_MS or kept.buckets != self._state.buckets or bool(news)
+        state = self._state if self._state is not kept and is_due else None
+        if state is None and not news:
+            return
+        if self.policy.remember(state, news, self.id, self._leadership) and state is not None:
+            self._kept = (now_ms, state)

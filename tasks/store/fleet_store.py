@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from tasks.fleet import Fleet, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
-from tasks.jobs import WorkerId
+from tasks.fleet import ClassBacklog, Fleet, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
+from tasks.jobs import Priority, WorkerId
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
 
@@ -30,6 +30,9 @@ def _remove_offers(pipe: Client, models: Collection[str]) -> None:
 class FleetStore:
     def __init__(self, client: Client) -> None:
         self._client = client
+        # What was decoded last, so that what has not changed stays the very same object (tasks.controller.fleet_view).
+        self._reports: dict[bytes, tuple[bytes, WorkerReport]] = {}
+        self._placement: tuple[bytes, Placement] = (b"", Placement())
         self._place = load_script(client, "place")
         self._lead = load_script(client, "lead")
 
@@ -65,8 +68,17 @@ class FleetStore:
         pipe.zrangebyscore(keys.WORKERS_SEEN, now_ms - WORKER_TTL_MS, "+inf")
         pipe.hgetall(keys.WORKERS)
         alive, reports = pipe.execute()
-        workers = [_REPORT.decode(reports[worker_id]) for worker_id in sorted(alive) if worker_id in reports]
-        return Fleet(now_ms=now_ms, workers=tuple(workers))
+        self._reports = {each: self._report(each, reports[each]) for each in sorted(alive) if each in reports}
+        return Fleet(now_ms=now_ms, workers=tuple(report for _, report in self._reports.values()))
+
+    def _report(self, worker_id: bytes, payload: bytes) -> tuple[bytes, WorkerReport]:
+        known = self._reports.get(worker_id)
+        if known is not None and known[0] == payload:
+            return known
+        report = _REPORT.decode(payload)
+        if known is not None and known[1].offers == report.offers:
+            report = msgspec.structs.replace(report, offers=known[1].offers)
+        return payload, report
 
     @translated
     def silent_workers(self, for_ms: int = WORKER_TTL_MS) -> list[WorkerId]:
@@ -106,17 +118,22 @@ class FleetStore:
         models = sorted(model.decode() for model in self._client.smembers(keys.WAITING_MODELS))
         pipe = self._client.pipeline(transaction=False)
         for model in models:
-            pipe.zcard(keys.waiting(model))
-            for priority in (0, 3, 6):
-                low, high = priority * SCORE_PER_PRIORITY, (priority + 1) * SCORE_PER_PRIORITY
-                pipe.zrangebyscore(keys.waiting(model), low, f"({high}", 0, 1, withscores=True)
-        replies = pipe.execute()
+            for priority in Priority:
+                low, high = priority * SCORE_PER_PRIORITY, f"({(priority + 1) * SCORE_PER_PRIORITY}"
+                pipe.zcount(keys.waiting(model), low, high)
+                pipe.zrangebyscore(keys.waiting(model), low, high, 0, 1, withscores=True)
+        replies = iter(pipe.execute())
         reports = []
-        for index, model in enumerate(models):
-            depth, *heads = replies[4 * index : 4 * index + 4]
-            if depth:
-                oldest_ms = min(int(score) % SCORE_PER_PRIORITY for head in heads for _, score in head)
-                reports.append(QueueReport(model=model, depth=depth, oldest_age_ms=max(0, now_ms - oldest_ms)))
+        for model in models:
+            classes = []
+            for priority in Priority:
+                depth, head = next(replies), next(replies)
+                if head:
+                    age_ms = max(0, now_ms - int(head[0][1]) % SCORE_PER_PRIORITY)
+                    classes.append(ClassBacklog(priority=int(priority), depth=depth, oldest_age_ms=age_ms))
+            if classes:
+                depth, age_ms = sum(each.depth for each in classes), max(each.oldest_age_ms for each in classes)
+                reports.append(QueueReport(model=model, depth=depth, oldest_age_ms=age_ms, classes=tuple(classes)))
         return tuple(reports)
 
     @translated
@@ -143,16 +160,22 @@ class FleetStore:
     @translated
     def placement(self) -> Placement:
         payload = self._client.get(keys.PLACEMENT)
-        return _PLACEMENT.decode(payload) if payload else Placement()
+        if not payload:
+            return Placement()
+        if payload != self._placement[0]:
+            self._placement = (payload, _PLACEMENT.decode(payload))
+        return self._placement[1]
 
     @translated
     def place(self, placement: Placement, leader_id: str, leader_epoch: int) -> bool:
         """Write the desired placement and tell the workers; False when the leadership is gone or it is stale."""
+        payload = msgspec.json.encode(placement)
         written = self._place(
             keys=[keys.PLACEMENT, keys.LEADER, keys.LEADER_EPOCH],
-            args=[leader_id, leader_epoch, msgspec.json.encode(placement), placement.epoch],
+            args=[leader_id, leader_epoch, payload, placement.epoch],
         )
         if written:
+            self._placement = (payload, placement)
             pipe = self._client.pipeline(transaction=False)
             for worker_id in placement.workers:
                 pipe.publish(keys.hints(WorkerId(worker_id)), "placement")

@@ -50,6 +50,7 @@ class JobStore:
         self._dead_retention_ms = settings.dead_retention_s * 1000
         self._admit = load_script(client, "admit")
         self._end_unclaimed = load_script(client, "end_unclaimed")
+        self._hand_over = load_script(client, "hand_over")
 
     @translated
     def admit(
@@ -90,6 +91,7 @@ class JobStore:
                 keys.DEAD,
                 keys.job(repeats or job_id),
                 keys.QUARANTINE,
+                keys.ARRIVALS,
             ],
             args=[
                 job_id,
@@ -242,6 +244,17 @@ class JobStore:
         )
         if flag_running and found == b"running":
             self._client.publish(keys.hints(WorkerId(worker.decode())), f"cancel {job_id}")
+
+    @translated
+    def hand_over(self, job_id: JobId, model: str, target: str) -> Priority | None:
+        """Move a waiting job without a published token to another model, once in its life. The caller wakes it.
+
+        None when it is not there to move."""
+        priority = self._hand_over(
+            keys=[keys.job(job_id), keys.waiting(model), keys.waiting(target), keys.WAITING_MODELS, keys.QUEUED],
+            args=[job_id, target],
+        )
+        return None if priority is None else Priority(priority)
 
 
 def _quarantined(entry: Quarantine, *, left_ms: int) -> PromptQuarantined | ModelQuarantined:

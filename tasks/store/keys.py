@@ -4,9 +4,9 @@
 |---|---|---|---|---|---|
 | kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed | app, workers, controller | retention after the end |
 | kw:stream:{job} | stream | numbered events, id `0-<seq>`, field `e` = JSON | append, finish, end_unclaimed | app, workers (resume) | retention after the end |
-| kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed | app (position), controller (depth, age) | when empty |
-| kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release; cleaned by the controller | controller, app | – |
-| kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, rewake | admit (bound), controller | when empty |
+| kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed, hand_over | app (position), controller (depth, age) | when empty |
+| kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; cleaned by the controller | controller, app | – |
+| kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, hand_over, rewake | admit (bound), controller | when empty |
 | kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release | controller (rescue), metrics | when empty |
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
 | kw:jobs | zset | ids of known jobs; score = created ms | admit; trimmed by the controller | app (lists) | trimmed by age |
@@ -23,6 +23,9 @@
 | kw:offers-seen | zset | model ids; score = ms of the last heartbeat that offered it | workers' heartbeat | controller | idem |
 | kw:asks | hash | model id → `warm` or `evict`, asked for by an operator | app | controller (takes it) | when taken |
 | kw:placement | string | desired Placement JSON, with its epoch | controller, fenced | workers, controller | – |
+| kw:arrivals | hash | `<priority> <model>` → jobs admitted since the controller last looked | admit | controller (takes it) | when taken |
+| kw:policy | string | PolicyState JSON: rates, buckets, failures that the policy remembers | controller, fenced | controller | – |
+| kw:decisions | stream | the newest decisions of the controller, field `d` = Decision JSON | controller, fenced | app | at most about 2000 |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |
 
@@ -53,6 +56,9 @@ OFFERS = "kw:offers"
 OFFERS_SEEN = "kw:offers-seen"
 ASKS = "kw:asks"
 PLACEMENT = "kw:placement"
+ARRIVALS = "kw:arrivals"
+POLICY = "kw:policy"
+DECISIONS = "kw:decisions"
 LEADER = "kw:leader"
 LEADER_EPOCH = "kw:leader-epoch"
 

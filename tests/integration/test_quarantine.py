@@ -21,6 +21,7 @@ from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsQuarantined, LeaseStore
+from tasks.store.policy_store import PolicyStore
 from tasks.store.quarantine_store import QuarantineStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import Tokens
@@ -56,7 +57,7 @@ class Keepwarm:
             wakeups=Wakeups(create_celery_app(self.settings)),
             settings=self.settings,
         )
-        self.controller = Controller(fleet=self.fleet, rescue=rescue)
+        self.controller = Controller(fleet=self.fleet, policy=PolicyStore(self.client), rescue=rescue)
 
     def admit(self, prompt: str = "Say", seed: int = 1) -> JobId:
         request = GenerationRequest(model=MODEL, prompt=prompt, sampling=SamplingParams(seed=seed))
@@ -265,7 +266,7 @@ def test_model_that_costs_three_workers_ends_its_jobs_and_leaves(keepwarm: Keepw
     assert plan is not None
     (entry,) = keepwarm.quarantine.all()
     assert (entry.id, entry.suspect.workers) == ("model:demo", ("w1", "w2", "w3"))
-    assert [(step.kind, step.worker) for step in plan.steps] == [("evict", "alive"), ("refuse", None)]
+    assert [(each.action, each.worker) for each in plan.decisions] == [("evict", "alive"), ("refuse", None)]
     assert plan.placement.workers["alive"].hold == ()
     errors = {job.error.code for job in keepwarm.jobs.recent(10) if job.error}
     assert {job.state for job in keepwarm.jobs.recent(10)} == {JobState.FAILED}

@@ -33,7 +33,7 @@ from workers.messages import (
     TokenOut,
     ToRunner,
 )
-from workers.runner_launch import EngineKind, RunnerConfig, send_config, spawn
+from workers.runner_launch import EngineKind, RunnerConfig, spawn
 
 pytestmark = pytest.mark.integration
 
@@ -47,10 +47,9 @@ M = TypeVar("M", bound=FromRunner)
 class RunnerUnderTest:
     """Our end of one runner process."""
 
-    def __init__(self, config: RunnerConfig) -> None:
-        self.log_path = config.log_path
-        self.process, self.connection = spawn(config.kind)
-        send_config(self.connection, config)
+    def __init__(self, config: RunnerConfig, log_path: Path) -> None:
+        self.log_path = log_path
+        self.process, self.connection = spawn(config, log_path)
         self.connection.settimeout(LIMIT_S)
         self.frames: Iterator[FromRunner] = iter(FrameReader(self.connection, FrameDecoder()))
         self._writer = FrameWriter(self.connection)
@@ -102,10 +101,9 @@ def start(tmp_path: Path, model_path: Path) -> Iterator[Start]:
             model="tiny",
             kind=kind,
             engine=EngineConfig(model_path=path, context_length=512, slots=slots, threads=1, prefill_chunk=64),
-            log_path=tmp_path / f"runner-{len(started)}.log",
             fake=FakeBehaviour(**behaviour),
         )
-        runner = RunnerUnderTest(config)
+        runner = RunnerUnderTest(config, tmp_path / f"runner-{len(started)}.log")
         started.append(runner)
         return runner
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.controller.plan import RESIDENCY_FLOOR_MS, TARGET_WAIT_MS, Plan, plan
+from tasks.controller.decisions import Action, Code
+from tasks.controller.demand import Demand
+from tasks.controller.plan import RULES, Plan, plan
+from tasks.controller.policy_state import PolicyState
 from tasks.fleet import (
     Fleet,
     ModelOffer,
@@ -70,7 +73,16 @@ def decide(
     asks: Mapping[str, str] | None = None,
 ) -> Plan:
     placement = Placement(epoch=7, workers={name: WorkerPlacement(hold=held) for name, held in (hold or {}).items()})
-    return plan(fleet=Fleet(now_ms=NOW_MS, workers=workers), queues=queues, placement=placement, asks=asks or {})
+    return plan(
+        demand=Demand(queues=queues, asks=asks or {}),
+        fleet=Fleet(now_ms=NOW_MS, workers=workers),
+        placement=placement,
+        state=PolicyState(),
+    )
+
+
+def actions(decided: Plan) -> list[str]:
+    return [str(each.action) for each in decided.decisions]
 
 
 def test_cold_model_with_waiting_jobs_is_placed_where_room_is() -> None:
@@ -80,12 +92,13 @@ def test_cold_model_with_waiting_jobs_is_placed_where_room_is() -> None:
     decided = decide((full, empty), (waiting("a"),), hold={"w1": ("b",)})
     assert decided.placement.epoch == 8
     assert decided.placement.workers["w2"].hold == ("a",)
-    assert [step.kind for step in decided.steps] == ["load"]
+    assert actions(decided) == ["load"]
 
 
 def test_nothing_changes_while_everything_is_warm() -> None:
     decided = decide((worker((offer("a"),), (runner("a"),)),), (waiting("a"),), hold={"w1": ("a",)})
-    assert (decided.placement.epoch, decided.steps) == (7, ())
+    assert decided.placement.epoch == 7
+    assert [(each.action, each.code) for each in decided.decisions] == [(Action.KEEP, Code.SLOTS_FREE)]
 
 
 def test_longest_idle_model_leaves_first() -> None:
@@ -97,10 +110,10 @@ def test_longest_idle_model_leaves_first() -> None:
 
 def test_busy_model_stays_until_the_candidate_is_late() -> None:
     offers = (offer("a", 2), offer("b", 2))
-    busy = worker(offers, (runner("a", 2, in_flight=1, age_s=RESIDENCY_FLOOR_MS / 1000 + 1),))
+    busy = worker(offers, (runner("a", 2, in_flight=1, age_s=RULES.frame_ms(1000) / 1000 + 1),))
     early = decide((busy,), (waiting("b"),), hold={"w1": ("a",)})
-    assert [step.kind for step in early.steps] == ["wait"]
-    late = decide((busy,), (waiting("b", age_s=TARGET_WAIT_MS / 1000),), hold={"w1": ("a",)})
+    assert actions(early) == ["wait"]
+    late = decide((busy,), (waiting("b", age_s=RULES.interactive_target_ms / 1000),), hold={"w1": ("a",)})
     assert late.placement.workers["w1"] == WorkerPlacement(hold=("b",), evict=("a",))
 
 
@@ -108,7 +121,7 @@ def test_freshly_loaded_model_is_not_displaced_while_busy() -> None:
     offers = (offer("a", 2), offer("b", 2))
     fresh = worker(offers, (runner("a", 2, in_flight=1, age_s=1),))
     decided = decide((fresh,), (waiting("b", age_s=100),), hold={"w1": ("a",)})
-    assert [step.kind for step in decided.steps] == ["wait"]
+    assert actions(decided) == ["wait"]
 
 
 def test_pinned_model_is_loaded_unasked_and_never_leaves() -> None:
@@ -117,17 +130,17 @@ def test_pinned_model_is_loaded_unasked_and_never_leaves() -> None:
     assert first.placement.workers["w1"].hold == ("p",)
     decided = decide((worker(offers, (runner("p", 1.5),)),), (waiting("a", age_s=100),), hold={"w1": ("p",)})
     assert decided.placement.workers["w1"].hold == ("p",)
-    assert "can free at most 512.0 MiB" in decided.refused()["a"]
+    assert "can free at most 512.0 MiB" in decided.refused()["a"].text
 
 
 def test_model_larger_than_any_budget_is_refused_with_the_numbers() -> None:
     decided = decide((worker((offer("a", 3),)),), (waiting("a"),))
-    assert "needs 3072.0 MiB" in decided.refused()["a"]
+    assert "needs 3072.0 MiB" in decided.refused()["a"].text
 
 
 def test_model_that_failed_everywhere_is_refused_with_its_reason() -> None:
     decided = decide((worker((offer("a", failure="truncated file"),)),), (waiting("a"),))
-    assert decided.refused() == {"a": "'a' can't be loaded: truncated file"}
+    assert decided.refused()["a"].text == "'a' can't be loaded: truncated file"
 
 
 def test_failed_load_is_tried_again_after_its_pause() -> None:
@@ -143,7 +156,7 @@ def test_failed_load_is_tried_on_another_worker() -> None:
 
 
 def test_jobs_wait_while_no_worker_is_alive() -> None:
-    assert [step.kind for step in decide((), (waiting("a"),)).steps] == ["wait"]
+    assert actions(decide((), (waiting("a"),))) == ["wait"]
 
 
 def test_idle_model_leaves_after_its_ttl() -> None:
@@ -166,12 +179,11 @@ def test_quarantined_model_leaves_and_comes_nowhere() -> None:
     placement = Placement(epoch=1, workers={"w1": WorkerPlacement(hold=("a",))})
     decided = plan(
         fleet=fleet,
-        queues=(waiting("a"), waiting("b")),
+        demand=Demand(queues=(waiting("a"), waiting("b")), asks={"a": "warm"}, quarantined={"a": "it kills workers"}),
         placement=placement,
-        asks={"a": "warm"},
-        quarantined={"a": "it kills workers"},
+        state=PolicyState(),
     )
-    assert decided.refused() == {"a": "it kills workers"}
+    assert decided.refused()["a"].text == "it kills workers"
     assert decided.placement.workers["w1"].evict == ("a",)
     assert not any("a" in each.hold for each in decided.placement.workers.values())
     assert any("b" in each.hold for each in decided.placement.workers.values())
@@ -181,9 +193,11 @@ def test_eviction_stays_on_record_until_the_runner_is_gone() -> None:
     offers = (offer("a"), offer("b"))
     placement = Placement(epoch=1, workers={"w1": WorkerPlacement(hold=("b",), evict=("a",))})
     fleet = Fleet(now_ms=NOW_MS, workers=(worker(offers, (runner("a"),)),))
-    kept = plan(fleet=fleet, queues=(), placement=placement, asks={})
+    kept = plan(fleet=fleet, demand=Demand(), placement=placement, state=PolicyState())
     assert kept.placement.workers["w1"].evict == ("a",)
-    gone = plan(fleet=Fleet(now_ms=NOW_MS, workers=(worker(offers),)), queues=(), placement=placement, asks={})
+    gone = plan(
+        fleet=Fleet(now_ms=NOW_MS, workers=(worker(offers),)), demand=Demand(), placement=placement, state=PolicyState()
+    )
     assert gone.placement.workers["w1"].evict == ()
 
 
@@ -236,4 +250,4 @@ def test_plan_keeps_the_budget_spares_the_pinned_and_repeats_itself(
         assert "p" not in desired.evict
         for resident in each.runners:
             if resident.model in desired.evict and resident.in_flight:
-                assert any(queue.oldest_age_ms >= TARGET_WAIT_MS for queue in queues)
+                assert any(queue.oldest_age_ms >= RULES.interactive_target_ms for queue in queues)

@@ -1,6 +1,6 @@
 -- Take a job in, or say why not. Queued is written only here and in release.lua.
 -- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency  8 dead  9 job to repeat, or 1
---      10 quarantine
+--      10 quarantine  11 arrivals
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
 --      10 id of the job to repeat or ''  11 request digest
@@ -61,6 +61,7 @@ end
 local score = tonumber(ARGV[3]) * 1e13 + now
 redis.call('ZADD', KEYS[2], int(score), ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('HINCRBY', KEYS[11], ARGV[3] .. ' ' .. ARGV[2], 1)
 redis.call('ZADD', KEYS[4], int(now), ARGV[1])
 redis.call('ZADD', KEYS[5], int(now), ARGV[1])
 if ARGV[8] ~= '' then redis.call('SET', KEYS[7], ARGV[1] .. ' ' .. ARGV[8], 'PX', ARGV[9]) end

@@ -10,6 +10,8 @@ if state == 'running' and redis.call('HGET', KEYS[1], 'claim') == ARGV[4] then
   return {'claimed', tonumber(mine[1]), tonumber(mine[2]), mine[3], mine[4] or ''}
 end
 if state ~= 'queued' then return {'taken', state or ''} end
+-- A wake-up from before the job was handed over to another model.
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return {'taken', state} end
 local now = now_ms()
 local job = redis.call('HMGET', KEYS[1], 'seq', 'request', 'deadline', 'workers', 'digest', 'model',
   'runner_losses', 'loss_seq')

@@ -5,6 +5,7 @@
 --   failures (attempts that broke), last_error (JSON: why the newest of them did)
 --   digest (of the request without its seed), runner_losses (in a row at the place loss_seq: seq when the runner died)
 --   seq (newest event), cancel ("1" when asked for), finished, result (JSON), error (JSON: why the job has none)
+--   asked_model (what the client asked for, when the job was handed over to that model's fallback)
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
 
 local function now_ms()

@@ -1,0 +1,35 @@
+"""What is wanted of the fleet at one moment: the controller's input besides the fleet itself. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tasks.controller.rules import Rules
+from tasks.fleet import ClassBacklog, QueueReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Waiting jobs, arrivals since the last tick, mean run times, operators' wishes, and what is quarantined."""
+
+    queues: tuple[QueueReport, ...] = ()
+    arrivals: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (model, priority) → new jobs since then
+    service_ms: Mapping[str, float] = field(default_factory=dict)  # model → mean run time of a job
+    asks: Mapping[str, str] = field(default_factory=dict)  # model → "warm" or "evict"
+    quarantined: Mapping[str, str] = field(default_factory=dict)  # model → the reason
+
+
+def classes_of(queue: QueueReport) -> tuple[ClassBacklog, ...]:
+    """Per priority; a report without classes counts as interactive."""
+    return queue.classes or (ClassBacklog(priority=0, depth=queue.depth, oldest_age_ms=queue.oldest_age_ms),)
+
+
+def patience_ms(queue: QueueReport, rules: Rules, turn_age_ms: int | None = None) -> int:
+    """Until the first class misses its target; negative when it is overdue.
+
+    `turn_age_ms`: the model had a turn and lost it so long ago; its jobs' claim counts from there (the bound on
+    waiting rests on every model ahead having one turn)."""
+    if turn_age_ms is None:
+        return min(rules.target_ms(each.priority) - each.oldest_age_ms for each in classes_of(queue))
+    return min(rules.target_ms(each.priority) - min(each.oldest_age_ms, turn_age_ms) for each in classes_of(queue))

@@ -1,0 +1,73 @@
+"""What the policy remembers between ticks, what it counts, and what it decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tasks.controller.decisions import Decision
+from tasks.controller.policy_state import PolicyState
+from tasks.store import keys
+from tasks.store.connection import Client, load_script, translated
+from tasks.store.gauges import decode_service
+
+MAX_DECISIONS = 2000
+MAX_READ = 10_000
+
+_STATE = msgspec.json.Decoder(PolicyState)
+_DECISION = msgspec.json.Decoder(Decision)
+
+
+class PolicyStore:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._remember = load_script(client, "remember")
+
+    @translated
+    def state(self) -> PolicyState:
+        """As the last leader left it. What an older or newer version wrote counts as nothing remembered."""
+        payload = self._client.get(keys.POLICY)
+        try:
+            return _STATE.decode(payload) if payload else PolicyState()
+        except msgspec.DecodeError:
+            return PolicyState()
+
+    @translated
+    def take_arrivals(self) -> dict[tuple[str, int], int]:
+        """Jobs admitted since the last call, by model and priority. A leader that dies right after loses a count."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hgetall(keys.ARRIVALS)
+        pipe.delete(keys.ARRIVALS)
+        counts, _ = pipe.execute()
+        found = {}
+        for name, count in counts.items():
+            priority, model = name.decode().split(" ", 1)
+            found[model, int(priority)] = int(count)
+        return found
+
+    @translated
+    def service_ms(self) -> dict[str, float]:
+        """Mean run time of a job, of every model that has served any."""
+        times = self._client.hgetall(keys.SERVICE)
+        return {model.decode(): decode_service(value).mean_ms for model, value in times.items()}
+
+    @translated
+    def remember(
+        self, state: PolicyState | None, decisions: Sequence[Decision], leader_id: str, leader_epoch: int
+    ) -> bool:
+        """Keep the state (None: unchanged) and append the decisions; False when the leadership is gone."""
+        payload = b"" if state is None else msgspec.json.encode(state)
+        return bool(
+            self._remember(
+                keys=[keys.POLICY, keys.DECISIONS, keys.LEADER, keys.LEADER_EPOCH],
+                args=[leader_id, leader_epoch, payload, MAX_DECISIONS, *map(msgspec.json.encode, decisions)],
+            )
+        )
+
+    @translated
+    def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:
+        """The newest first; of one model if given."""
+        entries = self._client.xrevrange(keys.DECISIONS, count=limit if model is None else MAX_READ)
+        found = [_DECISION.decode(fields[b"d"]) for _, fields in entries]
+        return [each for each in found if model is None or each.model == model][:limit]
