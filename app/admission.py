@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from app.errors import NotSupportedYet
+from app.formats import answer_format
 from app.schemas.jobs import JobBody
 from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, SamplingFields
 from app.settings import ApiSettings
@@ -106,6 +107,7 @@ def _request(
         stop=_stop(body.stop, limits),
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
+        answer_format=answer_format(body, limits),
     )
 
 
@@ -161,8 +163,6 @@ def _refuse_unsupported(fields: ChatFields) -> None:
         raise NotSupportedYet("tools", "describe the tools in the system message.")
     if fields.functions:
         raise NotSupportedYet("functions", "describe them in the system message.")
-    if fields.response_format not in (None, {"type": "text"}):
-        raise NotSupportedYet("response_format", 'only {"type": "text"}; ask for the format in the prompt.')
     if fields.audio or fields.modalities not in (None, ["text"]):
         raise NotSupportedYet("modalities", "only text.")
     if fields.web_search_options:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from app.backend import Backend
 from app.fleet_view import FleetView
+from app.grammar_check import GrammarCheck
 from app.metrics import Metrics
 from app.settings import ApiSettings
 
@@ -20,6 +21,7 @@ class Front:
     backend: Backend
     view: FleetView
     metrics: Metrics
+    grammars: GrammarCheck
 
 
 def get_front(request: Request) -> Front:

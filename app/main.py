@@ -12,6 +12,7 @@ from app.backend import Backend, connect_backend
 from app.error_handlers import install_error_handlers
 from app.fleet_view import FleetView
 from app.front import Front
+from app.grammar_check import GrammarCheck
 from app.metrics import Metrics
 from app.middleware import RequestFrame
 from app.origin_guard import OriginGuard
@@ -27,6 +28,8 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
     settings = settings or load_settings(ApiSettings)
     backend = backend or connect_backend(load_settings(StoreSettings))
 
+    grammars = GrammarCheck()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await backend.streams.start()
@@ -34,6 +37,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
             yield
         finally:
             await backend.streams.close()
+            await grammars.close()
 
     app = FastAPI(title="Keepwarm", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.state.front = Front(
@@ -41,6 +45,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         backend=backend,
         view=FleetView(backend.fleet, backend.quarantine, max_age_s=settings.fleet_cache_ms / 1000),
         metrics=Metrics(),
+        grammars=grammars,
     )
     app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
     app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes, metrics=app.state.front.metrics)

@@ -28,6 +28,8 @@ class ApiSettings(BaseSettings):
     max_stop: int = Field(default=8, ge=0)  # stop strings per request
     max_stop_chars: int = Field(default=256, ge=1)  # length of one stop string
     max_logit_bias: int = Field(default=1024, ge=0)  # entries
+    max_schema_bytes: Bytes = Field(default=64 * 1024, ge=0)  # of a JSON schema or grammar
+    max_schema_depth: int = Field(default=64, ge=1)  # objects and arrays in each other
 
     max_inputs: int = Field(default=2048, ge=1)  # texts to embed, or documents to rank, per request
     max_result_bytes: Bytes = Field(default=16 * 1024**2, ge=1024)  # vectors of one request

@@ -37,6 +37,7 @@ from workers.clock import Clock
 from workers.engine.base import EngineConfig
 from workers.model_files import FolderScanner, ModelFile
 from workers.runner_starter import RunnerStarter
+from workers.spare_runner import SpareRunner
 
 SLOTS = 8
 FIRST_TOKEN_GOAL_MS = 4.0
@@ -274,6 +275,7 @@ def _model(path: Path) -> ModelFile:
 def _engine_config(model: ModelFile, threads: int) -> EngineConfig:
     """What a worker with these settings gives its runner."""
     starter = RunnerStarter(
+        spare=SpareRunner("llama_cpp", keeps=False),
         sink=_Nowhere(),
         clock=Clock(),
         log_dir=Path(),

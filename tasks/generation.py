@@ -35,6 +35,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: int = 0  # 0 ≤ seed < 2**63
 
 
+class AnswerFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The form that an answer is kept to: a JSON schema with `x-guidance` options (see `tasks.grammars`), or GBNF."""
+
+    kind: Literal["json_schema", "gbnf"]
+    text: str
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="generate"):
     """The whole request of one job: exactly one of `messages` and `prompt` is set."""
 
@@ -46,6 +53,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; 0: of the chosen token only; n: and the n most likely
+    answer_format: AnswerFormat | None = None  # None: free text
 
 
 FinishReason = Literal["stop", "length"]

@@ -41,10 +41,12 @@ from workers.reconciler import Reconciler
 from workers.runner_starter import RunnerStarter
 from workers.settings import WorkerSettings
 from workers.slot_gate import GatedHost, gate
+from workers.spare_runner import SpareRunner
 from workers.subscriptions import CeleryQueues
 from workers.token_sink import FailingSink
 from workers.warm_pool import PoolLimits, WarmPool
 
+SPARE_SHARE = 0.05  # of the budget, at most, for a runner that waits for a model
 PREDECESSOR_SILENT_MS = 1_500  # more than a heartbeat's second
 
 log = structlog.get_logger(__name__)
@@ -75,6 +77,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     leases = LeaseStore(client, store_settings)
     _prepare_record(fleet, leases, store_time)
     budget = settings.memory_budget or default_budget(device)
+    keeps_spare = device.spare_bytes <= budget * SPARE_SHARE
+    budget -= device.spare_bytes if keeps_spare else 0
+    spare = SpareRunner(settings.engine, keeps=keeps_spare)
+    spare.replenish()
     wakeups = Wakeups(celery_app)
 
     pool = WarmPool(
@@ -83,7 +89,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         ledger=Ledger(budget),
         device=device,
         measurements=Measurements(store_settings.home / "measurements.json"),
-        start_runner=_starter(settings, store_settings.home / "logs", writer, clock),
+        start_runner=_starter(settings, spare, store_settings.home / "logs", writer, clock),
         clock=clock,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
         parked_memory=settings.parked_memory if device.name == CpuDevice.name else 0,  # it is no GPU's memory
@@ -126,13 +132,17 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         run_celery_worker(celery_app, worker_id, queues, on_shutdown=drain)
     finally:
         pool.close()
+        spare.close()
         for part in (watch, hints, keeper, reconciler):
             part.stop()
         log.info("worker_stopped", worker=worker_id)
 
 
-def _starter(settings: WorkerSettings, log_dir: Path, writer: TokenWriter, clock: Clock) -> RunnerStarter:
+def _starter(
+    settings: WorkerSettings, spare: SpareRunner, log_dir: Path, writer: TokenWriter, clock: Clock
+) -> RunnerStarter:
     return RunnerStarter(
+        spare=spare,
         sink=FailingSink(writer) if failpoints.is_armed() else writer,
         clock=clock,
         log_dir=log_dir,

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 BUDGET_SHARE = 0.8  # of what is available at start; the rest is for the system and for what no formula knows
 CPU_OVERHEAD_BYTES = 48 * 1024**2  # interpreter, libraries and token tables
+SPARE_BYTES = 32 * 1024**2  # private memory of a runner that has imported its engine and knows no model yet
 CUDA_OVERHEAD_BYTES = 512 * 1024**2  # CUDA context, kernels and cuBLAS workspace
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 
@@ -47,6 +48,11 @@ class Device(Protocol):
     @property
     def runner_overhead_bytes(self) -> int:
         """What a runner takes beside weights, KV and compute buffers."""
+        ...
+
+    @property
+    def spare_bytes(self) -> int:
+        """What a runner takes that has no model yet."""
         ...
 
     def total_bytes(self) -> int: ...
@@ -89,6 +95,7 @@ class CpuDevice:
 
     name = "cpu"
     runner_overhead_bytes = CPU_OVERHEAD_BYTES
+    spare_bytes = SPARE_BYTES
 
     def __init__(self, *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._proc = proc
@@ -160,6 +167,7 @@ class NvidiaDevice:
     """One GPU, by NVML. The library is passed in, so that tests can bring their own."""
 
     runner_overhead_bytes = CUDA_OVERHEAD_BYTES
+    spare_bytes = 0  # it touches the GPU only when it loads
 
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml

@@ -1,7 +1,8 @@
 """Start a runner process: the parent's half of `workers.runner_process`.
 
 The child gets one end of a socket pair and reads its RunnerConfig from it as one JSON frame (same 4-byte length as
-every other frame). It leads a session of its own, so that a Ctrl-C in the worker's terminal doesn't reach it.
+every other frame), as soon as it has imported its engine: it may be started before its model is known
+(`workers.spare_runner`). It leads a session of its own, so that a Ctrl-C in the worker's terminal doesn't reach it.
 """
 
 from __future__ import annotations
@@ -29,27 +30,26 @@ class RunnerConfig:
 
     model: str  # id, for the process title and the log
     engine: EngineConfig
+    log_path: Path  # stdout and stderr are appended to it
     kind: EngineKind = "llama_cpp"
     fake: FakeBehaviour = field(default_factory=FakeBehaviour)  # read by kind "fake" only
 
 
-def spawn(config: RunnerConfig, log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a runner; its stdout and stderr are appended to `log_path`.
+def spawn(kind: EngineKind) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a runner that waits for its `send_config`.
 
     Closing the socket ends the process. The caller reaps it (`Popen.wait`). Raises OSError."""
     parent_end, child_end = socket.socketpair()
     try:
-        with child_end, log_path.open("ab") as log:
+        with child_end:
             process = subprocess.Popen(
-                [sys.executable, "-m", "workers.runner_process", "--fd", str(child_end.fileno())],
+                [sys.executable, "-m", "workers.runner_process", "--fd", str(child_end.fileno()), "--kind", kind],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT,  # the worker's own, until the config names the runner's log
                 pass_fds=(child_end.fileno(),),
                 start_new_session=True,
                 env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # ggml would run gdb on an abort
             )
-        send_config(parent_end, config)
     except BaseException:
         parent_end.close()
         raise

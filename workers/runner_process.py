@@ -10,6 +10,7 @@ Exit codes: 0 told to go (or the worker is gone), 3 the model could not be loade
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import functools
 import os
@@ -21,7 +22,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, assert_never
+from pathlib import Path
+from typing import Any, NoReturn, assert_never, get_args
 
 import setproctitle
 
@@ -43,7 +45,7 @@ from workers.messages import (
     Rejected,
     Shutdown,
 )
-from workers.runner_launch import RunnerConfig, receive_config
+from workers.runner_launch import EngineKind, RunnerConfig, receive_config
 from workers.step_frames import StepFrames
 
 EXIT_OK, EXIT_LOAD_FAILED, EXIT_ENGINE_FAILED = 0, 3, 4
@@ -58,16 +60,38 @@ Send = Callable[[FromRunner], None]
 def main(arguments: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m workers.runner_process", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the worker")
-    connection = socket.socket(fileno=parser.parse_args(arguments).fd)
+    parser.add_argument("--kind", choices=get_args(EngineKind), required=True, help="engine to import")
+    options = parser.parse_args(arguments)
+    connection = socket.socket(fileno=options.fd)
     faulthandler.enable()  # a crash in native code leaves its Python stack in the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    setproctitle.setproctitle("keepwarm runner: spare")
+    import_engine(options.kind)
     try:
         config = receive_config(connection)
     except (EOFError, OSError):
         exit_now(EXIT_OK)
     setproctitle.setproctitle(f"keepwarm runner: {config.model}")
+    redirect_output(config.log_path)
     RunnerProcess(config, connection).run()
+
+
+def redirect_output(log_path: Path) -> None:
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def import_engine(kind: EngineKind) -> None:
+    """Ahead of the model: it takes a third of a second. What goes wrong here is reported when the engine is built."""
+    with contextlib.suppress(Exception):
+        match kind:
+            case "fake":
+                import workers.engine.fake
+            case "llama_cpp":
+                import workers.engine.llama_cpp  # noqa: F401
 
 
 def exit_now(code: int) -> NoReturn:

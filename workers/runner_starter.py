@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.errors import KeepwarmError
 from workers.clock import Clock
 from workers.engine.base import EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.model_files import ModelFile
 from workers.runner import Runner, RunnerLimits
-from workers.runner_launch import EngineKind, RunnerConfig, spawn
+from workers.runner_launch import EngineKind, RunnerConfig
 from workers.runner_link import ProcessLink
+from workers.spare_runner import SpareRunner
 from workers.token_sink import TokenSink
 
 SLOWEST_LOAD_BYTES_PER_S = 20_000_000  # a disk that is slower than this counts as stalled
@@ -24,6 +28,7 @@ WEIGHT_BYTES_PER_THREAD = 16 * 1024**2  # below this much work a further thread 
 class RunnerStarter:
     """Everything that all runners of a worker have in common."""
 
+    spare: SpareRunner
     sink: TokenSink
     clock: Clock
     log_dir: Path  # one file per model, appended
@@ -40,7 +45,7 @@ class RunnerStarter:
     def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
         """Raises OSError when the process can't be started."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        process, connection = spawn(self.config_for(model), self.log_dir / f"runner-{model.id}.log")
+        process, connection = self.spare.start(self.config_for(model))
         runner = Runner(
             model=model.id,
             link=ProcessLink(process, connection, send_timeout_s=SEND_TIMEOUT_S),
@@ -53,7 +58,13 @@ class RunnerStarter:
             on_change=on_change,
         )
         runner.start()
+        threading.Thread(target=self._replenish_after, args=(runner,), name=f"spare-{model.id}", daemon=True).start()
         return runner
+
+    def _replenish_after(self, runner: Runner) -> None:
+        with contextlib.suppress(KeepwarmError):  # the pool hears of it too
+            runner.wait_loaded()
+        self.spare.replenish()
 
     def _threads(self, model: ModelFile) -> int:
         """Threads of a runner meet at a barrier after every operation, where they spin. A small model has too little
@@ -82,4 +93,10 @@ class RunnerStarter:
             model_kind=model.kind,
             pooling=model.pooling,
         )
-        return RunnerConfig(model=model.id, engine=engine, kind=self.kind, fake=self.fake)
+        return RunnerConfig(
+            model=model.id,
+            engine=engine,
+            log_path=self.log_dir / f"runner-{model.id}.log",
+            kind=self.kind,
+            fake=self.fake,
+        )

@@ -23,10 +23,12 @@ async def create_chat_completion(
     body: ChatBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    generation = chat_request(body, offer, front.settings)
+    await front.grammars.check(generation)
     return await answer(
         front,
         request,
-        chat_request(body, offer, front.settings),
+        generation,
         offer=offer,
         priority=body.level,
         form_of=partial(ChatForm, include_usage=body.include_usage),

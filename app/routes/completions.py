@@ -23,10 +23,12 @@ async def create_completion(
     body: CompletionBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    generation = completion_request(body, offer, front.settings)
+    await front.grammars.check(generation)
     return await answer(
         front,
         request,
-        completion_request(body, offer, front.settings),
+        generation,
         offer=offer,
         priority=body.level,
         form_of=partial(TextForm, include_usage=body.include_usage),

@@ -34,6 +34,7 @@ Place = tuple[int | None, float | None]  # in the line, and how many seconds tha
 async def create_job(body: JobBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey) -> Response:
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
     generation = job_request(body, offer, front.settings)
+    await front.grammars.check(generation)
     submit = partial(
         front.backend.dispatcher.submit,
         generation,

@@ -73,6 +73,18 @@ class Message(BaseModel):
         return "".join(part.text for part in self.content)
 
 
+class JsonSchemaFormat(BaseModel):
+    name: Text | None = Field(default=None, max_length=64)
+    definition: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # false: keywords that can't be enforced are ignored; otherwise they are refused
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    json_object_schema: dict[str, Any] | None = Field(default=None, alias="schema")  # llama.cpp's form
+
+
 class SamplingFields(BaseModel):
     """What all generating routes share. None means the default of `tasks.generation.SamplingParams`."""
 
@@ -95,6 +107,8 @@ class SamplingFields(BaseModel):
     stop: Annotated[list[Text], BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)] = []
     max_tokens: int | None = Field(default=None, ge=1, le=2**31)
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    grammar: Text | None = Field(default=None, description="GBNF, llama.cpp's notation; the answer follows it.")
     n: int | None = None
 
 
@@ -132,7 +146,6 @@ class ChatFields(SamplingFields):
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None

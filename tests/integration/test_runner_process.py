@@ -33,7 +33,7 @@ from workers.messages import (
     TokenOut,
     ToRunner,
 )
-from workers.runner_launch import EngineKind, RunnerConfig, spawn
+from workers.runner_launch import EngineKind, RunnerConfig, send_config, spawn
 
 pytestmark = pytest.mark.integration
 
@@ -47,9 +47,10 @@ M = TypeVar("M", bound=FromRunner)
 class RunnerUnderTest:
     """Our end of one runner process."""
 
-    def __init__(self, config: RunnerConfig, log_path: Path) -> None:
-        self.log_path = log_path
-        self.process, self.connection = spawn(config, log_path)
+    def __init__(self, config: RunnerConfig) -> None:
+        self.log_path = config.log_path
+        self.process, self.connection = spawn(config.kind)
+        send_config(self.connection, config)
         self.connection.settimeout(LIMIT_S)
         self.frames: Iterator[FromRunner] = iter(FrameReader(self.connection, FrameDecoder()))
         self._writer = FrameWriter(self.connection)
@@ -101,9 +102,10 @@ def start(tmp_path: Path, model_path: Path) -> Iterator[Start]:
             model="tiny",
             kind=kind,
             engine=EngineConfig(model_path=path, context_length=512, slots=slots, threads=1, prefill_chunk=64),
+            log_path=tmp_path / f"runner-{len(started)}.log",
             fake=FakeBehaviour(**behaviour),
         )
-        runner = RunnerUnderTest(config, tmp_path / f"runner-{len(started)}.log")
+        runner = RunnerUnderTest(config)
         started.append(runner)
         return runner
 

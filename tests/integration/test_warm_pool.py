@@ -26,6 +26,7 @@ from workers.measurements import Measurements
 from workers.model_files import FolderScanner
 from workers.runner_launch import EngineKind
 from workers.runner_starter import RunnerStarter
+from workers.spare_runner import SpareRunner
 from workers.warm_pool import PoolLimits, WarmPool
 
 LOAD_PATIENCE_S = 60.0  # two busy cores
@@ -54,6 +55,7 @@ class Worker:
             device=CpuDevice(),
             measurements=self.measurements,
             start_runner=RunnerStarter(
+                spare=SpareRunner(kind, keeps=False),
                 sink=self.sink,
                 clock=Clock(),
                 log_dir=folder / "logs",

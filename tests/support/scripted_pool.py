@@ -57,6 +57,7 @@ class FakeDevice:
 
     name: str = "fake"
     runner_overhead_bytes: int = 0
+    spare_bytes: int = 0
     measured: dict[int, int] = field(default_factory=dict)  # pid → bytes
     dirty_pids: set[int] = field(default_factory=set)
 

@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.errors import DeadlineCannotBeMet, QueueFull, StoreUnavailable
-from tasks.generation import TokenLogprob
+from tasks.generation import AnswerFormat, TokenLogprob
+from tasks.grammars import json_schema_format
 from tasks.jobs import JobError, JobState, Priority, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, Started, Tokens
 from tests.support.front_fakes import DEMO, FakeBackend, RawRequest, chat, front_client, numbered, sse_data, succeeded
@@ -213,6 +214,27 @@ def test_model_whose_workers_are_away_is_admitted(client, fake):
     assert client.post("/v1/chat/completions", json=chat()).status_code == 200
 
 
+@pytest.mark.parametrize(("path", "prompt"), [("/v1/chat/completions", {}), ("/v1/completions", {"prompt": "x"})])
+def test_answer_format_reaches_the_job(client, fake, path, prompt):
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema, "strict": True}}
+    assert client.post(path, json=chat(response_format=wanted, **prompt)).status_code == 200
+    assert client.post(path, json=chat(grammar='root ::= "yes" | "no"', **prompt)).status_code == 200
+    formats = [submitted.request.answer_format for submitted in fake.submitted]
+    assert formats == [
+        json_schema_format(schema, is_lenient=False),
+        AnswerFormat(kind="gbnf", text='root ::= "yes" | "no"'),
+    ]
+
+
+def test_body_nested_beyond_reason_is_a_bad_request(client, fake):
+    for nested in ("[" * 100_000 + "]" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000):
+        content = b'{"model": "demo", "messages": [{"role": "user", "content": "x"}], "response_format": %b}'
+        reply = client.post("/v1/chat/completions", content=content % nested.encode())
+        assert reply.status_code == 400, reply.text
+    assert not fake.submitted
+
+
 # ---- refusals before admission
 
 
@@ -221,7 +243,15 @@ def test_model_whose_workers_are_away_is_admitted(client, fake):
     [
         ({"n": 2}, "n", "not supported"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "required"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "x"}}}},
+            "response_format",
+            "#",
+        ),
+        ({"grammar": "root"}, "grammar", "expected ::="),
+        ({"grammar": "root ::= " + "(" * 20_000}, "grammar", "at most 64 parentheses"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"stop": list("abcdefghi")}, "stop", "at most 8"),
         ({"stop": [""]}, "stop", "1 to 256"),

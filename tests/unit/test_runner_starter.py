@@ -11,10 +11,12 @@ from tasks.fleet import ModelKind
 from tests.support.scripted_pool import make_model
 from tests.support.scripted_runner import ManualClock, MemorySink
 from workers.runner_starter import RunnerStarter
+from workers.spare_runner import SpareRunner
 
 
 def starter(*, threads: int = 8, gpu_layers: int = 0, parked_memory: int | None = None) -> RunnerStarter:
     return RunnerStarter(
+        spare=SpareRunner("fake", keeps=False),
         sink=MemorySink(),
         clock=ManualClock().clock(),
         log_dir=Path("unused"),

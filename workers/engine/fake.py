@@ -21,6 +21,7 @@ from tasks.generation import GenerationRequest
 from workers.engine.backend import Interrupted, Slice, State
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.fake_behaviour import FakeBehaviour
+from workers.engine.grammars import Grammars
 from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
@@ -148,6 +149,7 @@ class FakeEngine(LoopedEngine):
     def __init__(self, config: EngineConfig, behaviour: FakeBehaviour | None = None) -> None:
         self._config = config
         self._behaviour = behaviour or FakeBehaviour()
+        self._grammars = Grammars(VOCABULARY)
         self._loop = StepLoop(
             FakeBackend(config.slots, self._behaviour),
             slots=config.slots,
@@ -175,7 +177,8 @@ class FakeEngine(LoopedEngine):
 
     def prepare(self, message: Generate | Encode) -> Sequence:
         message = only_generate(message)
-        return self._loop.sequence(message, tuple(_prompt_text(message.request).encode()))
+        constraint = self._grammars.constraint(message.request.answer_format)
+        return self._loop.sequence(message, tuple(_prompt_text(message.request).encode()), constraint)
 
     def close(self) -> None:
         pass

@@ -22,6 +22,7 @@ from tasks.generation import GenerationRequest
 from workers.engine.backend import Interrupted, NoRoom, Slice
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.chat_template import ChatTemplate
+from workers.engine.grammars import Grammars
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_log import LlamaLog
@@ -139,6 +140,7 @@ class LlamaEngine(LoopedEngine):
         self._template = ChatTemplate(
             model.chat_template, bos_token=model.vocabulary.bos_text, eos_token=model.vocabulary.eos_text
         )
+        self._grammars = Grammars(model.vocabulary)
         self._loop = StepLoop(
             context,
             slots=config.slots,
@@ -159,7 +161,8 @@ class LlamaEngine(LoopedEngine):
 
     def prepare(self, message: Generate | Encode) -> Sequence:
         message = only_generate(message)
-        return self._loop.sequence(message, self._prompt_ids(message.request))
+        constraint = self._grammars.constraint(message.request.answer_format)
+        return self._loop.sequence(message, self._prompt_ids(message.request), constraint)
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         """Tokenised as llama-server does: control tokens in the text count as such, BOS comes once."""

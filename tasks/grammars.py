@@ -1,0 +1,63 @@
+"""Answer formats as llguidance understands them, and the bounds within which it may work on them.
+
+Front and runner share this module, so that a format which the front let pass compiles in the runner. Grammars come from
+clients: the front tries each in a process of its own (`app.grammar_trial`), and the bounds hold in both places.
+"""
+
+from __future__ import annotations
+
+import json
+
+from llguidance import LLMatcher, LLParserLimits
+
+from tasks.gbnf import InvalidGrammar, gbnf_to_lark
+from tasks.generation import AnswerFormat, JsonObject
+
+# About the time of one step, by llguidance's own figures: 200 000 lexer fuel are 14 ms, 50 000 items 2.5 ms.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,  # 1 to 2 kB each
+    max_grammar_size=200_000,
+    verbose_errors=False,  # they would quote the client's grammar into logs
+)
+# Between two tokens of JSON: as llama.cpp's grammars have it. Bounded, since a model may love blanks.
+_WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
+# Where only one continuation is possible, llguidance would allow only its own spelling of it in tokens; the model's is
+# better, and the draw stays that of the model among all that is allowed.
+_NO_FORCING = '%llguidance {"no_forcing": true}\n'
+_ANY_OBJECT: JsonObject = {"type": "object"}
+
+
+def json_object_format() -> AnswerFormat:
+    """Any JSON object."""
+    return json_schema_format(_ANY_OBJECT, is_lenient=False)
+
+
+def json_schema_format(schema: JsonObject, *, is_lenient: bool) -> AnswerFormat:
+    """JSON that is valid by `schema`. Lenient: keywords that can't be enforced are ignored instead of refused."""
+    options = {"whitespace_pattern": _WHITESPACE, "lenient": is_lenient}
+    return AnswerFormat(kind="json_schema", text=json.dumps({**schema, "x-guidance": options}, ensure_ascii=False))
+
+
+def grammar_of(answer_format: AnswerFormat) -> str:
+    """In llguidance's own form. Raises InvalidGrammar."""
+    rules = gbnf_to_lark(answer_format.text) if answer_format.kind == "gbnf" else f"start: %json {answer_format.text}"
+    return LLMatcher.grammar_from_lark(_NO_FORCING + rules)
+
+
+def problem_of(answer_format: AnswerFormat) -> str:
+    """Why this format can't be used; empty when it can. May take long, take much memory, or crash the process."""
+    try:
+        grammar = grammar_of(answer_format)
+    except InvalidGrammar as invalid:
+        return str(invalid)
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
+    return first_line(messages[0]) if is_error else ""
+
+
+def first_line(message: str) -> str:
+    """Of a library's error: the lines after it show the grammar, and what stands before it is our own wrapping."""
+    lines = message.strip().split("failed to compile JSON schema: ")[-1].splitlines()
+    return lines[0][:300] if lines else "it gave no reason"
