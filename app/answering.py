@@ -8,7 +8,7 @@ The job of a client that leaves before its answer is complete is cancelled, unle
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 
@@ -29,7 +29,7 @@ from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
 from tasks.job_request import JobRequest
-from tasks.jobs import Job, JobState, Priority
+from tasks.jobs import Job, JobState, Priority, new_job_id
 from tasks.stream_events import End, Loading, Queued, Reset, Tokens
 
 STATUS_CLIENT_LEFT = 499  # nobody reads it; for the log and the metrics
@@ -82,6 +82,9 @@ async def _admit(
     fingerprint: str | None,
 ) -> LiveAnswer:
     arrived = time.monotonic()
+    streams = front.backend.streams
+    job_id = new_job_id()
+    follower = await streams.listen(job_id)  # its first token will be on its way before submit returns
     submit = partial(
         front.backend.dispatcher.submit,
         work,
@@ -90,10 +93,21 @@ async def _admit(
         deadline_ms=None,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint,
+        job_id=job_id,
     )
-    job = (await to_thread.run_sync(submit)).job
+    try:
+        submission = await to_thread.run_sync(submit)
+    except BaseException:
+        await streams.ignore(follower)
+        raise
+    job = submission.job
     request.state.job_id = job.id  # from here on errors carry it
-    return LiveAnswer(front, request, work, job, arrived, ends_with_client=idempotency_key is None)
+    if submission.is_heard:
+        batches = streams.follow_batches(job.id, follower=follower)
+    else:
+        await streams.ignore(follower)
+        batches = streams.follow_batches(job.id)
+    return LiveAnswer(front, request, work, job, batches, arrived, ends_with_client=idempotency_key is None)
 
 
 class LiveAnswer:
@@ -105,6 +119,7 @@ class LiveAnswer:
         request: Request,
         work: JobRequest,
         job: Job,
+        batches: AsyncGenerator[Batch, None],
         arrived: float,
         *,
         ends_with_client: bool,
@@ -116,7 +131,7 @@ class LiveAnswer:
         self._meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
         self._headers = {"x-keepwarm-job": job.id}
         self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)
-        self._batches = front.backend.streams.follow_batches(job.id)
+        self._batches = batches
         self._has_text = False  # the client has part of the answer
         self._is_over = False  # nothing more will be sent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tasks.fleet import Fleet, ModelOffer, QueueReport
 from tasks.job_request import JobRequest
@@ -12,6 +12,9 @@ from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.quarantine import Quarantine
 from tasks.settings import StoreSettings
 from tasks.stream_events import StreamEvent
+
+if TYPE_CHECKING:  # the command line needs the names here, not a client of the store
+    from tasks.store.token_reader import Follower
 
 Batch = list[tuple[int | None, StreamEvent]]
 
@@ -64,6 +67,9 @@ class Submitted(Protocol):
     @property
     def position(self) -> int: ...
 
+    @property
+    def is_heard(self) -> bool: ...
+
 
 class Submitter(Protocol):
     """Takes jobs in. Blocking. Raises QueueFull, StoreFull, IdempotencyMismatch, PromptQuarantined, ModelQuarantined,
@@ -78,6 +84,7 @@ class Submitter(Protocol):
         deadline_ms: int | None,
         idempotency_key: str | None,
         fingerprint: str | None = None,
+        job_id: JobId | None = None,
     ) -> Submitted: ...
 
     def predicted_wait_s(self, model: str, ahead: int) -> float | None: ...
@@ -94,8 +101,18 @@ class TokenStreams(Protocol):
 
     async def close(self) -> None: ...
 
-    def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[Batch, None]:
-        """What is available, list by list; an empty list about every second of silence; ends after End."""
+    async def listen(self, job_id: JobId) -> Follower:
+        """Hear of a job that is yet to be admitted; then `follow_batches` or `ignore`."""
+        ...
+
+    async def ignore(self, follower: Follower) -> None: ...
+
+    def follow_batches(
+        self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
+    ) -> AsyncGenerator[Batch, None]:
+        """What is available, list by list; an empty list about every second of silence; ends after End.
+
+        `follower`: one that heard the job from its admission on, so that nothing has to be replayed."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""kombu's Redis transport with one client object per channel.
+"""kombu's Redis transport with one client object per channel, and with messages that can be had instead of sent.
 
 kombu makes a client anew for every message that it sends, which with redis-py 8 costs more than the sending. Imported
 for its effect: from then on `redis://` and its relatives mean this transport.
@@ -8,13 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
+
+Diverted = list[tuple[str, str]]  # (Redis list, message) as kombu would have pushed them
+
+_diverted: ContextVar[Diverted | None] = ContextVar("diverted", default=None)
 
 
-class Channel(kombu_redis.Channel):
+@contextmanager
+def diverted() -> Iterator[Diverted]:
+    """What this thread sends in here goes nowhere but into the list."""
+    messages: Diverted = []
+    token = _diverted.set(messages)
+    try:
+        yield messages
+    finally:
+        _diverted.reset(token)
+
+
+class _Divertible(kombu_redis.Channel):
+    def _put(self, queue: str, message: dict[str, Any], **options: Any) -> None:
+        if (messages := _diverted.get()) is None:
+            super()._put(queue, message, **options)  # type: ignore[no-untyped-call]
+        else:
+            priority = self._get_message_priority(message, reverse=False)  # type: ignore[no-untyped-call]
+            messages.append((self._q_for_pri(queue, priority), dumps(message)))  # type: ignore[no-untyped-call]
+
+
+class Channel(_Divertible):
     _sender: Any = None
 
     @contextmanager
@@ -27,8 +53,17 @@ class Channel(kombu_redis.Channel):
         yield client
 
 
+class SentinelChannel(_Divertible, kombu_redis.SentinelChannel):
+    pass
+
+
 class Transport(kombu_redis.Transport):
     Channel = Channel
 
 
+class SentinelTransport(kombu_redis.SentinelTransport):
+    Channel = SentinelChannel
+
+
 TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport")
+TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"

@@ -11,7 +11,7 @@ from tasks.errors import KeepwarmError, QueueFull
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.job_request import JobRequest
-from tasks.jobs import Job, JobId, Priority, new_job_id
+from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.wakeups import Wakeups
@@ -24,6 +24,7 @@ class Submission:
     job: Job
     is_new: bool  # False: an Idempotency-Key attached to a job admitted before
     position: int
+    is_heard: bool = False  # new, and somebody listened to its channel already: nothing of it needs to be replayed
 
 
 class Dispatcher:
@@ -54,9 +55,11 @@ class Dispatcher:
         deadline_ms: int | None,
         idempotency_key: str | None,
         fingerprint: str | None = None,
+        job_id: JobId | None = None,
     ) -> Submission:
         """Once this returns the job is acknowledged: it survives any crash of any process but the store's disk.
 
+        `job_id`: of the new job, drawn by a caller who listens to it already.
         `fingerprint` is what makes two bodies under one idempotency key equal. Raises QueueFull, StoreFull,
         IdempotencyMismatch, PromptQuarantined, ModelQuarantined, DeadlineCannotBeMet, StoreUnavailable."""
         return self._admit(
@@ -66,6 +69,7 @@ class Dispatcher:
             deadline_ms=deadline_ms,
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
+            job_id=job_id,
         )
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
@@ -100,10 +104,13 @@ class Dispatcher:
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
         repeats: JobId | None = None,
+        job_id: JobId | None = None,
     ) -> Submission:
+        job_id = job_id or new_job_id()
+        wakeup = self._wakeups.envelope(job_id, offer.id, priority)
         try:
             admission = self._jobs.admit(
-                new_job_id(),
+                job_id,
                 request,
                 priority=priority,
                 deadline_ms=deadline_ms,
@@ -111,18 +118,30 @@ class Dispatcher:
                 fingerprint=fingerprint,
                 repeats=repeats,
                 refusal=self._refusal(offer, priority, deadline_ms),
+                wakeup=wakeup,
             )
         except QueueFull as full:
             raise self._control.with_retry_after(full, self._current_fleet()) from None
-        if admission.is_new:
-            failpoint("after_admit")
-            self._wakeups.wake(admission.job_id, offer.id, priority)
-            failpoint("after_wake")
-            if not self._current_fleet().has_ready_runner(offer.id):
-                self._wakeups.nudge_controller()
-        job = self._jobs.get(admission.job_id)
-        position = admission.position if admission.is_new else self._jobs.position(job) or 0
-        return Submission(job=job, is_new=admission.is_new, position=position)
+        if not admission.is_new:
+            job = self._jobs.get(admission.job_id)
+            return Submission(job=job, is_new=False, position=self._jobs.position(job) or 0)
+        failpoint("after_admit")
+        if wakeup is None:
+            self._wakeups.wake(job_id, offer.id, priority)
+        if not self._current_fleet().has_ready_runner(offer.id):
+            self._wakeups.nudge_controller()
+        job = Job(
+            id=job_id,
+            state=JobState.QUEUED,
+            model=request.model,
+            priority=priority,
+            attempt=0,
+            last_seq=0,
+            created_ms=admission.created_ms,
+            deadline_ms=deadline_ms,
+            requeued_from=repeats,
+        )
+        return Submission(job=job, is_new=True, position=admission.position, is_heard=admission.is_heard)
 
     def _refusal(self, offer: ModelOffer, priority: Priority, deadline_ms: int | None) -> KeepwarmError | None:
         refusal = self._control.store_full()

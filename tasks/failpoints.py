@@ -20,8 +20,7 @@ VARIABLE = "KEEPWARM_FAILPOINTS"
 
 # name → (process, moment)
 FAILPOINTS: Mapping[str, tuple[str, str]] = {
-    "after_admit": ("api", "the job is on record, its wake-up is not sent"),
-    "after_wake": ("api", "the wake-up is sent, the client has no answer yet"),
+    "after_admit": ("api", "the job is on record and its wake-up sent, the client has no answer yet"),
     "after_pop": ("worker", "the wake-up is popped, no slot is taken"),
     "after_slot": ("worker", "a slot is taken, the job is not claimed"),
     "after_claim": ("worker", "the job is claimed, its runner knows nothing of it"),

@@ -28,6 +28,7 @@ from tasks.store.fleet_store import SCORE_PER_PRIORITY
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.records import job_from_fields
 from tasks.stream_events import End, encode_event
+from tasks.wakeups import Envelope
 
 RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
 MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
@@ -39,7 +40,9 @@ class Admission:
 
     job_id: JobId
     is_new: bool
-    position: int  # 0 = next in line
+    position: int = 0  # 0 = next in line
+    created_ms: int = 0  # of a new job
+    is_heard: bool = False  # somebody listened to the job's channel before it could say anything
 
 
 class JobStore:
@@ -64,8 +67,9 @@ class JobStore:
         fingerprint: str | None = None,
         repeats: JobId | None = None,
         refusal: KeepwarmError | None = None,
+        wakeup: Envelope | None = None,
     ) -> Admission:
-        """Write and index the record in one step. The caller sends the wake-up.
+        """Write and index the record and send its wake-up in one step. Without `wakeup` the caller sends it.
 
         `fingerprint`: what makes two bodies under one idempotency key equal; the request but for its seed if None.
         `repeats`: the job that ended badly and is asked for once more; a second call attaches to the repetition.
@@ -92,6 +96,7 @@ class JobStore:
                 keys.job(repeats or job_id),
                 keys.QUARANTINE,
                 keys.ARRIVALS,
+                "" if wakeup is None else wakeup.list_key,
             ],
             args=[
                 job_id,
@@ -106,15 +111,20 @@ class JobStore:
                 repeats or "",
                 digest,
                 "0" if refusal is None else "1",
+                "" if wakeup is None else wakeup.message,
+                keys.live(job_id),
                 f"model:{request.model}",
                 f"prompt:{digest}",
             ],
         )
         match verdict:
             case b"admitted":
-                return Admission(job_id=job_id, is_new=True, position=rest[0])
+                position, created_ms, is_heard = rest
+                return Admission(
+                    job_id=job_id, is_new=True, position=position, created_ms=created_ms, is_heard=bool(is_heard)
+                )
             case b"attached":
-                return Admission(job_id=JobId(rest[0].decode()), is_new=False, position=0)
+                return Admission(job_id=JobId(rest[0].decode()), is_new=False)
             case b"mismatch":
                 raise IdempotencyMismatch(
                     "This Idempotency-Key was used with another body; use a new key for a new request."

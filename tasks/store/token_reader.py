@@ -47,16 +47,31 @@ class TokenReader:
         await self._client.aclose()
         await self._listener.aclose()
 
-    async def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[list[SeqEvent], None]:
+    async def listen(self, job_id: JobId) -> Follower:
+        """Ask for everything that is published about a job from now on, also one that is yet to be admitted.
+
+        What it returns goes to `follow_batches` or to `ignore`."""
+        follower = Follower(keys.live(job_id).encode())
+        await self._subscriptions.add(follower)
+        return follower
+
+    async def ignore(self, follower: Follower) -> None:
+        await self._subscriptions.discard(follower)
+
+    async def follow_batches(
+        self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
+    ) -> AsyncGenerator[list[SeqEvent], None]:
         """Yield lists of (seq, event) as they become available; seq is None for notices. Ends after `End`.
 
-        An empty list is yielded about every second of silence. Raises JobNotFound, StoreUnavailable."""
-        follower = _Follower()
-        channel = keys.live(job_id).encode()
+        An empty list is yielded about every second of silence. `follower`: one that listened when the job was
+        admitted; then nothing is replayed before there is a reason. Raises JobNotFound, StoreUnavailable."""
         seen = after_seq
+        is_replay_due = follower is None
+        if follower is None:
+            follower = await self.listen(job_id)
         try:
-            await self._subscriptions.add(channel, follower)
-            is_replay_due = True
+            if is_replay_due:
+                await self._subscriptions.confirmed(follower)
             while True:
                 live = follower.take()
                 batch: list[SeqEvent] = []
@@ -83,7 +98,7 @@ class TokenReader:
                 if not is_replay_due:
                     is_replay_due = not await follower.wait(SILENCE_S)
         finally:
-            await self._subscriptions.discard(channel, follower)
+            await self._subscriptions.discard(follower)
 
     async def follow(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[SeqEvent, None]:
         """`follow_batches`, one event at a time and without the empty beats."""
@@ -103,10 +118,11 @@ class TokenReader:
         return [], JobState(state.decode()).is_terminal and int(last_seq) <= after_seq
 
 
-class _Follower:
+class Follower:
     """Live messages of one reader, bounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: bytes) -> None:
+        self.channel = channel
         self._messages: list[tuple[int, bytes]] = []
         self._waiter: asyncio.Future[None] | None = None
         self.overflowed = False
@@ -148,7 +164,7 @@ class _Subscriptions:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._followers: dict[bytes, set[_Follower]] = {}
+        self._followers: dict[bytes, set[Follower]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
         self._pump: asyncio.Task[None] | None = None
         self._has_heard = False  # anything, since the watch looked last
@@ -164,22 +180,25 @@ class _Subscriptions:
                 await self._pump
         await self._connection.disconnect()
 
-    async def add(self, channel: bytes, follower: _Follower) -> None:
-        """Returns once the server has confirmed, so that nothing published later is missed."""
-        followers = self._followers.setdefault(channel, set())
-        followers.add(follower)
-        confirmed = self._confirmed.get(channel)
-        if confirmed is None:
-            confirmed = self._confirmed[channel] = asyncio.Event()
+    async def add(self, follower: Follower) -> None:
+        """Asks the server; does not wait for it."""
+        channel = follower.channel
+        self._followers.setdefault(channel, set()).add(follower)
+        if channel not in self._confirmed:
+            self._confirmed[channel] = asyncio.Event()
             await self._send("SUBSCRIBE", channel)
+
+    async def confirmed(self, follower: Follower) -> None:
+        """Returns once the server has confirmed, so that nothing published later is missed."""
         try:
             async with asyncio.timeout(SILENCE_S):
-                await confirmed.wait()
+                await self._confirmed[follower.channel].wait()
         except TimeoutError:
             # The connection is being replaced: until it is back, silence makes the follower read the stream.
             _log.warning("live_channel_unconfirmed")
 
-    async def discard(self, channel: bytes, follower: _Follower) -> None:
+    async def discard(self, follower: Follower) -> None:
+        channel = follower.channel
         followers = self._followers.get(channel, set())
         followers.discard(follower)
         if followers:

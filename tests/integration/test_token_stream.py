@@ -15,7 +15,7 @@ from tasks.settings import StoreSettings
 from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
-from tasks.store.token_reader import TokenReader
+from tasks.store.token_reader import Follower, TokenReader
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import End, Started, Tokens
 
@@ -23,15 +23,15 @@ from tasks.stream_events import End, Started, Tokens
 class Publisher:
     """A scripted attempt."""
 
-    def __init__(self, client: Client, settings: StoreSettings) -> None:
+    def __init__(self, client: Client, settings: StoreSettings, job_id: JobId | None = None) -> None:
         self.jobs = JobStore(client, settings)
         self.leases = LeaseStore(client, settings)
         self.writer = TokenWriter(client)
         request = GenerationRequest(model="m", prompt="x")
-        admission = self.jobs.admit(
-            new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
+        self.admission = self.jobs.admit(
+            job_id or new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
         )
-        self.job_id = admission.job_id
+        self.job_id = self.admission.job_id
         self.leases.claim(self.job_id, "m", WorkerId("w"))
         self.seq = 0
 
@@ -191,4 +191,50 @@ async def test_channel_is_left_when_the_last_reader_goes(
     admin = connect(store_settings)
     async with asyncio.timeout(5):
         while await asyncio.to_thread(admin.pubsub_channels, "kw:live:*"):
+            await asyncio.sleep(0.01)
+
+
+async def listen_and_admit(reader: TokenReader, settings: StoreSettings) -> tuple[Follower, Publisher]:
+    """Listening begins before the job exists."""
+    client, job_id = connect(settings), new_job_id()
+    follower = await reader.listen(job_id)
+    async with asyncio.timeout(5):
+        while not await asyncio.to_thread(client.pubsub_channels, "kw:live:*"):
+            await asyncio.sleep(0.01)
+    return follower, await asyncio.to_thread(Publisher, client, settings, job_id)
+
+
+async def test_reader_that_heard_the_admission_reads_no_stream(
+    reader: TokenReader, store_settings: StoreSettings
+) -> None:
+    follower, publisher = await listen_and_admit(reader, store_settings)
+    assert publisher.admission.is_heard
+    await asyncio.to_thread(publisher.publish, 3)
+    await asyncio.to_thread(publisher.finish)
+    await asyncio.to_thread(connect(store_settings).config_resetstat)
+    batches = reader.follow_batches(publisher.job_id, follower=follower)
+    assert [seq async for batch in batches for seq, _ in batch] == [None, 1, 2, 3, 4]
+    assert "cmdstat_xrange" not in await asyncio.to_thread(connect(store_settings).info, "commandstats")
+
+
+async def test_reader_that_heard_the_admission_and_lost_its_connection_replays(
+    reader: TokenReader, store_settings: StoreSettings
+) -> None:
+    follower, publisher = await listen_and_admit(reader, store_settings)
+    batches = reader.follow_batches(publisher.job_id, follower=follower)
+    await asyncio.to_thread(connect(store_settings).execute_command, "CLIENT", "KILL", "TYPE", "PUBSUB")
+    await asyncio.to_thread(publisher.publish, 3)
+    await asyncio.to_thread(publisher.finish)
+    assert [seq async for batch in batches for seq, _ in batch if seq is not None] == [1, 2, 3, 4]
+
+
+def test_admission_of_a_job_that_nobody_listens_to_is_not_heard(publisher: Publisher) -> None:
+    assert not publisher.admission.is_heard
+
+
+async def test_ignored_listener_leaves_its_channel(reader: TokenReader, store_settings: StoreSettings) -> None:
+    follower, _ = await listen_and_admit(reader, store_settings)
+    await reader.ignore(follower)
+    async with asyncio.timeout(5):
+        while await asyncio.to_thread(connect(store_settings).pubsub_channels, "kw:live:*"):
             await asyncio.sleep(0.01)

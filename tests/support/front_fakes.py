@@ -19,6 +19,7 @@ from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerStat
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
+from tasks.store.token_reader import Follower
 from tasks.stream_events import End, StreamEvent
 
 NOW_MS = 1_700_000_000_000
@@ -60,6 +61,7 @@ class Submission:
     job: Job
     is_new: bool
     position: int
+    is_heard: bool = False
 
 
 @dataclass
@@ -94,6 +96,7 @@ class FakeBackend:
     num_fleet_reads: int = 0
     by_key: dict[str, JobId] = field(default_factory=dict)
     num_followers: int = 0
+    listening: list[Follower] = field(default_factory=list)
 
     def backend(self) -> Backend:
         return Backend(jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, ping=self.ping)
@@ -112,6 +115,7 @@ class FakeBackend:
         deadline_ms: int | None,
         idempotency_key: str | None,
         fingerprint: str | None = None,
+        job_id: JobId | None = None,
     ) -> Submission:
         if self.error:
             raise self.error
@@ -119,7 +123,7 @@ class FakeBackend:
         if idempotency_key in self.by_key:
             return Submission(self.jobs[self.by_key[idempotency_key]], False, 0)
         job = Job(
-            id=new_job_id(),
+            id=job_id or new_job_id(),
             state=JobState.QUEUED,
             model=offer.id,
             priority=priority,
@@ -131,7 +135,7 @@ class FakeBackend:
         self.jobs[job.id] = job
         if idempotency_key:
             self.by_key[idempotency_key] = job.id
-        return Submission(job, True, 0)
+        return Submission(job, True, 0, is_heard=job_id in {follower.channel.decode() for follower in self.listening})
 
     def predicted_wait_s(self, model: str, ahead: int) -> float | None:
         return self.predicted_s
@@ -204,7 +208,16 @@ class FakeBackend:
 
     async def close(self) -> None: ...
 
-    async def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[Batch, None]:
+    async def listen(self, job_id: JobId) -> Follower:
+        self.listening.append(Follower(job_id.encode()))
+        return self.listening[-1]
+
+    async def ignore(self, follower: Follower) -> None:
+        self.listening.remove(follower)
+
+    async def follow_batches(
+        self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
+    ) -> AsyncGenerator[Batch, None]:
         self.num_followers += 1
         try:
             for batch in self.batches:
@@ -214,6 +227,8 @@ class FakeBackend:
                 yield []
         finally:
             self.num_followers -= 1
+            if follower is not None:
+                self.listening.remove(follower)
 
 
 def numbered(*events: StreamEvent) -> list[Batch]:

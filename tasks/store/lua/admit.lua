@@ -1,11 +1,12 @@
 -- Take a job in, or say why not. Queued is written only here and in release.lua.
 -- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency  8 dead  9 job to repeat, or 1
---      10 quarantine  11 arrivals
+--      10 quarantine  11 arrivals  12 list of the wake-up
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
 --      10 id of the job to repeat or ''  11 request digest
---      12 '1' when only an earlier call may be answered  13.. names under which quarantine may know the request
--- Returns {'admitted', position} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
+--      12 '1' when only an earlier call may be answered  13 wake-up, or '' (the caller sends it)  14 channel
+--      15.. names under which quarantine may know the request
+-- Returns {'admitted', position, created, 1 when somebody listens to the channel already} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
 --      | {'not-repeatable', state or ''} | {'quarantined', entry, ms left}
 --      | {'refused'} (by the caller, and no earlier call is there to attach to)
 -- 1  An earlier call did it: with the same idempotency key, or it repeated the same job. The record of that job
@@ -19,7 +20,8 @@ end
 -- 0  This very call, sent again because its reply got lost: the job is in, and a worker may have it by now.
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
-  return {'admitted', score and redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. score) or 0}
+  local position = score and redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. score) or 0
+  return {'admitted', position, tonumber(redis.call('HGET', KEYS[1], 'created')), 0}
 end
 if ARGV[8] ~= '' then
   local earlier = redis.call('GET', KEYS[7])
@@ -40,7 +42,7 @@ end
 if ARGV[12] == '1' then return {'refused'} end
 local now = now_ms()
 -- 2  Quarantine.
-for i = 13, #ARGV do
+for i = 15, #ARGV do
   local entry = redis.call('HGET', KEYS[10], ARGV[i])
   local left_ms = entry and string.match(entry, '^%d+ (%d+) ') - now
   if left_ms and left_ms > 0 then return {'quarantined', entry, left_ms} end
@@ -70,4 +72,6 @@ if ARGV[10] ~= '' then
   redis.call('HSET', KEYS[9], 'requeued_as', ARGV[1])
   redis.call('ZREM', KEYS[8], ARGV[10])
 end
-return {'admitted', redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. int(score))}
+if ARGV[13] ~= '' then redis.call('LPUSH', KEYS[12], ARGV[13]) end
+local is_heard = redis.call('PUBSUB', 'NUMSUB', ARGV[14])[2] > 0
+return {'admitted', redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. int(score)), now, is_heard and 1 or 0}
