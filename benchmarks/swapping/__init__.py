@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.swap`: what is asked, of whom, and what it took."""

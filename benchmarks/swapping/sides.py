@@ -1,0 +1,97 @@
+"""The servers that are compared: each serves a folder of models with room for some of them, and is started afresh."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import msgspec
+
+from tests.support.stack import STOP_LIMIT_S, Api, Stack, free_port
+
+READY_LIMIT_S = 60.0
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """The same for every side."""
+
+    models: Path
+    threads: int
+    slots: int
+    context_length: int  # tokens per slot
+    kv_type: str
+
+
+class Server(msgspec.Struct, frozen=True):
+    """A running side: where to ask, and whose children hold the models."""
+
+    url: str
+    roots: list[int]
+    api: Api | None = None  # of Keepwarm: it can tell what it thinks it uses
+
+
+@contextmanager
+def keepwarm(setting: Setting, home: Path, budget_bytes: int) -> Iterator[Server]:
+    """Every process of ours, with a budget in bytes."""
+    with Stack(
+        home,
+        setting.models,
+        KEEPWARM_THREADS=str(setting.threads),
+        KEEPWARM_SLOTS=str(setting.slots),
+        KEEPWARM_MEMORY_BUDGET=str(budget_bytes),
+    ) as stack:
+        stack.start_store()
+        worker = stack.start_worker()
+        stack.start_controller()
+        api = stack.start_api()
+        api.wait_ready()
+        yield Server(api.url, [worker.pid], api)
+
+
+@contextmanager
+def llama_router(setting: Setting, home: Path, binary: Path, max_models: int) -> Iterator[Server]:
+    """llama-server in router mode: it loads on request and evicts the least recently used of `max_models`.
+
+    With one model it does what a desktop server does. `--no-repack` because our runners map the weights too; cells of
+    the KV cache per slot, their type, threads and slots are ours."""
+    port = free_port()
+    command = [
+        *(str(binary), "--models-dir", str(setting.models), "--models-max", str(max_models)),
+        *("--host", "127.0.0.1", "--port", str(port), "--no-webui", "--no-repack"),
+        *("--threads", str(setting.threads), "--parallel", str(setting.slots)),
+        *("--ctx-size", str(setting.slots * setting.context_length)),
+        *("--cache-type-k", setting.kv_type, "--cache-type-v", setting.kv_type),
+    ]
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "llama-server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_healthy(url, process)
+        yield Server(url, [process.pid])
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+    give_up_at = time.monotonic() + READY_LIMIT_S
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"llama-server has ended with {process.returncode}; see its log")
+        try:
+            if httpx2.get(f"{url}/health").is_success:
+                return
+        except httpx2.TransportError:
+            pass
+        if time.monotonic() > give_up_at:
+            raise TimeoutError("llama-server does not answer")
+        time.sleep(0.1)
