@@ -104,7 +104,7 @@ def mean_model_bytes(setting: Setting) -> int:
     """What a model takes on average when it is warm, by the estimate that the worker makes before any load."""
     with tempfile.TemporaryDirectory(prefix="keepwarm-bench-") as home, keepwarm(setting, Path(home), 2**40) as server:
         assert server.api is not None
-        needs = [model["memory_bytes"] for model in server.api.http.get("/v1/models").json()["data"]]
+        needs = [model["keepwarm"]["bytes"] for model in server.api.http.get("/v1/models").json()["data"]]
     return sum(needs) // len(needs)
 
 
