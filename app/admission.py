@@ -18,7 +18,7 @@ from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, Sa
 from app.settings import ApiSettings
 from tasks.errors import InvalidRequest, WrongModelKind
 from tasks.fleet import ModelKind, ModelOffer
-from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
+from tasks.generation import MAX_SEED, ChatMessage, GenerationRequest, SamplingParams
 
 _SAMPLING = (
     "temperature",
@@ -30,7 +30,6 @@ _SAMPLING = (
     "presence_penalty",
     "frequency_penalty",
 )
-_MAX_SEED = 2**63
 
 
 def chat_request(body: ChatBody, offer: ModelOffer, limits: ApiSettings) -> GenerationRequest:
@@ -44,13 +43,23 @@ def completion_request(body: CompletionBody, offer: ModelOffer, limits: ApiSetti
         raise NotSupportedYet("echo", "prepend the prompt yourself.")
     if body.suffix:
         raise NotSupportedYet("suffix", "these models continue text, they don't fill gaps.")
-    if body.best_of is not None and body.best_of > 1:
-        raise NotSupportedYet("best_of", "send the request several times.")
+    if body.best_of not in (None, body.n or 1):
+        raise NotSupportedYet("best_of", "nobody here ranks choices; ask for n of them and choose.")
     return _request(body, offer, limits, logprobs=body.logprobs, prompt=body.prompt)
+
+
+def num_choices(body: SamplingFields, limits: ApiSettings) -> int:
+    """Raises InvalidRequest."""
+    n = body.n or 1
+    if n > limits.max_choices:
+        raise InvalidRequest(f"n: at most {limits.max_choices} choices per request, not {n}.", param="n")
+    return n
 
 
 def job_request(body: JobBody, offer: ModelOffer, limits: ApiSettings) -> GenerationRequest:
     """Raises InvalidRequest."""
+    if body.n not in (None, 1):
+        raise NotSupportedYet("n", "a job has one answer; send several jobs.")
     if (body.messages is None) == (body.prompt is None):
         raise InvalidRequest("Send exactly one of 'messages' and 'prompt'.", param="messages")
     messages = None if body.messages is None else _messages(body, limits)
@@ -93,8 +102,6 @@ def _request(
     prompt: str | None = None,
 ) -> GenerationRequest:
     require_kind(offer, ModelKind.GENERATE)
-    if body.n not in (None, 1):
-        raise NotSupportedYet("n", "one answer per request; send the request several times.")
     max_tokens = body.max_tokens
     if isinstance(body, ChatFields):
         max_tokens = body.max_completion_tokens or max_tokens
@@ -118,7 +125,7 @@ def _sampling(body: SamplingFields, limits: ApiSettings) -> SamplingParams:
     bias = body.logit_bias or {}
     if len(bias) > limits.max_logit_bias:
         raise InvalidRequest(f"logit_bias: at most {limits.max_logit_bias} entries.", param="logit_bias")
-    seed = secrets.randbelow(_MAX_SEED) if body.seed is None else body.seed % _MAX_SEED
+    seed = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed % MAX_SEED
     return SamplingParams(seed=seed, logit_bias=bias, **given)
 
 

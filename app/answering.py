@@ -186,7 +186,7 @@ class LiveAnswer:
         self._front.metrics.open_streams.inc()
         try:
             while True:
-                chunk = self._word(form, batch, beat) if batch else await _silence(beat)
+                chunk = self._word(form, batch, beat) if batch else await silence(beat)
                 if self._is_over:
                     await self._watch.finish()
                 if chunk:
@@ -196,10 +196,10 @@ class LiveAnswer:
                     return
                 batch = await self._next_batch()
         except StreamReset as error:
-            yield _in_band(error)
+            yield in_band(error)
             await self._cancel()
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
-            yield _in_band(error)
+            yield in_band(error)
         finally:
             await self._watch.finish()
             self._front.metrics.open_streams.dec()
@@ -236,7 +236,7 @@ class LiveAnswer:
     def _word_end(self, form: AnswerForm, end: End) -> bytes:
         self._is_over = True
         if end.state is not JobState.SUCCEEDED:
-            return _in_band(error_of(end, self._work))
+            return in_band(error_of(end, self._work))
         return (b"" if self._has_text else form.first()) + form.last(end)
 
     def _success(self, end: End | None) -> End:
@@ -250,12 +250,12 @@ class LiveAnswer:
         await to_thread.run_sync(self._front.backend.jobs.cancel, self.job.id)
 
 
-async def _silence(beat: Beat) -> bytes:
+async def silence(beat: Beat) -> bytes:
     if (place := await beat.place_in_line()) is not None:
         return sse.comment(f"queued position={place.position}")
     return sse.KEEP_ALIVE if beat.is_keep_alive_due else b""
 
 
-def _in_band(error: KeepwarmError) -> bytes:
+def in_band(error: KeepwarmError) -> bytes:
     """An error after the status was sent; official SDKs raise it. No [DONE] follows: the answer is incomplete."""
     return sse.data(msgspec.json.encode(facts_of(error).openai_body()))

@@ -25,6 +25,7 @@ class ApiSettings(BaseSettings):
 
     max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
     max_messages: int = Field(default=4096, ge=1)
+    max_choices: int = Field(default=16, ge=1)  # n
     max_stop: int = Field(default=8, ge=0)  # stop strings per request
     max_stop_chars: int = Field(default=256, ge=1)  # length of one stop string
     max_logit_bias: int = Field(default=1024, ge=0)  # entries

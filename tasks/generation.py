@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+MAX_SEED = 2**63
+
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One turn, text only; `role` is system, developer, user, assistant or tool."""
@@ -32,7 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] = {}  # token id (decimal) → added to its logit
-    seed: int = 0  # 0 ≤ seed < 2**63
+    seed: int = 0  # 0 ≤ seed < MAX_SEED
 
 
 class AnswerFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,11 +62,16 @@ FinishReason = Literal["stop", "length"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Natural-log probability of one generated token and of its likeliest rivals (text, logprob)."""
+    """Natural-log probability of one token, and of the likeliest ones at its place."""
 
     text: str
     logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    top: tuple[TokenLogprob, ...] = ()
+    data: bytes | None = None  # the token's bytes where they are no whole characters, and so not what `text` says
+
+    @property
+    def token_bytes(self) -> bytes:
+        return self.text.encode() if self.data is None else self.data
 
 
 JsonObject = dict[str, Any]

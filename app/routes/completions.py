@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.admission import completion_request
-from app.answering import answer
+from app.admission import completion_request, num_choices
+from app.choices import answer_with_choices
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
 from app.openai_forms import TextForm
@@ -25,13 +23,14 @@ async def create_completion(
     offer = (await front.view.snapshot()).catalog.resolve(body.model)
     generation = completion_request(body, offer, front.settings)
     await front.grammars.check(generation)
-    return await answer(
+    return await answer_with_choices(
         front,
         request,
         generation,
+        num_choices(body, front.settings),
         offer=offer,
         priority=body.level,
-        form_of=partial(TextForm, include_usage=body.include_usage),
+        form_of=lambda job, index: TextForm(job, include_usage=body.include_usage, index=index),
         is_stream=bool(body.stream),
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),

@@ -109,7 +109,7 @@ class SamplingFields(BaseModel):
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
     grammar: Text | None = Field(default=None, description="GBNF, llama.cpp's notation; the answer follows it.")
-    n: int | None = None
+    n: int | None = Field(default=None, ge=1)
 
 
 class StreamOptions(BaseModel):

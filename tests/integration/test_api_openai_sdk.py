@@ -88,7 +88,7 @@ def test_whole_answer(sdk, worker, meanwhile):
 def test_logprobs(sdk, worker, meanwhile):
     answer = meanwhile(sdk.chat.completions.create, model="demo", messages=HELLO, logprobs=True, top_logprobs=1)
     turn = worker.take()
-    turn.say("é", [TokenLogprob("é", -0.25, (("é", -0.25),))])
+    turn.say("é", [TokenLogprob("é", -0.25, (TokenLogprob("é", -0.25),))])
     turn.succeed()
     token = answer.result().choices[0].logprobs.content[0]
     assert (token.token, token.logprob, token.bytes) == ("é", -0.25, [195, 169])
@@ -102,6 +102,27 @@ def test_text_completion_whole_and_streamed(sdk, worker, meanwhile):
     stream = meanwhile(lambda: list(sdk.completions.create(model="demo", prompt="Say", stream=True)))
     worker.take().answer("a", "b")
     assert [chunk.choices[0].text for chunk in stream.result()] == ["a", "b", ""]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_choices_are_jobs_of_their_own_in_one_answer(sdk, worker, meanwhile, stream):
+    def read() -> list[str]:
+        answer = sdk.chat.completions.create(model="demo", messages=HELLO, n=3, seed=5, stream=stream)
+        if not stream:
+            return [choice.message.content for choice in answer.choices]
+        texts = ["", "", ""]
+        for chunk in answer:
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        return texts
+
+    texts = meanwhile(read)
+    turns = [worker.take() for _ in range(3)]
+    for piece in "abc":
+        for turn in reversed(turns):
+            turn.say(f"{turn.attempt.request.sampling.seed}{piece} ")
+    for turn in turns:
+        turn.succeed()
+    assert texts.result() == ["5a 5b 5c ", "6a 6b 6c ", "7a 7b 7c "]
 
 
 def test_models(sdk):

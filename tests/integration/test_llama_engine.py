@@ -211,7 +211,7 @@ def test_logprobs_of_greedy_tokens_are_the_highest(fresh: LlamaEngine):
     heard = run_one(fresh, request("why", max_tokens=5, ignore_eos=True, logprobs=3))
     assert len(heard.logprobs) == 5
     for each in heard.logprobs:
-        assert each.logprob == max(value for _, value in each.top)
+        assert each.logprob == max(rival.logprob for rival in each.top)
 
 
 def broken(tmp_path: Path, config: EngineConfig, kind: str) -> Path:

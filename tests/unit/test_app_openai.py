@@ -108,7 +108,7 @@ def test_empty_answer_still_has_role_and_reason(client, fake):
 
 
 def test_chat_logprobs_have_openai_shape(client, fake):
-    token = TokenLogprob("é", -0.5, (("é", -0.5), ("e", float("-inf"))))
+    token = TokenLogprob("é", -0.5, (TokenLogprob("é", -0.5), TokenLogprob("e", float("-inf"))))
     fake.batches = numbered(Tokens("é", (1,), (token,)), succeeded())
     entry = {"token": "é", "logprob": -0.5, "bytes": [195, 169]}
     expected = {
@@ -123,7 +123,7 @@ def test_chat_logprobs_have_openai_shape(client, fake):
 
 
 def test_text_logprobs_count_offsets_across_chunks(client, fake):
-    tokens = [TokenLogprob("ab", -1.0, (("ab", -1.0),)), TokenLogprob("c", -2.0)]
+    tokens = [TokenLogprob("ab", -1.0, (TokenLogprob("ab", -1.0),)), TokenLogprob("c", -2.0)]
     fake.batches = numbered(Tokens("ab", (1,), (tokens[0],)), Tokens("c", (2,), (tokens[1],)), succeeded())
     body = {"model": "demo", "prompt": "x", "logprobs": 1}
     whole = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
@@ -135,6 +135,19 @@ def test_text_logprobs_count_offsets_across_chunks(client, fake):
     }
     chunks = sse_data(client.post("/v1/completions", json=body | {"stream": True}).text)
     assert chunks[1]["choices"][0]["logprobs"]["text_offset"] == [2]
+
+
+def test_logprobs_of_parts_of_a_character_have_their_bytes_and_its_place(client, fake):
+    halves = [TokenLogprob("\ufffd", -1.0, (), b"\xc3"), TokenLogprob("\ufffd", -2.0, (), b"\xa9")]
+    next_one = TokenLogprob("x", -3.0)
+    fake.batches = numbered(Tokens("é", (1, 2), tuple(halves)), Tokens("x", (3,), (next_one,)), succeeded())
+    content = client.post("/v1/chat/completions", json=chat(logprobs=True)).json()["choices"][0]["logprobs"]["content"]
+    assert [entry["bytes"] for entry in content] == [[0xC3], [0xA9], [0x78]]
+    body = {"model": "demo", "prompt": "x", "logprobs": 0}
+    whole = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    assert (whole["tokens"], whole["text_offset"]) == (["bytes:\\xc3", "bytes:\\xa9", "x"], [0, 0, 1])
+    *chunks, _, _ = sse_data(client.post("/v1/completions", json=body | {"stream": True}).text)
+    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks] == [[0, 0], [1]]
 
 
 async def test_events_of_one_batch_travel_in_one_body_chunk(fake):
@@ -241,7 +254,8 @@ def test_body_nested_beyond_reason_is_a_bad_request(client, fake):
 @pytest.mark.parametrize(
     ("fields", "param", "word"),
     [
-        ({"n": 2}, "n", "not supported"),
+        ({"n": 17}, "n", "at most 16"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "required"),
@@ -280,12 +294,19 @@ def test_bad_field_is_named(client, fake, fields, param, word):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"prompt": 7}, {"prompt": "a", "echo": True}]
+    "fields",
+    [
+        {"prompt": ["a", "b"]},
+        {"prompt": [1, 2]},
+        {"prompt": 7},
+        {"prompt": "a", "echo": True},
+        {"prompt": "a", "n": 2, "best_of": 3},
+    ],
 )
 def test_bad_completion_is_refused(client, fields):
     reply = client.post("/v1/completions", json={"model": "demo"} | fields)
     assert reply.status_code == 400
-    assert reply.json()["error"]["param"] in {"prompt", "echo"}
+    assert reply.json()["error"]["param"] in {"prompt", "echo", "best_of"}
 
 
 def test_unknown_model_is_404_with_the_nearest_names(client):

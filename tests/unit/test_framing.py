@@ -46,7 +46,7 @@ REPORTS = [
     Step(
         2,
         (
-            TokenOut(7, "ü", (195, 188), (TokenLogprob("ü", -0.5, (("a", -1.0),)),)),
+            TokenOut(7, "ü", (195, 188), (TokenLogprob("ü", -0.5, (TokenLogprob("a", -1.0, (), b"\xc3"),)),)),
             Done(key=7, finish_reason="stop", prompt_tokens=1, completion_tokens=2),
         ),
     ),

@@ -185,8 +185,8 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits():
     assert entry.text == "<5>"
     assert entry.logprob == pytest.approx(exact[5], abs=1e-5)
     likeliest = np.argsort(-logits)[:3]
-    assert [text for text, _ in entry.top] == [f"<{token}>" for token in likeliest]
-    assert [value for _, value in entry.top] == pytest.approx(exact[likeliest].tolist(), abs=1e-5)
+    assert [rival.text for rival in entry.top] == [f"<{token}>" for token in likeliest]
+    assert [rival.logprob for rival in entry.top] == pytest.approx(exact[likeliest].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,9 @@ class Sampler:
         peak = float(logits.max())
         norm = peak + float(np.log(np.exp(logits - peak).sum()))
         top = largest(logits, self.logprobs) if self.logprobs else ()
-        text_of = self._vocabulary.text_of
-        return TokenLogprob(
-            text_of(token),
-            float(logits[token]) - norm,
-            tuple((text_of(int(rival)), float(logits[rival]) - norm) for rival in top),
-        )
+        entry = self._vocabulary.logprob
+        rivals = tuple(entry(int(rival), float(logits[rival]) - norm) for rival in top)
+        return entry(token, float(logits[token]) - norm, rivals)
 
     def _adjusted(self, logits: Floats, tokens: Ids[int]) -> Floats:
         if not (self._penalises or self._bias_ids.size or self._masked_ids.size):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tasks.generation import TokenLogprob
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
@@ -17,6 +19,8 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def text_of(self, token: int) -> str:
-        """One token on its own, for log-probability lists; parts of characters become U+FFFD."""
-        return self.pieces[token].decode("utf-8", "replace")
+    def logprob(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        """One token on its own, as lists of log probabilities have it; parts of characters become U+FFFD."""
+        piece = self.pieces[token]
+        text = piece.decode("utf-8", "replace")
+        return TokenLogprob(text, logprob, top, None if text.encode() == piece else piece)

@@ -1,0 +1,285 @@
+"""Several choices for one request (`n`): as many jobs, whose answers become one.
+
+Each job is admitted, runs and is resumed on its own. What a client gets is complete or an error: the first choice that
+fails ends the others, and so does a client that leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+
+import msgspec
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import sse
+from app.answering import STATUS_CLIENT_LEFT, answer, in_band, silence
+from app.backend import Batch
+from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
+from app.following import Beat, Transcript
+from app.front import Front
+from app.metrics import AnswerMeter
+from app.openai_forms import AnswerForm
+from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.errors import KeepwarmError
+from tasks.fleet import ModelOffer
+from tasks.generation import MAX_SEED, GenerationRequest
+from tasks.jobs import Job, JobState, Priority, Usage
+from tasks.stream_events import End, Loading, Queued, Reset, Tokens
+
+FormOf = Callable[[Job, int], AnswerForm]  # of the first job, whose id the answer has, and of the choice's index
+_READ_AHEAD = 4  # batches per choice
+
+
+async def answer_with_choices(
+    front: Front,
+    request: Request,
+    generation: GenerationRequest,
+    n: int,
+    *,
+    offer: ModelOffer,
+    priority: Priority,
+    form_of: FormOf,
+    is_stream: bool,
+    idempotency_key: str | None,
+    fingerprint: str | None,
+) -> Response:
+    """`app.answering.answer` with n choices. Raises what that does; then no job of the request is left."""
+    if n == 1:
+        return await answer(
+            front,
+            request,
+            generation,
+            offer=offer,
+            priority=priority,
+            form_of=lambda job: form_of(job, 0),
+            is_stream=is_stream,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
+        )
+    arrived = time.monotonic()
+    submit = partial(front.backend.dispatcher.submit, offer=offer, priority=priority, deadline_ms=None)
+
+    def submit_all() -> list[Job]:
+        jobs: list[Job] = []
+        try:
+            for index, choice in enumerate(choice_requests(generation, n)):
+                # No key of a client has a line break, so the choices' keys are nobody else's.
+                key = idempotency_key and (idempotency_key if index == 0 else f"{idempotency_key}\n{index}")
+                jobs.append(submit(choice, idempotency_key=key, fingerprint=fingerprint).job)
+        except KeepwarmError:
+            for job in jobs:
+                front.backend.jobs.cancel(job.id)
+            raise
+        return jobs
+
+    jobs = await to_thread.run_sync(submit_all)
+    request.state.job_id = jobs[0].id  # from here on errors carry it
+    choices = LiveChoices(front, request, generation, jobs, arrived, ends_with_client=idempotency_key is None)
+    forms = [form_of(jobs[0], index) for index in range(n)]
+    return await (choices.stream(forms) if is_stream else choices.whole(forms))
+
+
+def choice_requests(generation: GenerationRequest, n: int) -> list[GenerationRequest]:
+    """The first is the request itself, so that more choices don't change it; the others have the seeds behind its own,
+    which share no random numbers (`workers.engine.sampling.uniform` mixes them)."""
+    sampling = generation.sampling
+    seeds = [(sampling.seed + index) % MAX_SEED for index in range(n)]
+    return [
+        msgspec.structs.replace(generation, sampling=msgspec.structs.replace(sampling, seed=seed)) for seed in seeds
+    ]
+
+
+def usage_of_all(ends: Sequence[End]) -> Usage | None:
+    """As OpenAI counts: the prompt once, however often it was read, and all that was generated."""
+    usages = [end.usage for end in ends if end.usage is not None]
+    if not usages:
+        return None
+    return Usage(
+        prompt_tokens=usages[0].prompt_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=usages[0].cached_tokens,
+    )
+
+
+class LiveChoices:
+    """The admitted jobs of one request and the client that waits for all of them."""
+
+    def __init__(
+        self,
+        front: Front,
+        request: Request,
+        generation: GenerationRequest,
+        jobs: Sequence[Job],
+        arrived: float,
+        *,
+        ends_with_client: bool,
+    ) -> None:
+        self._front = front
+        self._generation = generation
+        self._jobs = jobs
+        self._arrived = arrived
+        metrics = front.metrics.of_model(jobs[0].model)
+        self._meters = [AnswerMeter(metrics, arrived) for _ in jobs]
+        self._headers = {"x-keepwarm-job": ", ".join(job.id for job in jobs)}
+        self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)
+        self._batches = merged([front.backend.streams.follow_batches(job.id) for job in jobs])
+        self._ends: dict[int, End] = {}  # of the choices that are complete, by index
+        self._has_text = [False] * len(jobs)  # the client has part of this choice
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self._ends) == len(self._jobs)
+
+    async def whole(self, forms: Sequence[AnswerForm]) -> Response:
+        transcripts = [Transcript() for _ in self._jobs]
+        timeout_s = self._front.settings.sync_timeout_s
+        try:
+            async with aclosing(self._batches):
+                async for index, batch in self._batches:
+                    transcripts[index].add(batch)
+                    self._saw(index, batch)
+                    if self._watch.has_left:
+                        return Response(status_code=STATUS_CLIENT_LEFT)
+                    if self._is_over:
+                        break
+                    if time.monotonic() - self._arrived > timeout_s:
+                        raise AnswerTookTooLong(timeout_s)
+            if not self._is_over:
+                raise AnswerIncomplete()
+        except KeepwarmError:
+            await self._cancel()
+            raise
+        finally:
+            await self._watch.finish()
+        choices = [
+            form.choice(transcript, self._ends[index])
+            for index, (form, transcript) in enumerate(zip(forms, transcripts, strict=True))
+        ]
+        body = msgspec.json.encode(forms[0].body(choices, self._usage()))
+        return Response(body, 200, self._headers, "application/json")
+
+    async def stream(self, forms: Sequence[AnswerForm]) -> Response:
+        """Raises what goes wrong before the status is sent."""
+        held_back: list[tuple[int, Batch]] = []
+        until = self._arrived + self._front.settings.hold_back_s
+        try:
+            async for index, batch in self._batches:
+                held_back.append((index, batch))
+                self._saw(index, batch)
+                if any(seq is not None for seq, _ in batch) or time.monotonic() >= until:
+                    break
+        except BaseException as error:
+            if isinstance(error, KeepwarmError):
+                await self._cancel()
+            await self._watch.finish()
+            await self._batches.aclose()
+            raise
+        return SseResponse(self._chunks(forms, held_back), self._headers)
+
+    async def _chunks(self, forms: Sequence[AnswerForm], held_back: Sequence[tuple[int, Batch]]) -> Chunks:
+        beat = Beat(self._front.backend.jobs, self._jobs[0], keep_alive_s=self._front.settings.keep_alive_s)
+        self._front.metrics.open_streams.inc()
+        try:
+            for index, batch in held_back:
+                if chunk := self._word(forms[index], index, batch):
+                    yield chunk
+            while not self._is_over and not self._watch.has_left:
+                index, batch = await self._next_batch()
+                chunk = self._word(forms[index], index, batch)
+                if batch:
+                    beat.saw(batch[-1][1])
+                elif index == 0:
+                    chunk = await silence(beat)
+                if chunk:
+                    beat.sent()
+                    yield chunk
+            await self._watch.finish()
+            if self._is_over:
+                yield forms[0].closing(self._usage())
+        except KeepwarmError as error:
+            yield in_band(error)
+            await self._cancel()
+        finally:
+            await self._watch.finish()
+            self._front.metrics.open_streams.dec()
+            await self._batches.aclose()
+
+    async def _next_batch(self) -> tuple[int, Batch]:
+        try:
+            index, batch = await anext(self._batches)
+        except StopAsyncIteration:
+            raise AnswerIncomplete() from None
+        self._saw(index, batch)
+        return index, batch
+
+    def _saw(self, index: int, batch: Batch) -> None:
+        """Raises JobEnded when this choice has no answer."""
+        self._meters[index].saw(batch)
+        for _, event in batch:
+            if isinstance(event, End):
+                if event.state is not JobState.SUCCEEDED:
+                    raise error_of(event, self._generation)
+                self._ends[index] = event
+
+    def _word(self, form: AnswerForm, index: int, batch: Batch) -> bytes:
+        parts: list[bytes] = []
+        for _, event in batch:
+            if isinstance(event, Tokens | End) and not self._has_text[index]:
+                self._has_text[index] = True
+                parts.append(form.first())
+            if isinstance(event, Tokens):
+                parts.append(form.piece(event))
+            elif isinstance(event, End):
+                parts.append(form.finish(event))
+            elif isinstance(event, Reset):
+                if self._has_text[index]:
+                    raise StreamReset(event.reason)
+            elif isinstance(event, Queued):
+                parts.append(sse.comment(f"queued position={event.position}"))
+            elif isinstance(event, Loading):
+                parts.append(sse.comment(f"loading {event.model} {event.progress:.0%}"))
+        return b"".join(parts)
+
+    def _usage(self) -> Usage | None:
+        return usage_of_all([self._ends[index] for index in range(len(self._jobs))])
+
+    async def _cancel(self) -> None:
+        """Those that have ended stay as they are."""
+        for job in self._jobs:
+            await to_thread.run_sync(self._front.backend.jobs.cancel, job.id)
+
+
+async def merged(streams: Sequence[AsyncGenerator[Batch, None]]) -> AsyncGenerator[tuple[int, Batch], None]:
+    """The batches of all streams as they come, each with the index of its stream. Ends after the last of them."""
+    arrived: asyncio.Queue[tuple[int, Batch | Exception | None]] = asyncio.Queue(_READ_AHEAD * len(streams))
+
+    async def read(index: int, stream: AsyncGenerator[Batch, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for batch in stream:
+                    await arrived.put((index, batch))
+            await arrived.put((index, None))
+        except Exception as error:  # raised again where somebody waits for it
+            await arrived.put((index, error))
+
+    readers = [asyncio.create_task(read(index, stream)) for index, stream in enumerate(streams)]
+    open_streams = len(streams)
+    try:
+        while open_streams:
+            index, item = await arrived.get()
+            if item is None:
+                open_streams -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield index, item
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
