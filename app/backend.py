@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from tasks.controller.decisions import Decision
 from tasks.fleet import Fleet, ModelOffer, QueueReport
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority
@@ -44,7 +45,17 @@ class FleetState(Protocol):
 
     def broken_attempts(self) -> dict[tuple[str, str], int]: ...
 
+    def loads(self) -> dict[str, tuple[int, int]]: ...
+
     def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None: ...
+
+
+class DecisionLog(Protocol):
+    """What the controller decided, and why. Blocking."""
+
+    def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]: ...
+
+    def decision_counts(self) -> dict[tuple[str, str], int]: ...
 
 
 class QuarantineWard(Protocol):
@@ -123,6 +134,7 @@ class Backend:
     dispatcher: Submitter
     streams: TokenStreams
     quarantine: QuarantineWard
+    decisions: DecisionLog
     ping: Callable[[], None]  # raises StoreUnavailable
 
 
@@ -135,6 +147,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.store.fleet_store import FleetStore
     from tasks.store.gauges import AdmissionGauges
     from tasks.store.job_store import JobStore
+    from tasks.store.policy_store import PolicyStore
     from tasks.store.quarantine_store import QuarantineStore
     from tasks.store.token_reader import TokenReader
     from tasks.wakeups import Wakeups
@@ -153,5 +166,6 @@ def connect_backend(settings: StoreSettings) -> Backend:
         ),
         streams=TokenReader(settings),
         quarantine=QuarantineStore(client, settings),
+        decisions=PolicyStore(client),
         ping=lambda: ping(client),
     )

@@ -19,7 +19,6 @@ from tasks.quarantine import Quarantine
 class FleetSnapshot:
     fleet: Fleet
     queues: tuple[QueueReport, ...]
-    broken_attempts: Mapping[tuple[str, str], int]  # (error code, model) → attempts that broke so
     catalog: Catalog  # also models whose workers are away
     quarantined: Mapping[str, Quarantine] = field(default_factory=dict)  # models by id
 
@@ -68,7 +67,6 @@ class FleetView:
         return FleetSnapshot(
             fleet=fleet,
             queues=self._store.queues(),
-            broken_attempts=self._store.broken_attempts(),
             catalog=Catalog(offers.values()),
             quarantined={entry.suspect.model: entry for entry in self._ward.all() if entry.suspect.kind == "model"},
         )

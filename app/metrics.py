@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.backend import Batch
+from app.fleet_counters import FleetCounters
 from app.fleet_view import FleetSnapshot
 from tasks.stream_events import End, Started, Tokens
 
@@ -90,10 +91,12 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._request_seconds.labels(route).observe(took_s)
 
-    def exposition(self, snapshot: FleetSnapshot | None) -> bytes:
+    def exposition(self, snapshot: FleetSnapshot | None, counters: FleetCounters | None) -> bytes:
         """The scrape's text; None: the store can't be reached."""
         fleet = CollectorRegistry()
         fleet.register(_FleetGauges(snapshot))
+        if counters is not None:
+            fleet.register(counters)
         return generate_latest(self.registry) + generate_latest(fleet)
 
 
@@ -162,12 +165,6 @@ class _FleetGauges(Collector):
             ("worker",),
             {worker.id: worker.budget_bytes for worker in workers},
         )
-        broken = CounterMetricFamily(
-            "keepwarm_broken_attempts", "Attempts that broke, by what broke them", labels=("code", "model_name")
-        )
-        for labels, count in snapshot.broken_attempts.items():
-            broken.add_metric(labels, count)
-        yield broken
         yield _family("keepwarm_runners", "Runner processes", ("worker", "model_name", "state"), runners)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare.replenish()
     wakeups = Wakeups(celery_app)
 
+    def count_load(model: str, load_ms: int) -> None:
+        with suppress(StoreUnavailable):  # a figure less
+            fleet.count_load(model, load_ms)
+
     pool = WarmPool(
         worker_id=worker_id,
         folder=scanner.scan(),
@@ -94,6 +99,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         limits=PoolLimits(drain_s=settings.evict_drain_s),
         parked_memory=settings.parked_memory if device.name == CpuDevice.name else 0,  # it is no GPU's memory
         on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
+        on_load=count_load,
     )
     queues = CeleryQueues(ring=lambda: wakeups.ring(worker_id))
     reconciler = Reconciler(

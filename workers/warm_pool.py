@@ -91,7 +91,8 @@ class WarmPool:
     """Implements `tasks.ports.ModelHost`. All methods may be called from any thread.
 
     `on_change` is called without locks whenever a runner changes its state, or its slots change between full and not
-    full. `reconcile` should also be called now and then: backoffs end and devices release memory without an event.
+    full, `on_load` with the model and the milliseconds of a load that has worked. `reconcile` should also be called now
+    and then: backoffs end and devices release memory without an event.
 
     `parked_memory`: what a runner may park states in, as in `ModelFile.parked_bytes`; 0 where that is not the memory
     that the ledger is about.
@@ -110,6 +111,7 @@ class WarmPool:
         limits: PoolLimits,
         parked_memory: int | None = 0,
         on_change: Callable[[], None] = lambda: None,
+        on_load: Callable[[str, int], None] = lambda model, load_ms: None,
     ) -> None:
         self._worker_id = worker_id
         self._models = {model.id: model for model in folder.models}
@@ -122,6 +124,7 @@ class WarmPool:
         self._limits = limits
         self._parked_memory = parked_memory
         self._listener = on_change
+        self._count_load = on_load
         self._lock = threading.Lock()
         self._emptier = threading.Condition(self._lock)  # a runner is gone
         self._residents: dict[str, _Resident] = {}
@@ -383,8 +386,10 @@ class WarmPool:
         runner = self._spawn(resident)
         try:
             ready = runner.wait_loaded()
-            self._account(resident, runner, ready, load_ms=int(self._lived_s(started_s) * 1000))
+            load_ms = int(self._lived_s(started_s) * 1000)
+            self._account(resident, runner, ready, load_ms=load_ms)
             if runner.open():
+                self._count_load(resident.model.id, load_ms)
                 self._record_success(resident, is_proven=False)
                 runner.wait_gone()
             if resident.has_worked or self._lived_s(started_s) > EARLY_DEATH_S:

@@ -103,6 +103,12 @@ class ApiClient:
     def pool(self) -> JsonObject:
         return self._json("GET", "/v1/pool")
 
+    def decisions(self, model: str, limit: int) -> list[JsonObject]:
+        data: list[JsonObject] = self._json("GET", "/v1/pool/decisions", params={"model": model, "limit": limit})[
+            "data"
+        ]
+        return data
+
     def models(self) -> list[JsonObject]:
         data: list[JsonObject] = self._json("GET", "/v1/models")["data"]
         return data

@@ -353,6 +353,22 @@ def requeue_command(
         raise typer.Exit(1)
 
 
+@cli.command("why", rich_help_panel="Ask")
+def why_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Id or alias, as `keepwarm ls` shows them.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Decisions to show, the newest first.")] = 20,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Say why a model is warm or not: what the controller decided about it, with the numbers."""
+    from app.cli.render import print_json
+    from app.cli.why import show_why
+
+    with _client(url) as client:
+        details, decisions = client.model(model), client.decisions(model, limit)
+    print_json(decisions) if as_json else show_why(details, decisions, now=datetime.now(UTC))
+
+
 @quarantine_cli.command("ls")
 def quarantine_ls_command(as_json: Json = False, url: Url = None) -> None:
     """List what is in quarantine."""

@@ -1,11 +1,15 @@
-"""GET /v1/pool: what the workers hold and what waits."""
+"""GET /v1/pool: what the workers hold and what waits; /v1/pool/decisions: why."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from functools import partial
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
 
 from app.front import FrontDep
-from app.schemas.pool import PoolObject, pool_object
+from app.schemas.pool import DecisionList, PoolObject, decision_object, pool_object
 
 router = APIRouter(tags=["Keepwarm"])
 
@@ -13,3 +17,16 @@ router = APIRouter(tags=["Keepwarm"])
 @router.get("/v1/pool", summary="Workers, their runners, and the queues")
 async def get_pool(front: FrontDep) -> PoolObject:
     return pool_object(await front.view.snapshot())
+
+
+@router.get("/v1/pool/decisions", summary="What the controller decided, with its numbers, the newest first")
+async def list_decisions(
+    front: FrontDep,
+    model: Annotated[str | None, Query(max_length=256, description="id or alias; of this model only")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> DecisionList:
+    """Loads, evictions, waits, refusals, and why a model with waiting jobs gets no further replica. A decision that is
+    taken again every tick is kept once."""
+    of_model = (await front.view.snapshot()).catalog.resolve(model).id if model is not None else None
+    read = partial(front.backend.decisions.decisions, limit, model=of_model)
+    return DecisionList(data=[decision_object(each) for each in await to_thread.run_sync(read)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel
 
 from app.fleet_view import FleetSnapshot
+from tasks.controller.decisions import Action, Code, Decision
 from tasks.fleet import ModelKind, ModelOffer, RunnerReport, RunnerState, WorkerReport
 
 
@@ -80,6 +82,23 @@ class PoolObject(BaseModel):
     queues: list[QueueObject]
 
 
+class DecisionObject(BaseModel):
+    """One decision of the controller. `terms` are the numbers that it rests on: bytes, milliseconds, shares."""
+
+    at: datetime
+    action: Action
+    reason: Code
+    model: str
+    worker: str | None
+    text: str
+    terms: dict[str, int | float | str]
+
+
+class DecisionList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[DecisionObject]
+
+
 class AskObject(BaseModel):
     """202: the controller was asked; watch /v1/models or /v1/pool for the effect."""
 
@@ -130,6 +149,18 @@ def pool_object(snapshot: FleetSnapshot) -> PoolObject:
             QueueObject(model=queue.model, depth=queue.depth, oldest_age_s=queue.oldest_age_ms / 1000)
             for queue in snapshot.queues
         ],
+    )
+
+
+def decision_object(decision: Decision) -> DecisionObject:
+    return DecisionObject(
+        at=datetime.fromtimestamp(decision.at_ms / 1000, UTC),
+        action=decision.action,
+        reason=decision.code,
+        model=decision.model,
+        worker=decision.worker,
+        text=decision.text,
+        terms=dict(decision.terms),
     )
 
 

@@ -144,6 +144,21 @@ class FleetStore:
         return {(code, model): count for code, model, count in named}
 
     @translated
+    def count_load(self, model: str, load_ms: int) -> None:
+        """A model became ready on some worker."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hincrby(keys.LOADS, f"n {model}", 1)
+        pipe.hincrby(keys.LOADS, f"ms {model}", load_ms)
+        pipe.execute()
+
+    @translated
+    def loads(self) -> dict[str, tuple[int, int]]:
+        """Loads of each model since the store exists: how many, and the milliseconds that they took in all."""
+        figures = {name.decode(): int(value) for name, value in self._client.hgetall(keys.LOADS).items()}
+        models = [name.removeprefix("n ") for name in figures if name.startswith("n ")]
+        return {model: (figures[f"n {model}"], figures.get(f"ms {model}", 0)) for model in models}
+
+    @translated
     def ask(self, model: str, what: Ask) -> None:
         """Leave an operator's wish for the controller; the newest per model counts."""
         self._client.hset(keys.ASKS, model, what)

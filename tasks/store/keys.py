@@ -26,6 +26,8 @@
 | kw:arrivals | hash | `<priority> <model>` → jobs admitted since the controller last looked | admit | controller (takes it) | when taken |
 | kw:policy | string | PolicyState JSON: rates, buckets, failures that the policy remembers | controller, fenced | controller | – |
 | kw:decisions | stream | the newest decisions of the controller, field `d` = Decision JSON | controller, fenced | app | at most about 2000 |
+| kw:decision-counts | hash | `<action> <code>` → decisions of that kind so far | controller, fenced | app (metrics) | – |
+| kw:loads | hash | `n <model>` → loads so far, `ms <model>` → what they took in all | workers | app (metrics) | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |
 
@@ -59,6 +61,8 @@ PLACEMENT = "kw:placement"
 ARRIVALS = "kw:arrivals"
 POLICY = "kw:policy"
 DECISIONS = "kw:decisions"
+DECISION_COUNTS = "kw:decision-counts"
+LOADS = "kw:loads"
 LEADER = "kw:leader"
 LEADER_EPOCH = "kw:leader-epoch"
 

@@ -58,10 +58,11 @@ class PolicyStore:
     ) -> bool:
         """Keep the state (None: unchanged) and append the decisions; False when the leadership is gone."""
         payload = b"" if state is None else msgspec.json.encode(state)
+        entries = [part for each in decisions for part in (f"{each.action} {each.code}", msgspec.json.encode(each))]
         return bool(
             self._remember(
-                keys=[keys.POLICY, keys.DECISIONS, keys.LEADER, keys.LEADER_EPOCH],
-                args=[leader_id, leader_epoch, payload, MAX_DECISIONS, *map(msgspec.json.encode, decisions)],
+                keys=[keys.POLICY, keys.DECISIONS, keys.LEADER, keys.LEADER_EPOCH, keys.DECISION_COUNTS],
+                args=[leader_id, leader_epoch, payload, MAX_DECISIONS, *entries],
             )
         )
 
@@ -71,3 +72,10 @@ class PolicyStore:
         entries = self._client.xrevrange(keys.DECISIONS, count=limit if model is None else MAX_READ)
         found = [_DECISION.decode(fields[b"d"]) for _, fields in entries]
         return [each for each in found if model is None or each.model == model][:limit]
+
+    @translated
+    def decision_counts(self) -> dict[tuple[str, str], int]:
+        """How many decisions there were, by action and code, since the store exists."""
+        counts = self._client.hgetall(keys.DECISION_COUNTS)
+        named = [(*name.decode().split(" ", 1), int(count)) for name, count in counts.items()]
+        return {(action, code): count for action, code, count in named}

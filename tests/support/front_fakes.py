@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from app.backend import Backend, Batch
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.job_request import JobRequest
@@ -92,6 +93,7 @@ class FakeBackend:
     submitted: list[Submitted] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     cancelled: list[JobId] = field(default_factory=list)
+    decided: list[Decision] = field(default_factory=list)
     quarantined: list[Quarantine] = field(default_factory=list)
     num_fleet_reads: int = 0
     by_key: dict[str, JobId] = field(default_factory=dict)
@@ -99,7 +101,9 @@ class FakeBackend:
     listening: list[Follower] = field(default_factory=list)
 
     def backend(self) -> Backend:
-        return Backend(jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, ping=self.ping)
+        return Backend(
+            jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, decisions=self, ping=self.ping
+        )
 
     def ping(self) -> None:
         if self.store_error:
@@ -186,6 +190,17 @@ class FakeBackend:
     def broken_attempts(self) -> dict[tuple[str, str], int]:
         return {("runner_crashed", "demo"): 2}
 
+    def loads(self) -> dict[str, tuple[int, int]]:
+        return {"demo": (3, 1500)}
+
+    # ---- DecisionLog
+    def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:
+        return [each for each in self.decided if model in (None, each.model)][:limit]
+
+    def decision_counts(self) -> dict[tuple[str, str], int]:
+        return {("load", "room"): 4}
+
+    # ---- FleetState
     def known_offers(self) -> tuple[ModelOffer, ...]:
         return self.away
 

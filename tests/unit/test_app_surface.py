@@ -14,6 +14,7 @@ from app.following import Beat
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
+from tasks.controller.decisions import Action, Code, Decision
 from tasks.errors import InvalidSetting, KeepwarmError, StoreUnavailable
 from tasks.fleet import ModelOffer, QueueReport, RunnerState
 from tasks.jobs import Job, JobId, JobState, Priority
@@ -198,6 +199,33 @@ def test_pool_shows_workers_runners_and_queues(client, fake):
     assert (worker["id"], worker["budget_bytes"], worker["runners"][0]["state"]) == ("w1", 10_000_000, "ready")
 
 
+def test_decisions_say_why_and_can_be_asked_for_by_alias(client, fake):
+    def decision(model: str) -> Decision:
+        return Decision(
+            at_ms=1_700_000_000_000,
+            action=Action.LOAD,
+            code=Code.ROOM,
+            model=model,
+            worker="w1",
+            text="needs 2 MiB, 8 MiB are free",
+            terms={"bytes": 2_000_000},
+        )
+
+    fake.decided = [decision("demo"), decision("cold"), decision("demo")]
+    assert [each["model"] for each in client.get("/v1/pool/decisions?limit=2").json()["data"]] == ["demo", "cold"]
+    (first, _) = client.get("/v1/pool/decisions?model=gpt-demo").json()["data"]
+    assert first == {
+        "at": "2023-11-14T22:13:20Z",
+        "action": "load",
+        "reason": "room",
+        "model": "demo",
+        "worker": "w1",
+        "text": "needs 2 MiB, 8 MiB are free",
+        "terms": {"bytes": 2_000_000},
+    }
+    assert client.get("/v1/pool/decisions?model=nobody").status_code == 404
+
+
 async def test_one_reading_of_the_fleet_serves_all_requests_of_a_moment(fake):
     now = 0.0
     view = FleetView(fake, fake, max_age_s=0.25, clock=lambda: now)
@@ -237,6 +265,9 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         'keepwarm_num_requests_waiting{model_name="demo"} 3.0',
         'keepwarm_num_requests_waiting{model_name="cold"} 0.0',
         'keepwarm_broken_attempts_total{code="runner_crashed",model_name="demo"} 2.0',
+        'keepwarm_controller_decisions_total{action="load",reason="room"} 4.0',
+        'keepwarm_model_loads_total{model_name="demo"} 3.0',
+        'keepwarm_model_load_seconds_total{model_name="demo"} 1.5',
         'keepwarm_pool_budget_bytes{worker="w1"} 1e+07',
         'keepwarm_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 1.0',
         "keepwarm_store_up 1.0",

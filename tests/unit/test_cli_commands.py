@@ -48,6 +48,15 @@ JOB = {
 }
 
 
+DECISION = {
+    "at": (datetime.now(UTC) - timedelta(minutes=3)).isoformat(),
+    "action": "load",
+    "reason": "idle_victims",
+    "model": "warm-one",
+    "worker": "host-7",
+    "text": "needs 3.0 MiB; x makes room",
+    "terms": {},
+}
 QUARANTINE = {
     "id": "prompt:0123456789abcdef",
     "kind": "prompt",
@@ -97,6 +106,8 @@ class FakeKeepwarm:
                 return httpx2.Response(200, json=JOB)
             case ("GET", "/v1/models"):
                 return httpx2.Response(200, json={"data": MODELS})
+            case ("GET", "/v1/pool/decisions"):
+                return httpx2.Response(200, json={"data": [DECISION]})
             case ("GET", "/v1/models/warm-one"):
                 return httpx2.Response(200, json=MODELS[0])
             case ("POST", path):
@@ -380,3 +391,19 @@ def test_nobody_at_the_url_is_an_error_with_advice(capsys: pytest.CaptureFixture
 def test_the_default_url_follows_the_port():
     assert cli_main.default_url({"KEEPWARM_PORT": "9000"}) == "http://127.0.0.1:9000"
     assert cli_main.default_url({}) == "http://127.0.0.1:8000"
+
+
+# ---- why
+
+
+def test_why_tells_the_state_and_the_decisions(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("why", "warm-one", "--limit", "5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "warm-one is warm."
+    assert lines[2].split(None, 4)[1:] == ["min", "load", "host-7", "idle_victims: needs 3.0 MiB; x makes room"]
+    assert keepwarm.queries[-1] == "/v1/pool/decisions?model=warm-one&limit=5"
+
+
+def test_why_of_an_unknown_model_names_the_nearest(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("why", "x") == 1
+    assert "Did you mean warm-one?" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""What the controller keeps between ticks, against a real server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.controller.decisions import Action, Code, Decision
+from tasks.controller.policy_state import PolicyState
+from tasks.settings import StoreSettings
+from tasks.store.connection import connect
+from tasks.store.fleet_store import FleetStore
+from tasks.store.policy_store import PolicyStore
+
+
+@pytest.fixture
+def policy(store_settings: StoreSettings) -> PolicyStore:
+    return PolicyStore(connect(store_settings))
+
+
+@pytest.fixture
+def fleet(store_settings: StoreSettings) -> FleetStore:
+    return FleetStore(connect(store_settings))
+
+
+def decision(model: str, code: Code = Code.ROOM) -> Decision:
+    return Decision(at_ms=1, action=Action.LOAD, code=code, model=model, text="because", terms={"bytes": 2})
+
+
+def test_decisions_are_read_newest_first_and_counted(policy: PolicyStore, fleet: FleetStore) -> None:
+    leadership = fleet.lead("me", 5_000)
+    assert policy.remember(None, [decision("a"), decision("b", Code.REPLICA)], "me", leadership)
+    assert policy.remember(None, [decision("a")], "me", leadership)
+    assert [each.model for each in policy.decisions(10)] == ["a", "b", "a"]
+    assert policy.decisions(1, model="b") == [decision("b", Code.REPLICA)]
+    assert policy.decision_counts() == {("load", "room"): 2, ("load", "replica"): 1}
+
+
+def test_who_no_longer_leads_writes_nothing(policy: PolicyStore, fleet: FleetStore) -> None:
+    leadership = fleet.lead("me", 5_000)
+    assert not policy.remember(PolicyState(), [decision("a")], "another", leadership)
+    assert policy.decisions(10) == []
+    assert policy.decision_counts() == {}
+
+
+def test_loads_are_counted_by_model(fleet: FleetStore) -> None:
+    fleet.count_load("a", 200)
+    fleet.count_load("a", 300)
+    fleet.count_load("n b", 50)
+    assert fleet.loads() == {"a": (2, 500), "n b": (1, 50)}
