@@ -6,7 +6,10 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from app.batches.contents import Contents
+from tasks.batches import Batch as BatchRecord
 from tasks.controller.decisions import Decision
+from tasks.files import StoredFile
 from tasks.fleet import Fleet, ModelOffer, QueueReport
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority
@@ -105,6 +108,38 @@ class Submitter(Protocol):
         ...
 
 
+class FileRecords(Protocol):
+    """Records of files. Blocking. Raises FileMissing for an id that nothing has."""
+
+    def now_ms(self) -> int: ...
+
+    def add(self, file: StoredFile) -> None: ...
+
+    def get(self, file_id: str) -> StoredFile: ...
+
+    def page(
+        self, *, after: str | None, limit: int, order: Literal["asc", "desc"], purpose: str | None
+    ) -> tuple[list[StoredFile], bool]: ...
+
+    def remove(self, file_id: str) -> None: ...
+
+
+class BatchRecords(Protocol):
+    """Records of batches. Blocking. Raises BatchNotFound for an id that nothing has."""
+
+    def create(self, *, endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> BatchRecord: ...
+
+    def get(self, batch_id: str) -> BatchRecord: ...
+
+    def page(self, *, after: str | None, limit: int) -> tuple[list[BatchRecord], bool]: ...
+
+    def cancel(self, batch_id: str) -> BatchRecord:
+        """Raises BatchNotCancellable too."""
+        ...
+
+    def open_input_files(self) -> dict[str, str]: ...
+
+
 class TokenStreams(Protocol):
     """Token streams of all jobs over one connection of this process."""
 
@@ -135,15 +170,22 @@ class Backend:
     streams: TokenStreams
     quarantine: QuarantineWard
     decisions: DecisionLog
+    files: FileRecords
+    contents: Contents
+    file_retention_ms: int
+    batches: BatchRecords
+    feed: Callable[[str], None]  # wake a batcher for this batch; never fails
     ping: Callable[[], None]  # raises StoreUnavailable
 
 
 def connect_backend(settings: StoreSettings) -> Backend:
-    """The real one, on the store of these settings. No connection is made yet."""
+    """The real one, on the store of these settings. No connection is made yet. Raises InvalidSetting."""
     from tasks.admission_control import AdmissionControl
     from tasks.celery_app import create_celery_app
     from tasks.dispatch import Dispatcher
+    from tasks.store.batch_store import BatchStore
     from tasks.store.connection import connect, ping
+    from tasks.store.file_store import FileStore
     from tasks.store.fleet_store import FleetStore
     from tasks.store.gauges import AdmissionGauges
     from tasks.store.job_store import JobStore
@@ -155,17 +197,24 @@ def connect_backend(settings: StoreSettings) -> Backend:
     client = connect(settings)
     jobs = JobStore(client, settings)
     fleet = FleetStore(client)
+    wakeups = Wakeups(create_celery_app(settings))
+    retention_ms = settings.file_retention_s * 1000
     return Backend(
         jobs=jobs,
         fleet=fleet,
         dispatcher=Dispatcher(
             jobs,
             fleet,
-            Wakeups(create_celery_app(settings)),
+            wakeups,
             AdmissionControl(AdmissionGauges(client), settings),
         ),
         streams=TokenReader(settings),
         quarantine=QuarantineStore(client, settings),
         decisions=PolicyStore(client),
+        files=FileStore(client),
+        contents=Contents(settings.files_url, settings.home),
+        file_retention_ms=retention_ms,
+        batches=BatchStore(client, retention_ms=retention_ms),
+        feed=wakeups.feed,
         ping=lambda: ping(client),
     )

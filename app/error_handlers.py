@@ -25,6 +25,9 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.IdempotencyMismatch: 422,
     errors.JobNotRepeatable: 409,
     errors.PromptQuarantined: 422,
+    errors.BatchNotCancellable: 409,
+    errors.FileInUse: 409,
+    errors.FileTooLarge: 413,
     errors.DeadlineCannotBeMet: 422,
     errors.InvalidSetting: 500,  # ours, never the client's
     errors.NotFound: 404,

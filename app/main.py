@@ -16,7 +16,21 @@ from app.grammar_check import GrammarCheck
 from app.metrics import Metrics
 from app.middleware import RequestFrame
 from app.origin_guard import OriginGuard
-from app.routes import chat, completions, embeddings, health, index, jobs, metrics, models, pool, quarantine, rerank
+from app.routes import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    index,
+    jobs,
+    metrics,
+    models,
+    pool,
+    quarantine,
+    rerank,
+)
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings, load_settings
 
@@ -48,9 +62,15 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         grammars=grammars,
     )
     app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
-    app.add_middleware(RequestFrame, max_body_bytes=settings.max_body_bytes, metrics=app.state.front.metrics)
+    app.add_middleware(
+        RequestFrame,
+        max_body_bytes=settings.max_body_bytes,
+        larger_bodies={files.UPLOAD_PATH: settings.max_file_bytes + files.UPLOAD_SLACK_BYTES},
+        metrics=app.state.front.metrics,
+    )
     install_error_handlers(app)
-    for routes in (chat, completions, embeddings, rerank, models, jobs, pool, quarantine, health, metrics, index):
+    openai = (chat, completions, embeddings, rerank, models, files, batches)
+    for routes in (*openai, jobs, pool, quarantine, health, metrics, index):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=index.STATIC), name="static")
     return app

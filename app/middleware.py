@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 import traceback
+from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import Headers
@@ -23,9 +24,13 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestFrame:
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, larger_bodies: Mapping[str, int], metrics: Metrics
+    ) -> None:
+        """`larger_bodies`: paths whose bodies may have another number of bytes."""
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger_bodies = larger_bodies
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +52,8 @@ class RequestFrame:
             await send(message)
 
         try:
-            bounded = bounded_receive(receive, headers.get("content-length"), self._max_body_bytes)
+            max_body_bytes = self._larger_bodies.get(scope["path"], self._max_body_bytes)
+            bounded = bounded_receive(receive, headers.get("content-length"), max_body_bytes)
             await self._app(scope, bounded, send_with_id)
         except Exception:
             # Worded here, because a prettier traceback would show local variables, and those hold prompts.

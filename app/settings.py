@@ -24,6 +24,8 @@ class ApiSettings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 
     max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
+    max_file_bytes: Bytes = Field(default=200 * 1024**2, ge=1024)  # of one uploaded file
+    batch_window: int = Field(default=128, ge=1, le=1024)  # requests of one batch that wait or run at once
     max_messages: int = Field(default=4096, ge=1)
     max_choices: int = Field(default=16, ge=1)  # n
     max_stop: int = Field(default=8, ge=0)  # stop strings per request

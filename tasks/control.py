@@ -14,6 +14,7 @@ from tasks.controller.tick import Controller
 from tasks.errors import StoreUnavailable
 from tasks.settings import StoreSettings, load_settings
 from tasks.store.backlog_store import BacklogStore
+from tasks.store.batch_store import BatchStore
 from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
@@ -44,6 +45,7 @@ def _controller() -> Controller:
         fleet=fleet,
         backlog_store=BacklogStore(client),
         quarantine=QuarantineStore(client, settings),
+        batches=BatchStore(client, retention_ms=settings.file_retention_s * 1000),
         wakeups=Wakeups(celery_app),
         settings=settings,
     )

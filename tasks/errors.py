@@ -11,11 +11,16 @@
     │   ├── JobNotRepeatable
     │   ├── PromptQuarantined
     │   ├── DeadlineCannotBeMet
+    │   ├── BatchNotCancellable
+    │   ├── FileInUse
+    │   ├── FileTooLarge
     │   └── InvalidSetting        a setting or models.yaml entry, named
     ├── NotFound
     │   ├── UnknownModel
     │   ├── JobNotFound
-    │   └── NotQuarantined
+    │   ├── NotQuarantined
+    │   ├── BatchNotFound
+    │   └── FileMissing
     ├── CapacityError             it could work, but not now or not here
     │   ├── QueueFull
     │   ├── StoreFull
@@ -161,6 +166,39 @@ class DeadlineCannotBeMet(InvalidRequest):
         self.deadline_in_s = round(deadline_in_s, 1)
 
 
+class BatchNotCancellable(InvalidRequest):
+    """The batch has ended, or is about to write its files."""
+
+    code = "batch_not_cancellable"
+
+    def __init__(self, batch_id: str, state: str) -> None:
+        super().__init__(f"Cannot cancel the batch '{batch_id}': it is {state}.")
+        self.state = state
+
+
+class FileInUse(InvalidRequest):
+    """An open batch still reads the file."""
+
+    code = "file_in_use"
+
+    def __init__(self, file_id: str, batch_id: str) -> None:
+        super().__init__(f"The file '{file_id}' is the input of the open batch '{batch_id}': cancel that one first.")
+        self.batch_id = batch_id
+
+
+class FileTooLarge(InvalidRequest):
+    """An uploaded file has more bytes than may be kept."""
+
+    code = "file_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The file has more than {limit} bytes (KEEPWARM_MAX_FILE_BYTES). Split it into several batches.",
+            param="file",
+        )
+        self.limit = limit
+
+
 class CannotResume(InvalidRequest):
     """The tokens that earlier attempts published don't make the text that they published: the model's file changed.
 
@@ -212,6 +250,24 @@ class NotQuarantined(NotFound):
 
     def __init__(self, suspect_id: str) -> None:
         super().__init__(f"Nothing in quarantine is named '{suspect_id}'; `keepwarm quarantine ls` shows what is.")
+
+
+class BatchNotFound(NotFound):
+    """No batch of this id: never created, or past its retention."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"No such Batch object: {batch_id}")
+
+
+class FileMissing(NotFound):
+    """No file of this id: never uploaded, deleted, or past its retention."""
+
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"No such File object: {file_id}")
 
 
 class CapacityError(KeepwarmError):

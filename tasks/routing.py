@@ -5,6 +5,7 @@ from __future__ import annotations
 from tasks.jobs import WorkerId
 
 CONTROL_QUEUE = "control"
+BATCH_QUEUE = "batch"
 _MODEL_PREFIX = "model."
 _WORKER_PREFIX = "worker."
 

@@ -67,6 +67,8 @@ class StoreSettings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, le=100)
     retention_s: int = Field(default=3600, ge=10)  # terminal jobs and their streams are kept this long
     dead_retention_s: int = Field(default=7 * 24 * 3600, ge=10)  # and dead letters this long
+    files_url: str | None = None  # where files lie, for fsspec, like file:///shared; None: in the home
+    file_retention_s: int = Field(default=30 * 24 * 3600, ge=60)  # files and ended batches are kept this long
     quarantine_s: int = Field(default=3600, ge=0)  # prompts and models that kill are kept away this long; 0 = never
     max_queue_per_model: int = Field(default=10_000, ge=1)
     max_queue_total: int = Field(default=50_000, ge=1)

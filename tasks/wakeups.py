@@ -1,9 +1,7 @@
-"""Send the Celery messages of the project: wake-ups of jobs, nudges of the controller, doorbells of workers.
+"""Send the Celery messages of the project: wake-ups of jobs and batches, nudges and doorbells.
 
-All three are disposable: a lost one is made up for by the controller's tick, a second one finds nothing to do.
-
-The wake-up of a new job is pushed by the very script that admits it. Celery and kombu word one message per queue and
-priority; from then on only the ids in it change, which costs a hundredth of wording it anew.
+from tasks.broker import diverted
+from tasks.celery_app import BATCH, DOORBELL, GENERATE, PLAN, SWEEP_FILES
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from tasks.broker import diverted
-from tasks.celery_app import DOORBELL, GENERATE, PLAN
+from tasks.celery_app import BATCH, DOORBELL, GENERATE, PLAN, SWEEP_FILES
 from tasks.jobs import JobId, Priority, WorkerId
-from tasks.routing import CONTROL_QUEUE, model_queue, worker_queue
+from tasks.routing import BATCH_QUEUE, CONTROL_QUEUE, model_queue, worker_queue
 
 NUDGE_INTERVAL_S = 0.05  # at most one nudge per process in this time
 NUDGE_EXPIRES_S = 2  # a nudge older than this is as good as the next tick
@@ -66,6 +64,14 @@ class Wakeups:
             shadow=f"generate:{model}",
             argsrepr=f"('{job_id}',)",
         )
+
+    def feed(self, batch_id: str) -> None:
+        """Have some batcher feed the batch."""
+        self._send(BATCH, args=(batch_id,), queue=BATCH_QUEUE, priority=0, argsrepr=f"('{batch_id}',)")
+
+    def sweep_files(self, expires_s: int) -> None:
+        """Have some batcher delete what has expired."""
+        self._send(SWEEP_FILES, queue=BATCH_QUEUE, priority=0, expires=expires_s)
 
     def nudge_controller(self) -> None:
         """Ask for a plan now instead of at the next tick."""

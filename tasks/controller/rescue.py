@@ -13,6 +13,7 @@ from tasks.jobs import JobError, JobState
 from tasks.quarantine import model_suspect, suspicious_models
 from tasks.settings import StoreSettings
 from tasks.store.backlog_store import BacklogStore
+from tasks.store.batch_store import BatchStore
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
@@ -21,6 +22,7 @@ from tasks.wakeups import Wakeups
 
 BATCH = 200  # records per sweep and tick; the next tick is half a second away
 OFFER_RETENTION_MS = 600_000  # a worker that restarts for so long still gets the jobs of its models
+FILE_SWEEP_S = 600
 INDEX_SLACK_MS = 24 * 3600 * 1000  # the index is by creation, retention begins at the end
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ class Rescue:
     fleet: FleetStore
     backlog_store: BacklogStore
     quarantine: QuarantineStore
+    batches: BatchStore
     wakeups: Wakeups
     settings: StoreSettings
 
@@ -42,6 +45,7 @@ class Rescue:
         self._resend_lost_wakeups()
         self._expire_late_jobs()
         self._forget_silent_workers()
+        self._look_after_batches()
         self._trim()
 
     def quarantine_models(self, fleet: Fleet) -> dict[str, str]:
@@ -96,6 +100,13 @@ class Rescue:
                 if runner.state is RunnerState.STARTING:  # what was running is noticed by its leases
                     self.quarantine.add_loss(runner.model, worker_id, runner.since_ms)
             self.fleet.forget_worker(worker_id)
+
+    def _look_after_batches(self) -> None:
+        for batch_id in self.batches.lost():
+            _log.info("batch_woken", batch_id=batch_id)
+            self.wakeups.feed(batch_id)
+        if self.batches.is_sweep_due(FILE_SWEEP_S):
+            self.wakeups.sweep_files(FILE_SWEEP_S)
 
     def _trim(self) -> None:
         retention_ms, dead_retention_ms = self.settings.retention_s * 1000, self.settings.dead_retention_s * 1000

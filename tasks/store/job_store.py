@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -31,6 +31,7 @@ from tasks.stream_events import End, encode_event
 from tasks.wakeups import Envelope
 
 RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
+FORGET_AFTER_MS = 60_000  # of a forgotten job: whoever reads its stream just now may end
 MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
 
 
@@ -80,7 +81,7 @@ class JobStore:
         key_digest = body_digest = ""
         digest = request_digest(request)
         if idempotency_key is not None:
-            key_digest = hashlib.sha256(idempotency_key.encode()).hexdigest()
+            key_digest = _key_digest(idempotency_key)
             body_digest = fingerprint or digest
         settings = self._settings
         verdict, *rest = self._admit(
@@ -217,6 +218,30 @@ class JobStore:
         """How many waiting jobs a new one of this priority would stand behind."""
         return int(self._client.zcount(keys.waiting(model), "-inf", f"({(priority + 1) * SCORE_PER_PRIORITY}"))
 
+    @translated
+    def of_keys(self, idempotency_keys: Sequence[str]) -> list[JobId | None]:
+        """The jobs that were admitted under these idempotency keys, in their order."""
+        if not idempotency_keys:
+            return []
+        found = self._client.mget([keys.idempotency(_key_digest(key)) for key in idempotency_keys])
+        return [None if value is None else JobId(value.decode().partition(" ")[0]) for value in found]
+
+    @translated
+    def forget(self, ended: Mapping[str, JobId]) -> None:
+        """Let go of jobs whose outcome is safe elsewhere, by idempotency key: the records stay for a minute only, the
+        keys not at all. Dead letters stay."""
+        if not ended:
+            return
+        dead = self._client.zmscore(keys.DEAD, list(ended.values()))
+        pipe = self._client.pipeline(transaction=False)
+        for (key, job_id), died_ms in zip(ended.items(), dead, strict=True):
+            pipe.delete(keys.idempotency(_key_digest(key)))
+            if died_ms is None:
+                pipe.pexpire(keys.job(job_id), FORGET_AFTER_MS, lt=True)
+                pipe.pexpire(keys.stream(job_id), FORGET_AFTER_MS, lt=True)
+                pipe.zrem(keys.JOBS, job_id)
+        pipe.execute()
+
     def cancel(self, job_id: JobId) -> Job:
         """End a waiting job at once; ask the worker of a running one. Terminal jobs stay as they are.
 
@@ -265,6 +290,10 @@ class JobStore:
             args=[job_id, target],
         )
         return None if priority is None else Priority(priority)
+
+
+def _key_digest(idempotency_key: str) -> str:
+    return hashlib.sha256(idempotency_key.encode()).hexdigest()
 
 
 def _quarantined(entry: Quarantine, *, left_ms: int) -> PromptQuarantined | ModelQuarantined:

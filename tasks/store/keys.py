@@ -17,6 +17,12 @@
 | kw:probation | hash | model → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
 | kw:worker-losses | zset | `<model> <worker> <ms since it was busy>` of vanished workers; score = ms of the loss | release (rescue), controller | controller | 10 minutes |
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
+| kw:batch:{batch} | hash | a batch: state, `<state>_at` ms, endpoint, input_file, created, expires, metadata, model, counts, errors (JSON), output_file, error_file; feeder, lease (ms), epoch (fence) | app (create, cancel), feeders | app, feeders | file retention after the end |
+| kw:batches | zset | ids of batches; score = created ms | app | app (lists) | cleaned when read |
+| kw:open-batches | zset | batches that have not ended; score = ms at which somebody must look whether they are fed | app, feeders, controller | feeders, controller, app | at the end |
+| kw:file:{file} | string | StoredFile JSON | app, feeders | app, feeders | deleted with the file |
+| kw:files, kw:file-expiry | zset | ids of files; score = created ms, ms at which the content is deleted | app, feeders | app (lists), batchers (sweep) | idem |
+| kw:files-swept | string | set for one period: expired files were looked for | controller | controller | the period |
 | kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
 | kw:workers-seen | zset | worker ids; score = ms of the last heartbeat | workers' heartbeat | app, controller | idem |
 | kw:offers | hash | model id → last known ModelOffer JSON | workers' heartbeat | app | withdrawn, or not made for 10 minutes |
@@ -52,6 +58,11 @@ QUARANTINE = "kw:quarantine"
 PROBATION = "kw:probation"
 WORKER_LOSSES = "kw:worker-losses"
 SERVICE = "kw:service"
+BATCHES = "kw:batches"
+OPEN_BATCHES = "kw:open-batches"
+FILES = "kw:files"
+FILE_EXPIRY = "kw:file-expiry"
+FILES_SWEPT = "kw:files-swept"
 WORKERS = "kw:workers"
 WORKERS_SEEN = "kw:workers-seen"
 OFFERS = "kw:offers"
@@ -88,6 +99,14 @@ def waiting(model: str) -> str:
 
 def idempotency(digest: str) -> str:
     return f"kw:idempotency:{digest}"
+
+
+def batch(batch_id: str) -> str:
+    return f"kw:batch:{batch_id}"
+
+
+def file(file_id: str) -> str:
+    return f"kw:file:{file_id}"
 
 
 def hints(worker_id: WorkerId) -> str:

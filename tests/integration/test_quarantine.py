@@ -17,6 +17,7 @@ from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, WorkerId,
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.backlog_store import BacklogStore
+from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
@@ -53,6 +54,7 @@ class Keepwarm:
             leases=self.leases,
             fleet=self.fleet,
             backlog_store=BacklogStore(self.client),
+            batches=BatchStore(self.client, retention_ms=60_000),
             quarantine=self.quarantine,
             wakeups=Wakeups(create_celery_app(self.settings)),
             settings=self.settings,

@@ -57,6 +57,17 @@ def demo_runner(
     )
 
 
+def without_batches() -> dict[str, Any]:
+    """Ports of files and batches for a front that is not asked about them; tests of those have a real store."""
+    return {
+        "files": None,
+        "contents": None,
+        "file_retention_ms": 0,
+        "batches": None,
+        "feed": lambda batch_id: None,
+    }
+
+
 @dataclass
 class Submission:
     job: Job
@@ -102,7 +113,8 @@ class FakeBackend:
 
     def backend(self) -> Backend:
         return Backend(
-            jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, decisions=self, ping=self.ping
+            jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, decisions=self, ping=self.ping,
+            **without_batches(),
         )
 
     def ping(self) -> None:

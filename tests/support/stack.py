@@ -93,6 +93,9 @@ class Stack:
     def start_controller(self) -> subprocess.Popen[bytes]:
         return self.spawn("controller", "tasks.controller")
 
+    def start_batcher(self, **settings: str) -> subprocess.Popen[bytes]:
+        return self.spawn("batcher", "app.batches", **settings)
+
     def start_api(self) -> Api:
         port = free_port()
         return Api(self.spawn("api", "app.serve", KEEPWARM_PORT=str(port)), port)

@@ -1,0 +1,51 @@
+"""`python -m app.batches`: a batcher, a Celery worker on the queue `batch`. Any number may run.
+
+It is part of the front, and a process of its own: it words requests and answers as the routes do, and a batch must
+neither slow a front's streams down nor end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from celery.signals import worker_shutting_down
+
+from app.batches import doors
+from tasks.celery_app import app as celery_app
+from tasks.errors import InvalidSetting
+from tasks.lifeline import exit_when_parent_dies
+from tasks.logs import configure_logs
+from tasks.routing import BATCH_QUEUE
+
+BATCHES_AT_ONCE = 8  # per process; others wait in their queue
+
+
+def main() -> int:
+    exit_when_parent_dies()
+    configure_logs()
+    try:
+        doors.surroundings()
+    except InvalidSetting as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def _stop(**_: object) -> None:
+        doors.is_stopping.set()
+
+    celery_app.Worker(
+        hostname=f"batcher@{socket.gethostname()}-{os.getpid()}",
+        pool="threads",
+        concurrency=BATCHES_AT_ONCE,
+        queues=[BATCH_QUEUE],
+        loglevel="WARNING",
+        without_mingle=True,
+        without_gossip=True,
+    ).start()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Answer one line of a batch by the very route that answers a direct request: in this process, without a network.
+
+So a line is checked, worded and refused exactly as the same body sent by a client. Its job is admitted under the
+line's idempotency key, at batch priority, and outlives the caller; the same call made again attaches to it.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx2
+import msgspec
+
+from app.backend import connect_backend
+from app.error_handlers import ErrorFacts
+from app.main import create_app
+from app.settings import ApiSettings
+from tasks import errors
+from tasks.generation import JsonObject
+from tasks.jobs import JobId
+from tasks.settings import StoreSettings
+
+# The line is not to blame, and the same call can work later. The last one: its record ended while nobody followed it.
+_TRY_AGAIN = frozenset(
+    kind.code for kind in (errors.QueueFull, errors.StoreFull, errors.StoreUnavailable, errors.JobNotFound)
+)
+_RETRY_AFTER_S = 1.0
+_MAX_RETRY_AFTER_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineAnswer:
+    """What the route answered. `body` is JSON."""
+
+    status: int
+    request_id: str
+    body: bytes
+    job_id: JobId | None = None
+    error_code: str | None = None
+    retry_after_s: float | None = None  # the line is to be sent again after this long
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == 200
+
+
+class LineCaller:
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+
+    async def call(self, endpoint: str, body: JsonObject, idempotency_key: str) -> LineAnswer:
+        """Waits for as long as the job takes."""
+        request_id = "req_" + secrets.token_hex(12)
+        if body.get("stream"):
+            return _refused(request_id, "stream", "stream: a batch has no streams; leave it out.")
+        response = await self._http.post(
+            endpoint,
+            content=msgspec.json.encode(body | {"priority": "batch"}),
+            headers={
+                "content-type": "application/json",
+                "idempotency-key": f'"{idempotency_key}"',
+                "x-request-id": request_id,
+            },
+        )
+        job_id = response.headers.get("x-keepwarm-job")
+        code = None if response.status_code == 200 else _code_of(response.content)
+        retry_after_s = None
+        if code in _TRY_AGAIN:
+            said = response.headers.get("retry-after", "")
+            retry_after_s = min(float(said) if said.isdigit() else _RETRY_AFTER_S, _MAX_RETRY_AFTER_S)
+        return LineAnswer(
+            status=response.status_code,
+            request_id=request_id,
+            body=response.content,
+            job_id=None if job_id is None else JobId(job_id),
+            error_code=code,
+            retry_after_s=retry_after_s,
+        )
+
+
+@asynccontextmanager
+async def line_caller(settings: ApiSettings, store: StoreSettings) -> AsyncIterator[LineCaller]:
+    """A caller with an application of its own, for the running event loop. Its requests never time out."""
+    patient = settings.model_copy(update={"sync_timeout_s": math.inf, "host": "127.0.0.1"})
+    app = create_app(patient, connect_backend(store))
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as http,
+    ):
+        yield LineCaller(http)
+
+
+def _code_of(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body)["error"]["code"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return "http_error"
+
+
+def _refused(request_id: str, param: str, message: str) -> LineAnswer:
+    facts = ErrorFacts(status=400, code=errors.InvalidRequest.code, message=message, param=param)
+    return LineAnswer(
+        status=facts.status,
+        request_id=request_id,
+        body=msgspec.json.encode(facts.openai_body()),
+        error_code=facts.code,
+    )

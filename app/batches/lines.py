@@ -1,0 +1,185 @@
+"""The lines of one batch on their way: a bounded window of requests under way, and what came of them.
+
+One event loop; only what touches files or the store runs in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
+
+import structlog
+from anyio import to_thread
+
+from app.batches.input_file import InputIndex, Line
+from app.batches.line_call import LineAnswer
+from app.batches.line_results import answered, unanswered
+from app.batches.results import Results
+from app.batches.surroundings import Surroundings
+from tasks.batches import Batch, BatchState, line_key
+from tasks.errors import StoreUnavailable
+from tasks.failpoints import failpoint
+from tasks.generation import JsonObject
+from tasks.jobs import JobId
+
+LOOK_S = 2.0  # how often somebody who waits for room looks at the clock
+FLUSH_S = 15.0  # results are written down at least this often
+FLUSH_COUNT = 256  # or when so many have come together
+LOOKUP = 500  # lines whose jobs are looked for at once
+MAX_WINDOW_BYTES = 16 * 1024**2  # of the requests that are under way: they lie in the store
+WIND_DOWN_TURN_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class Caller(Protocol):
+    async def call(self, endpoint: str, body: JsonObject, idempotency_key: str) -> LineAnswer: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Lines:
+    """`must_end` says that the batch was cancelled, has expired, or is somebody else's."""
+
+    batch: Batch
+    index: InputIndex
+    source: BinaryIO
+    results: Results
+    caller: Caller
+    around: Surroundings
+    must_end: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+    _in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # → bytes of its request
+    _jobs: dict[str, JobId] = field(default_factory=dict)  # by key, of results that are not written down yet
+    _is_winding_down: bool = False
+    _flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _flushed_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._flushed_at = self.clock()
+
+    def is_complete(self) -> bool:
+        return all(map(self.results.is_done, self.index.numbers))
+
+    async def feed(self) -> None:
+        """Until all lines are done, or the batch must end.
+
+        A model's lines begin when those of the model before are done, or at once where it is warm: so that a batch
+        of several models loads each of them once."""
+        groups = self.index.by_model()
+        while groups and not self.must_end():
+            warm = await to_thread.run_sync(self.around.warm_models, tuple(groups))
+            model = next((model for model in groups if model in warm), next(iter(groups)))
+            if model not in warm:
+                await self._await_room(0)
+            for entry in groups.pop(model):
+                if self.results.is_done(self.index.numbers[entry]):
+                    continue
+                await self._await_room(self.around.window - 1, MAX_WINDOW_BYTES - self.index.sizes[entry])
+                if self.must_end():
+                    return
+                self._start(entry)
+        await self._await_room(0)
+
+    async def wind_down(self, end: BatchState) -> None:
+        """Stop what runs, keep what has been answered, and say of every other line why it was not."""
+        self._is_winding_down = True
+        while True:
+            with_jobs = await self._cancel_jobs()
+            if not self._in_flight:
+                break
+            await asyncio.wait(self._in_flight, timeout=WIND_DOWN_TURN_S)
+        for entry in with_jobs:  # of a feeder that died: answered, or cancelled just now
+            if not self.results.is_done(self.index.numbers[entry]):
+                while len(self._in_flight) >= self.around.window:
+                    await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+                self._start(entry)
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+        for entry, number in enumerate(self.index.numbers):
+            if not self.results.is_done(number):
+                custom_id = self.index.read(self.source, entry).custom_id
+                self.results.add(unanswered(self.batch.id, number, custom_id, end))
+
+    async def flush(self) -> None:
+        """Write results down, and let their jobs go from the store."""
+        self._flushed_at = self.clock()
+        async with self._flushing:
+            pending = self.results.take_pending()
+            if not pending:
+                return
+            failpoint("batch_before_flush")
+            try:
+                await to_thread.run_sync(self.results.write_segment, pending)
+            except BaseException:
+                self.results.put_back(pending)
+                raise
+        failpoint("batch_after_flush")
+        keys = [line_key(self.batch.id, result.line) for result in pending]
+        safe = {key: self._jobs.pop(key) for key in keys if key in self._jobs}
+        try:
+            await to_thread.run_sync(self.around.jobs.forget, safe)
+        except StoreUnavailable as error:
+            _log.warning("batch_jobs_not_forgotten", batch_id=self.batch.id, error=str(error))  # they expire
+
+    async def abandon(self) -> None:
+        """Stop following; the jobs go on, and the next feeder finds them."""
+        tasks = list(self._in_flight)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _await_room(self, count: int, num_bytes: int = 0) -> None:
+        """Until no more than `count` requests of together no more than `num_bytes` are under way, or an end is near."""
+        while self._in_flight and not self.must_end():
+            if len(self._in_flight) <= count and sum(self._in_flight.values()) <= max(num_bytes, 0):
+                return
+            await asyncio.wait(self._in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            is_due = self.clock() - self._flushed_at >= FLUSH_S
+            if is_due or self.results.num_pending >= FLUSH_COUNT:
+                await self.flush()
+
+    def _start(self, entry: int) -> None:
+        line = self.index.read(self.source, entry)
+        task = asyncio.create_task(self._answer(self.index.numbers[entry], line))
+        self._in_flight[task] = self.index.sizes[entry]
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("line_broke", batch_id=self.batch.id, error=repr(error))  # the line is not done
+
+    async def _answer(self, number: int, line: Line) -> None:
+        key = line_key(self.batch.id, number)
+        while True:
+            answer = await self.caller.call(self.batch.endpoint, line.body, key)
+            if answer.retry_after_s is None:
+                break
+            if self._is_winding_down:
+                return
+            await asyncio.sleep(answer.retry_after_s)
+        if answer.job_id is not None:
+            self._jobs[key] = answer.job_id
+        if self._is_winding_down and answer.error_code == "job_cancelled":
+            return  # our own doing: the line is told that its batch ended
+        self.results.add(answered(self.batch.id, number, line.custom_id, answer))
+
+    async def _cancel_jobs(self) -> list[int]:
+        """Cancel the jobs of lines that are not done; the entries that have one."""
+        entries = [entry for entry, number in enumerate(self.index.numbers) if not self.results.is_done(number)]
+        found: list[int] = []
+        for start in range(0, len(entries), LOOKUP):
+            some = entries[start : start + LOOKUP]
+            keys = [line_key(self.batch.id, self.index.numbers[entry]) for entry in some]
+            found += await to_thread.run_sync(self._cancel_some, some, keys)
+        return found
+
+    def _cancel_some(self, entries: list[int], keys: list[str]) -> list[int]:
+        jobs = self.around.jobs.of_keys(keys)
+        with_jobs = [(entry, job_id) for entry, job_id in zip(entries, jobs, strict=True) if job_id is not None]
+        for _, job_id in with_jobs:
+            self.around.cancel_job(job_id)
+        return [entry for entry, _ in with_jobs]

@@ -1,0 +1,86 @@
+"""Records of files. Their content is not in the store."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from tasks.errors import FileMissing
+from tasks.files import StoredFile
+from tasks.store import keys
+from tasks.store.connection import Client, translated
+
+_DECODER = msgspec.json.Decoder(StoredFile)
+_ENCODER = msgspec.json.Encoder()
+
+
+class FileStore:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @translated
+    def now_ms(self) -> int:
+        seconds, micros = self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    @translated
+    def add(self, file: StoredFile) -> None:
+        """Record a file whose content is in place. Repeating it changes nothing."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.set(keys.file(file.id), _ENCODER.encode(file))
+        pipe.zadd(keys.FILES, {file.id: file.created_ms})
+        pipe.zadd(keys.FILE_EXPIRY, {file.id: file.expires_ms})
+        pipe.execute()
+
+    @translated
+    def get(self, file_id: str) -> StoredFile:
+        """Raises FileMissing."""
+        payload = self._client.get(keys.file(file_id))
+        if payload is None:
+            raise FileMissing(file_id)
+        return _DECODER.decode(payload)
+
+    @translated
+    def page(
+        self, *, after: str | None, limit: int, order: Literal["asc", "desc"], purpose: str | None
+    ) -> tuple[list[StoredFile], bool]:
+        """Up to `limit` files behind the one called `after`, and whether more follow. Raises FileMissing."""
+        is_newest_first = order == "desc"
+        start = 0
+        if after is not None:
+            rank = (self._client.zrevrank if is_newest_first else self._client.zrank)(keys.FILES, after)
+            if rank is None:
+                raise FileMissing(after)
+            start = rank + 1
+        found: list[StoredFile] = []
+        while len(found) <= limit:
+            ids = self._client.zrange(keys.FILES, start, start + limit, desc=is_newest_first)
+            if not ids:
+                break
+            start += len(ids)
+            payloads = self._client.mget([keys.file(file_id.decode()) for file_id in ids])
+            files = [_DECODER.decode(payload) for payload in payloads if payload is not None]
+            found += [file for file in files if purpose in (None, file.purpose)]
+        return found[:limit], len(found) > limit
+
+    @translated
+    def remove(self, file_id: str) -> None:
+        """Forget a file. Its content goes afterwards: one without a record is swept, a record without one misleads."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.delete(keys.file(file_id))
+        pipe.zrem(keys.FILES, file_id)
+        pipe.zrem(keys.FILE_EXPIRY, file_id)
+        pipe.execute()
+
+    @translated
+    def without_record(self, file_ids: list[str]) -> list[str]:
+        """Those of the ids that no record has."""
+        if not file_ids:
+            return []
+        found = self._client.zmscore(keys.FILES, file_ids)
+        return [file_id for file_id, created_ms in zip(file_ids, found, strict=True) if created_ms is None]
+
+    @translated
+    def expired(self, limit: int) -> list[str]:
+        return [raw.decode() for raw in self._client.zrangebyscore(keys.FILE_EXPIRY, "-inf", self.now_ms(), 0, limit)]
