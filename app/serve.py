@@ -21,11 +21,12 @@ def main() -> int:
     configure_logs()
     try:
         settings = load_settings(ApiSettings)
+        app = create_app(settings)
     except InvalidSetting as error:
         print(error, file=sys.stderr)
         return 2
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",

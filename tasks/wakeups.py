@@ -1,7 +1,9 @@
 """Send the Celery messages of the project: wake-ups of jobs and batches, nudges and doorbells.
 
-from tasks.broker import diverted
-from tasks.celery_app import BATCH, DOORBELL, GENERATE, PLAN, SWEEP_FILES
+All of them are disposable: a lost one is made up for by the controller's tick, a second one finds nothing to do.
+
+The wake-up of a new job is pushed by the very script that admits it. Celery and kombu word one message per queue and
+priority; from then on only the ids in it change, which costs a hundredth of wording it anew.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 from urllib.parse import quote
 
 import httpx2
@@ -23,6 +24,7 @@ from tasks.stream_events import End, Reset, StreamEvent, Tokens, decode_event
 
 CONNECT_TIMEOUT_S = 3.0
 REPLY_TIMEOUT_S = 30.0
+UPLOAD_TIMEOUT_S = 300.0  # of one write or read, not of the whole
 SILENCE_TIMEOUT_S = 45.0  # of a stream; the API sends a comment at least every 10 s
 RECONNECT_FIRST_S = 0.2
 RECONNECT_LONGEST_S = 3.0
@@ -145,6 +147,49 @@ class ApiClient:
 
     def requeue(self, job_id: str) -> JsonObject:
         return self._json("POST", f"/v1/jobs/{quote(job_id, safe='')}/requeue")
+
+    # ---- files and batches
+
+    def upload(self, path: Path, *, purpose: str, filename: str) -> JsonObject:
+        """Send a file piece by piece."""
+        with path.open("rb") as content:
+            return self._json(
+                "POST",
+                "/v1/files",
+                data={"purpose": purpose},
+                files={"file": (filename, content, "application/jsonl")},
+                timeout=UPLOAD_TIMEOUT_S,
+            )
+
+    def download(self, file_id: str, sink: BinaryIO) -> None:
+        """Write a file's content down piece by piece."""
+        path = f"/v1/files/{quote(file_id, safe='')}/content"
+        try:
+            with self._http.stream("GET", path) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refusal(response)
+                for block in response.iter_bytes():
+                    sink.write(block)
+        except httpx2.TransportError as error:
+            raise ApiUnreachable(self.url, _reason(error)) from error
+
+    def delete_file(self, file_id: str) -> JsonObject:
+        return self._json("DELETE", f"/v1/files/{quote(file_id, safe='')}")
+
+    def create_batch(self, file_id: str, endpoint: str) -> JsonObject:
+        body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h"}
+        return self._json("POST", "/v1/batches", json=body)
+
+    def batch(self, batch_id: str) -> JsonObject:
+        return self._json("GET", f"/v1/batches/{quote(batch_id, safe='')}")
+
+    def batches(self, limit: int) -> list[JsonObject]:
+        data: list[JsonObject] = self._json("GET", "/v1/batches", params={"limit": limit})["data"]
+        return data
+
+    def cancel_batch(self, batch_id: str) -> JsonObject:
+        return self._json("POST", f"/v1/batches/{quote(batch_id, safe='')}/cancel")
 
     # ---- quarantine
 

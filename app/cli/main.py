@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.batch_commands import batch_commands
+from app.cli.options import Json, Url
 from tasks.errors import InvalidSetting, KeepwarmError
 
 if TYPE_CHECKING:
@@ -36,16 +38,6 @@ cli.add_typer(quarantine_cli, name="quarantine", rich_help_panel="Ask")
 
 ASK, RUN = "Ask", "Run"
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        envvar="KEEPWARM_URL",
-        help="Where the API is; http://127.0.0.1:$KEEPWARM_PORT by default.",
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(help="Id or alias of a model; `keepwarm ls` shows them.")]
 
 
@@ -160,6 +152,14 @@ def controller_command() -> None:
     from app.cli.processes import CONTROLLER
 
     _become(CONTROLLER)
+
+
+@cli.command("batcher", rich_help_panel=RUN)
+def batcher_command() -> None:
+    """Run one process that feeds batches in the foreground."""
+    from app.cli.processes import BATCHER
+
+    _become(BATCHER)
 
 
 @cli.command("store", rich_help_panel=RUN)
@@ -410,6 +410,8 @@ def _client(url: str | None) -> ApiClient:
 def default_url(environment: dict[str, str]) -> str:
     return f"http://127.0.0.1:{environment.get('KEEPWARM_PORT') or 8000}"
 
+
+cli.add_typer(batch_commands(lambda url: _client(url)), name="batch", rich_help_panel=ASK)
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,7 @@ STORE = (*PYTHON, "tasks.embedded_store")
 WORKER = (*PYTHON, "workers")
 CONTROLLER = (*PYTHON, "tasks.controller")
 API = (*PYTHON, "app.serve")
+BATCHER = (*PYTHON, "app.batches")
 LIFELINE = "tasks.lifeline"
 RUNNERS_EXIT_S = 3.0
 
@@ -65,6 +66,11 @@ def controller_process() -> ProcessSpec:
 def api_process() -> ProcessSpec:
     """Open streams get 5 s to end by themselves."""
     return ProcessSpec(name="api", argv=API, stop_rank=StopRank.FRONT, stop_bound_s=7.0)
+
+
+def batcher_process() -> ProcessSpec:
+    """Its batches are handed back within a few seconds."""
+    return ProcessSpec(name="batcher", argv=BATCHER, stop_rank=StopRank.FRONT, stop_bound_s=7.0)
 
 
 def flower_process(*, host: str, port: int, basic_auth: str | None) -> ProcessSpec:

@@ -223,6 +223,8 @@ class _Run:
         probes["controller"] = lambda: self._supervisor.is_alive("controller")
         self._supervisor.start(processes.api_process())
         probes["api"] = client.is_live
+        self._supervisor.start(processes.batcher_process())
+        probes["batcher"] = lambda: self._supervisor.is_alive("batcher")
         if household.up.flower_port:
             flower = _flower(household)
             self._supervisor.start(flower)

@@ -199,12 +199,12 @@ def test_a_signal_ends_everything_in_order_and_leaves_nothing(tmp_path: Path, nu
     try:
         up.await_output("Ctrl-C stops everything.")
         family = up.family()
-        assert len(family) >= 5  # store, worker, controller, api, runner
+        assert len(family) >= 6  # store, worker, controller, api, batcher, runner
         up.process.send_signal(number)
         assert up.process.wait(STOP_BOUND_S) == 0
         await_that(lambda: all_gone(family), "the end of all children", 5)
         stopped = re.findall(r"^  (\w+) +(?:stopped|killed)$", up.output, re.MULTILINE)
-        assert stopped == ["worker", "api", "controller", "store"]
+        assert stopped == ["worker", "batcher", "api", "controller", "store"]
         assert "killed" not in up.output
     finally:
         up.end()

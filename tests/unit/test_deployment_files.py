@@ -27,7 +27,7 @@ KNOWN_VARIABLES = {
 
 
 def test_every_part_of_keepwarm_is_a_service():
-    assert set(SERVICES) == {"valkey", "api", "controller", "worker-cpu", "worker-gpu", "flower"}
+    assert set(SERVICES) == {"valkey", "api", "batcher", "controller", "worker-cpu", "worker-gpu", "flower"}
     profiles = {name: service.get("profiles") for name, service in SERVICES.items()}
     assert profiles["worker-cpu"] == ["cpu"]
     assert profiles["worker-gpu"] == ["gpu"]
@@ -74,7 +74,7 @@ def test_the_store_keeps_its_log_in_a_volume_and_never_evicts():
     assert settings["--appendonly"] == "yes"
     assert settings["--maxmemory-policy"] == "noeviction"
     assert SERVICES["valkey"]["volumes"] == ["store:/data"]
-    assert set(COMPOSE["volumes"]) == {"store", "worker-home"}
+    assert set(COMPOSE["volumes"]) == {"store", "front-home", "worker-home"}
 
 
 def test_the_gpu_worker_reserves_a_gpu():
