@@ -198,7 +198,6 @@ def connect_backend(settings: StoreSettings) -> Backend:
     jobs = JobStore(client, settings)
     fleet = FleetStore(client)
     wakeups = Wakeups(create_celery_app(settings))
-    retention_ms = settings.file_retention_s * 1000
     return Backend(
         jobs=jobs,
         fleet=fleet,
@@ -213,8 +212,8 @@ def connect_backend(settings: StoreSettings) -> Backend:
         decisions=PolicyStore(client),
         files=FileStore(client),
         contents=Contents(settings.files_url, settings.home),
-        file_retention_ms=retention_ms,
-        batches=BatchStore(client, retention_ms=retention_ms),
+        file_retention_ms=settings.file_retention_s * 1000,
+        batches=BatchStore(client, settings),
         feed=wakeups.feed,
         ping=lambda: ping(client),
     )

@@ -45,7 +45,7 @@ def _controller() -> Controller:
         fleet=fleet,
         backlog_store=BacklogStore(client),
         quarantine=QuarantineStore(client, settings),
-        batches=BatchStore(client, retention_ms=settings.file_retention_s * 1000),
+        batches=BatchStore(client, settings),
         wakeups=Wakeups(celery_app),
         settings=settings,
     )

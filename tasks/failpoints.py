@@ -37,8 +37,6 @@ FAILPOINTS: Mapping[str, tuple[str, str]] = {
     "before_place": ("controller", "a placement is planned and not written"),
     "after_place": ("controller", "a placement is written, what else the tick does is not done"),
     "batch_before_flush": ("batcher", "lines are answered, their results are only in memory"),
-    "batch_after_flush": ("batcher", "results are written down, their jobs are still on record"),
-    "batch_before_finalize": ("batcher", "all results are written down, the batch is still in progress"),
     "batch_files_written": ("batcher", "the batch's files are there, the batch has not ended"),
     "before_step": ("runner", "the engine is about to decode"),
     "after_step": ("runner", "the engine has made tokens, the worker has not got them"),

@@ -32,7 +32,7 @@ from tasks.errors import FileMissing, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.files import BATCH_OUTPUT, StoredFile, output_file_id
 
-RENEW_S = 2.0
+LOOK_S = 2.0  # how often a feeder looks whether it is to stop, and renews its lease; or every third of that
 
 _log = structlog.get_logger(__name__)
 
@@ -129,7 +129,6 @@ class Feeder:
 
     async def _finish(self, lines: Lines, end: BatchState) -> None:
         await lines.flush()
-        failpoint("batch_before_finalize")
         if end is BatchState.COMPLETED and await self._move(BatchState.FINALIZING) is BatchState.CANCELLING:
             end = BatchState.CANCELLED  # asked for when the last line was done: all of them are kept
         await self._end(end)
@@ -176,7 +175,7 @@ class Feeder:
         """Ends only by FeederStopped."""
         lost_at = self.clock() + self.around.lease_s
         while True:
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(min(LOOK_S, self.around.lease_s / 3))
             try:
                 if self.is_stopping():
                     await self._hand_back()
@@ -184,8 +183,8 @@ class Feeder:
                 lost_at = self.clock() + self.around.lease_s
             except StoreUnavailable as error:
                 _log.warning("batch_lease_not_renewed", batch_id=self.batch.id, error=str(error))
-                if self.clock() > lost_at:
-                    raise FeederStopped("the store was away for longer than the lease") from None
+                if self.is_stopping() or self.clock() > lost_at:
+                    raise FeederStopped("the store is away") from None
 
     async def _hand_back(self) -> None:
         if self._lines is not None:
@@ -200,7 +199,7 @@ class Feeder:
                 await self._write(to=to, **fields)
                 return self._state
             except StoreUnavailable:
-                await asyncio.sleep(RENEW_S)
+                await asyncio.sleep(LOOK_S)
 
     async def _write(self, **fields: Any) -> None:
         write = partial(self.around.batches.write, self.batch.id, self.epoch, counts=self._progress(), **fields)

@@ -54,6 +54,7 @@ class Lines:
     _in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # → bytes of its request
     _jobs: dict[str, JobId] = field(default_factory=dict)  # by key, of results that are not written down yet
     _is_winding_down: bool = False
+    _cut_short: set[int] = field(default_factory=set)  # lines whose jobs were cancelled because the batch ends
     _flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _flushed_at: float = field(init=False)
 
@@ -116,7 +117,6 @@ class Lines:
             except BaseException:
                 self.results.put_back(pending)
                 raise
-        failpoint("batch_after_flush")
         keys = [line_key(self.batch.id, result.line) for result in pending]
         safe = {key: self._jobs.pop(key) for key in keys if key in self._jobs}
         try:
@@ -164,12 +164,17 @@ class Lines:
         if answer.job_id is not None:
             self._jobs[key] = answer.job_id
         if self._is_winding_down and answer.error_code == "job_cancelled":
-            return  # our own doing: the line is told that its batch ended
+            self._cut_short.add(number)  # our own doing: the line is told that its batch ended
+            return
         self.results.add(answered(self.batch.id, number, line.custom_id, answer))
 
     async def _cancel_jobs(self) -> list[int]:
         """Cancel the jobs of lines that are not done; the entries that have one."""
-        entries = [entry for entry, number in enumerate(self.index.numbers) if not self.results.is_done(number)]
+        entries = [
+            entry
+            for entry, number in enumerate(self.index.numbers)
+            if not self.results.is_done(number) and number not in self._cut_short
+        ]
         found: list[int] = []
         for start in range(0, len(entries), LOOKUP):
             some = entries[start : start + LOOKUP]

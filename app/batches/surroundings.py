@@ -12,7 +12,7 @@ from tasks.catalog import Catalog
 from tasks.errors import JobNotFound, UnknownModel
 from tasks.jobs import JobId
 from tasks.settings import StoreSettings
-from tasks.store.batch_store import FEEDER_LEASE_MS, BatchStore
+from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
 from tasks.store.file_store import FileStore
 from tasks.store.fleet_store import FleetStore
@@ -29,7 +29,7 @@ class Surroundings:
     window: int  # requests of one batch that wait or run at once
     max_line_bytes: int
     file_retention_ms: int
-    lease_s: float = FEEDER_LEASE_MS / 1000
+    lease_s: float
 
     def cancel_job(self, job_id: JobId) -> None:
         """A job that is gone needs no cancelling."""
@@ -68,7 +68,7 @@ def connect_surroundings(api: ApiSettings, store: StoreSettings) -> Surroundings
     """Raises InvalidSetting when there is no place for files."""
     client: Client = connect(store)
     return Surroundings(
-        batches=BatchStore(client, retention_ms=store.file_retention_s * 1000),
+        batches=BatchStore(client, store),
         files=FileStore(client),
         contents=Contents(store.files_url, store.home),
         jobs=JobStore(client, store),
@@ -76,4 +76,5 @@ def connect_surroundings(api: ApiSettings, store: StoreSettings) -> Surroundings
         window=api.batch_window,
         max_line_bytes=api.max_body_bytes,
         file_retention_ms=store.file_retention_s * 1000,
+        lease_s=store.lease_s,
     )

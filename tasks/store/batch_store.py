@@ -18,10 +18,10 @@ from tasks.batches import (
 )
 from tasks.errors import BatchNotCancellable, BatchNotFound
 from tasks.routing import BATCH_QUEUE
+from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
 
-FEEDER_LEASE_MS = 10_000  # a feeder renews every two seconds
 SENT_AGAIN_MS = 10_000  # between two wake-ups of the same batch
 
 _ERRORS = msgspec.json.Decoder(tuple[LineError, ...])
@@ -31,9 +31,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class BatchStore:
-    def __init__(self, client: Client, *, retention_ms: int) -> None:
+    def __init__(self, client: Client, settings: StoreSettings) -> None:
         self._client = client
-        self._retention_ms = retention_ms
+        self._lease_ms = int(settings.lease_s * 1000)
+        self._retention_ms = settings.file_retention_s * 1000
         self._claim = load_script(client, "batch_claim")
         self._write = load_script(client, "batch_write")
         self._cancel = load_script(client, "batch_cancel")
@@ -105,23 +106,23 @@ class BatchStore:
 
     def cancel(self, batch_id: str) -> Batch:
         """Ask the feeder to stop. Raises BatchNotFound, and BatchNotCancellable once the end has begun."""
-        self._ask_to_cancel(batch_id)
+        is_new = self._ask_to_cancel(batch_id)
         batch = self.get(batch_id)
-        if batch.state not in {BatchState.CANCELLING, BatchState.CANCELLED}:
+        if not is_new and batch.state is not BatchState.CANCELLING:
             raise BatchNotCancellable(batch_id, batch.state.value)
         return batch
 
     @translated
-    def _ask_to_cancel(self, batch_id: str) -> None:
+    def _ask_to_cancel(self, batch_id: str) -> bool:
         before = " ".join(states_before(BatchState.CANCELLING))
-        self._cancel(keys=[keys.batch(batch_id)], args=[before, BatchState.CANCELLING.value])
+        return bool(self._cancel(keys=[keys.batch(batch_id)], args=[before, BatchState.CANCELLING.value]))
 
     # ---- feeders
 
     @translated
     def claim(self, batch_id: str, feeder: str) -> int | None:
         """The fence of this feeder's writes, or None when another one feeds the batch or nothing is left to do."""
-        epoch = self._claim(keys=[keys.batch(batch_id), keys.OPEN_BATCHES], args=[batch_id, feeder, FEEDER_LEASE_MS])
+        epoch = self._claim(keys=[keys.batch(batch_id), keys.OPEN_BATCHES], args=[batch_id, feeder, self._lease_ms])
         return int(epoch) or None
 
     @translated
@@ -156,7 +157,7 @@ class BatchStore:
             args=[
                 batch_id,
                 epoch,
-                0 if is_released else FEEDER_LEASE_MS,
+                0 if is_released else self._lease_ms,
                 "" if to is None else to.value,
                 "" if to is None else " ".join(states_before(to)),
                 self._retention_ms if to is not None and to.is_terminal else 0,

@@ -54,7 +54,7 @@ class Keepwarm:
             leases=self.leases,
             fleet=self.fleet,
             backlog_store=BacklogStore(self.client),
-            batches=BatchStore(self.client, retention_ms=60_000),
+            batches=BatchStore(self.client, self.settings),
             quarantine=self.quarantine,
             wakeups=Wakeups(create_celery_app(self.settings)),
             settings=self.settings,
