@@ -161,8 +161,8 @@ def test_worker_store_and_batcher_are_killed_under_a_batch(
 
 
 def test_cancelled_batch_keeps_what_was_answered_and_names_every_line(api: Api, client: openai.OpenAI) -> None:
-    batch_id = start(client, [chat(number, max_tokens=300) for number in range(100)])
-    wait_until(lambda: client.batches.retrieve(batch_id).request_counts.completed > 0, "a line is answered")  # type: ignore[union-attr]
+    batch_id = start(client, [chat(number, max_tokens=100) for number in range(100)])
+    wait_until(lambda: client.batches.retrieve(batch_id).request_counts.completed > 0, "a line is answered", LIMIT_S)  # type: ignore[union-attr]
     assert client.batches.cancel(batch_id).status == "cancelling"
     batch = ended(client, batch_id, "cancelled")
     output, errors = entries(client, batch.output_file_id), entries(client, batch.error_file_id)
