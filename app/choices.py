@@ -23,6 +23,7 @@ from app.backend import Batch
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
+from app.idempotency import choice_key
 from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm
 from app.sse import Chunks, ClientWatch, SseResponse
@@ -69,8 +70,7 @@ async def answer_with_choices(
         jobs: list[Job] = []
         try:
             for index, choice in enumerate(choice_requests(generation, n)):
-                # No key of a client has a line break, so the choices' keys are nobody else's.
-                key = idempotency_key and (idempotency_key if index == 0 else f"{idempotency_key}\n{index}")
+                key = idempotency_key and choice_key(idempotency_key, index)
                 jobs.append(submit(choice, idempotency_key=key, fingerprint=fingerprint).job)
         except KeepwarmError:
             for job in jobs:

@@ -41,6 +41,11 @@ def parse_key(values: list[str]) -> str | None:
     return key
 
 
+def choice_key(key: str, index: int) -> str:
+    """Under which the job of one of several choices is admitted; no client can send the derived ones."""
+    return key if index == 0 else f"{key}\n{index}"
+
+
 def fingerprint(key: str | None, path: str, body: BaseModel) -> str | None:
     """What makes two requests under one key the same: the route and every field that counts, defaults included.
 

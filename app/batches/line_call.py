@@ -39,7 +39,7 @@ class LineAnswer:
     status: int
     request_id: str
     body: bytes
-    job_id: JobId | None = None
+    job_ids: tuple[JobId, ...] = ()  # several when several choices were asked for
     error_code: str | None = None
     retry_after_s: float | None = None  # the line is to be sent again after this long
 
@@ -66,7 +66,7 @@ class LineCaller:
                 "x-request-id": request_id,
             },
         )
-        job_id = response.headers.get("x-keepwarm-job")
+        job_ids = response.headers.get("x-keepwarm-job", "")
         code = None if response.status_code == 200 else _code_of(response.content)
         retry_after_s = None
         if code in _TRY_AGAIN:
@@ -76,7 +76,7 @@ class LineCaller:
             status=response.status_code,
             request_id=request_id,
             body=response.content,
-            job_id=None if job_id is None else JobId(job_id),
+            job_ids=tuple(JobId(job_id) for job_id in job_ids.replace(",", " ").split()),
             error_code=code,
             retry_after_s=retry_after_s,
         )

@@ -19,6 +19,7 @@ from app.batches.line_call import LineAnswer
 from app.batches.line_results import answered, unanswered
 from app.batches.results import Results
 from app.batches.surroundings import Surroundings
+from app.idempotency import choice_key
 from tasks.batches import Batch, BatchState, line_key
 from tasks.errors import StoreUnavailable
 from tasks.failpoints import failpoint
@@ -52,7 +53,7 @@ class Lines:
     must_end: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
     _in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # → bytes of its request
-    _jobs: dict[str, JobId] = field(default_factory=dict)  # by key, of results that are not written down yet
+    _jobs: dict[int, tuple[JobId, ...]] = field(default_factory=dict)  # of results that are not written down yet
     _is_winding_down: bool = False
     _cut_short: set[int] = field(default_factory=set)  # lines whose jobs were cancelled because the batch ends
     _flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -117,8 +118,11 @@ class Lines:
             except BaseException:
                 self.results.put_back(pending)
                 raise
-        keys = [line_key(self.batch.id, result.line) for result in pending]
-        safe = {key: self._jobs.pop(key) for key in keys if key in self._jobs}
+        safe = {
+            choice_key(line_key(self.batch.id, result.line), index): job_id
+            for result in pending
+            for index, job_id in enumerate(self._jobs.pop(result.line, ()))
+        }
         try:
             await to_thread.run_sync(self.around.jobs.forget, safe)
         except StoreUnavailable as error:
@@ -161,8 +165,7 @@ class Lines:
             if self._is_winding_down:
                 return
             await asyncio.sleep(answer.retry_after_s)
-        if answer.job_id is not None:
-            self._jobs[key] = answer.job_id
+        self._jobs[number] = answer.job_ids
         if self._is_winding_down and answer.error_code == "job_cancelled":
             self._cut_short.add(number)  # our own doing: the line is told that its batch ended
             return

@@ -113,7 +113,13 @@ class FakeBackend:
 
     def backend(self) -> Backend:
         return Backend(
-            jobs=self, fleet=self, dispatcher=self, streams=self, quarantine=self, decisions=self, ping=self.ping,
+            jobs=self,
+            fleet=self,
+            dispatcher=self,
+            streams=self,
+            quarantine=self,
+            decisions=self,
+            ping=self.ping,
             **without_batches(),
         )
 

@@ -112,7 +112,7 @@ def answer(status: int, key: str, code: str | None = None, *, retry_after_s: flo
         status=status,
         request_id="req_1",
         body=OK if status == 200 else b'{"error":{}}',
-        job_id=JobId(f"job of {key}"),
+        job_ids=(JobId(f"job of {key}"),),
         error_code=code,
         retry_after_s=retry_after_s,
     )
