@@ -165,6 +165,17 @@ class _FleetGauges(Collector):
             ("worker",),
             {worker.id: worker.budget_bytes for worker in workers},
         )
+        yield _family(
+            "keepwarm_estimate_error_ratio",
+            "Memory expected before the first load, divided by what was measured, minus 1",
+            ("worker", "model_name"),
+            {
+                (worker.id, offer.id): offer.estimate_error
+                for worker in workers
+                for offer in worker.offers
+                if offer.estimate_error is not None
+            },
+        )
         yield _family("keepwarm_runners", "Runner processes", ("worker", "model_name", "state"), runners)
 
 

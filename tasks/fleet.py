@@ -58,6 +58,10 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     may_retry: bool = False  # the pause after the failure is over: the next job may try a load again
     kind: ModelKind = ModelKind.GENERATE
     embedding_length: int = 0  # numbers in a vector of this model
+    estimate_error: float | None = (
+        None  # of the bytes, before the first load: 0.1 is a tenth too many; None: not loaded
+    )
+    reduced: str | None = None  # what was taken from its context or slots to make it fit
     is_matryoshka: bool = False  # the start of its vectors is a vector too, if made to have length 1
 
     @property
@@ -77,6 +81,7 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     since_ms: int  # when it entered this state
     idle_since_ms: int | None = None  # None while something runs
     progress: float = 1.0  # of the load
+    reduced: str | None = None  # what was taken from its context or slots to make it fit
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ from workers.ledger import Ledger
 from workers.load_notices import LoadNotices
 from workers.measurements import Measurements
 from workers.model_files import FolderScanner
+from workers.needs import Needs
 from workers.reconciler import Reconciler
 from workers.runner_starter import RunnerStarter
 from workers.settings import WorkerSettings
@@ -88,13 +89,15 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         with suppress(StoreUnavailable):  # a figure less
             fleet.count_load(model, load_ms)
 
+    starter = _starter(settings, spare, store_settings.home / "logs", writer, clock)
     pool = WarmPool(
         worker_id=worker_id,
         folder=scanner.scan(),
         ledger=Ledger(budget),
         device=device,
         measurements=Measurements(store_settings.home / "measurements.json"),
-        start_runner=_starter(settings, spare, store_settings.home / "logs", writer, clock),
+        start_runner=starter,
+        needs=Needs(device, starter.engine_for if settings.engine == "llama_cpp" else None),
         clock=clock,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
         parked_memory=settings.parked_memory if device.name == CpuDevice.name else 0,  # it is no GPU's memory

@@ -23,7 +23,8 @@ from tasks.errors import InvalidSetting
 log = structlog.get_logger(__name__)
 
 BUDGET_SHARE = 0.8  # of what is available at start; the rest is for the system and for what no formula knows
-CPU_OVERHEAD_BYTES = 48 * 1024**2  # interpreter, libraries and token tables
+CPU_OVERHEAD_BYTES = 26 * 1024**2  # interpreter and libraries
+TOKEN_TABLE_BYTES = 256  # of main memory per entry of the vocabulary: llama.cpp's tables and the engine's pieces
 SPARE_BYTES = 32 * 1024**2  # private memory of a runner that has imported its engine and knows no model yet
 CUDA_OVERHEAD_BYTES = 512 * 1024**2  # CUDA context, kernels and cuBLAS workspace
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
@@ -35,6 +36,21 @@ class ModelMapping:
 
     paths: tuple[Path, ...]
     weight_bytes: int
+    copied_bytes: int = 0  # weights that were copied out of the mapping, into buffers of their own
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWindow:
+    """What was free before a load, and how often runners had come or gone by then."""
+
+    free_bytes: int | None
+    num_moves: int
+
+    def taken_bytes(self, free_bytes: int | None, num_moves: int) -> int | None:
+        """What the load took, if nothing else came or went meanwhile; None when nobody can tell."""
+        if free_bytes is None or self.free_bytes is None or num_moves != self.num_moves:
+            return None
+        return max(0, self.free_bytes - free_bytes)
 
 
 class Device(Protocol):
@@ -55,12 +71,22 @@ class Device(Protocol):
         """What a runner takes that has no model yet."""
         ...
 
+    @property
+    def token_table_bytes(self) -> int:
+        """And that for each entry of its model's vocabulary."""
+        ...
+
     def total_bytes(self) -> int: ...
 
     def available_bytes(self) -> int: ...
 
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
         """What the process takes of this device; None when the device doesn't tell."""
+        ...
+
+    def free_mark(self) -> int | None:
+        """Free bytes now, to see what a load takes of a device that says nothing about single processes; None where
+        others than the worker's runners come and go."""
         ...
 
     def has_released(self, pid: int) -> bool:
@@ -96,6 +122,7 @@ class CpuDevice:
     name = "cpu"
     runner_overhead_bytes = CPU_OVERHEAD_BYTES
     spare_bytes = SPARE_BYTES
+    token_table_bytes = TOKEN_TABLE_BYTES
 
     def __init__(self, *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._proc = proc
@@ -114,7 +141,8 @@ class CpuDevice:
         return max(0, min(available, limit - used))
 
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
-        """Private bytes plus the weights once when they are memory-mapped.
+        """Private bytes plus the weights once when they are memory-mapped. Weights that llama.cpp repacked into
+        buffers of its own are not counted in the mapping again: nothing reads those pages any more.
 
         Resident size would count the mapped pages too, which the kernel drops under pressure and which every
         process that maps the file shares: as a budget it means nothing.
@@ -122,9 +150,12 @@ class CpuDevice:
         if sys.platform != "linux":
             return self._portable_runner_bytes(pid, mapping)
         try:
-            return self._private_bytes(pid) + self._mapped_bytes(pid, mapping)
+            return self._private_bytes(pid) + max(0, self._mapped_bytes(pid, mapping) - mapping.copied_bytes)
         except (OSError, ValueError):
             return None  # gone, or not ours
+
+    def free_mark(self) -> int | None:
+        return None
 
     def has_released(self, pid: int) -> bool:
         return not (self._proc / str(pid)).exists() if sys.platform == "linux" else not psutil.pid_exists(pid)
@@ -168,6 +199,7 @@ class NvidiaDevice:
 
     runner_overhead_bytes = CUDA_OVERHEAD_BYTES
     spare_bytes = 0  # it touches the GPU only when it loads
+    token_table_bytes = 0  # it is in main memory
 
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml
@@ -199,6 +231,9 @@ class NvidiaDevice:
             if process.pid == pid and process.usedGpuMemory:
                 return int(process.usedGpuMemory)
         return None
+
+    def free_mark(self) -> int | None:
+        return self.available_bytes()
 
     def has_released(self, pid: int) -> bool:
         return all(process.pid != pid for process in self._processes())

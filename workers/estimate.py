@@ -101,7 +101,7 @@ def estimate_need(
     batch = min(MICRO_BATCH, tokens)
     logits = min(slots, batch) * shape.vocabulary_size * 4
     activations = 4 * batch * max(shape.feed_forward_length, shape.embedding_length) * 4
-    attention_mask = tokens * batch * 2
+    attention_mask = context_length * batch * 2  # each slot's tokens see its own context only
     return EstimatedNeed(
         weight_bytes=shape.weight_bytes,
         kv_bytes=kv_bytes(shape, tokens, kv_type),
@@ -128,6 +128,18 @@ def need_of_measured(measured_bytes: int, parked_bytes: int = 0) -> MeasuredNeed
 
     Parked states come on top: when a runner is measured, there are none yet."""
     return MeasuredNeed(total_bytes=measured_bytes + measured_bytes // MEASURED_SLACK + parked_bytes)
+
+
+def estimate_encoding_need(shape: ModelShape, *, input_length: int, kv_type: str, runner_bytes: int) -> EstimatedNeed:
+    """Memory of an embedding model or reranker, which computes a whole input within one micro-batch."""
+    activations = 4 * input_length * max(shape.feed_forward_length, shape.embedding_length) * 4
+    return EstimatedNeed(
+        weight_bytes=shape.weight_bytes,
+        kv_bytes=kv_bytes(shape, input_length, kv_type),
+        compute_bytes=activations + input_length * input_length * 2,
+        output_bytes=input_length * shape.embedding_length * 4,
+        runner_bytes=runner_bytes,
+    )
 
 
 def estimate_load_ms(weight_bytes: int) -> int:

@@ -34,6 +34,12 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     key: MeasurementKey
     bytes: int
     load_ms: int
+    estimated_bytes: int = 0  # what was expected before the first load
+
+    @property
+    def estimate_error(self) -> float | None:
+        """Share by which the estimate was too high (positive) or too low."""
+        return self.estimated_bytes / self.bytes - 1 if self.estimated_bytes and self.bytes else None
 
 
 class Measurements:
@@ -48,14 +54,17 @@ class Measurements:
         with self._lock:
             return self._entries.get(key)
 
-    def record(self, key: MeasurementKey, *, measured_bytes: int, load_ms: int | None = None) -> None:
-        """Keep the larger figure of bytes and the newest load time (None: no load was timed)."""
+    def record(
+        self, key: MeasurementKey, *, measured_bytes: int, load_ms: int | None = None, estimated_bytes: int = 0
+    ) -> None:
+        """Keep the larger figure of bytes, the newest load time (None: no load was timed), and the first estimate."""
         with self._lock:
             known = self._entries.pop(key, None)
             entry = Measurement(
                 key=key,
                 bytes=max(measured_bytes, known.bytes if known else 0),
                 load_ms=load_ms if load_ms is not None else (known.load_ms if known else 0),
+                estimated_bytes=known.estimated_bytes if known else estimated_bytes,
             )
             self._entries[key] = entry  # at the end: the newest
             while len(self._entries) > MAX_ENTRIES:

@@ -63,6 +63,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     weight_bytes: int  # size of all tensors
     kv_bytes: int
     compute_bytes: int
+    copied_weight_bytes: int = 0  # of the weights, what is not used from the mapped file but from a copy in main memory
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

@@ -52,6 +52,10 @@ class ModelFile:
     kind: ModelKind = ModelKind.GENERATE
     pooling: str | None = None  # of an embedding model or reranker; None: as the file says
     is_matryoshka: bool = False
+    has_fixed_context: bool = False  # models.yaml says how long, so it is not shortened to fit
+    has_fixed_slots: bool = False
+    reduced: str | None = None  # what was taken away to make it fit here (`workers.fitting`)
+    full_size: tuple[int, int] | None = None  # context length and slots before that; None: it has them
 
     def parked_bytes(self, wished: int | None) -> int:
         """Main memory beside the KV cache for what lost its slot; see `workers.estimate`."""
@@ -67,12 +71,11 @@ class ModelFile:
 
     def loads_like(self, other: ModelFile) -> bool:
         """Whether a runner of the one is as good as a runner of the other."""
-        return (self.identity, self.context_length, self.slots, self.kv_type) == (
-            other.identity,
-            other.context_length,
-            other.slots,
-            other.kv_type,
-        )
+        return self._loaded_as == other._loaded_as
+
+    @property
+    def _loaded_as(self) -> tuple[object, ...]:
+        return (self.identity, self.context_length, self.slots, self.kv_type, self.kind, self.pooling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,8 @@ class FolderScanner:
             kind=kind,
             pooling=pooling_of(headers[0], kind, wishes.pooling),
             is_matryoshka=wishes.matryoshka,
+            has_fixed_context=wishes.context_length is not None,
+            has_fixed_slots=wishes.slots is not None,
         )
 
     def _header(self, path: Path, used: dict[tuple[Path, str], GgufHeader]) -> GgufHeader:

@@ -80,7 +80,16 @@ class RunnerStarter:
         return "bf16" if self.gpu_layers == 0 else "f16"
 
     def config_for(self, model: ModelFile) -> RunnerConfig:
-        engine = EngineConfig(
+        return RunnerConfig(
+            model=model.id,
+            engine=self.engine_for(model),
+            log_path=self.log_dir / f"runner-{model.id}.log",
+            kind=self.kind,
+            fake=self.fake,
+        )
+
+    def engine_for(self, model: ModelFile) -> EngineConfig:
+        return EngineConfig(
             model_path=model.path,
             context_length=model.context_length,
             slots=model.slots,
@@ -92,11 +101,4 @@ class RunnerStarter:
             parked_bytes=model.parked_bytes(self.parked_memory),
             model_kind=model.kind,
             pooling=model.pooling,
-        )
-        return RunnerConfig(
-            model=model.id,
-            engine=engine,
-            log_path=self.log_dir / f"runner-{model.id}.log",
-            kind=self.kind,
-            fake=self.fake,
         )

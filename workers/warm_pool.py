@@ -15,21 +15,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from tasks.errors import KeepwarmError, ModelDoesNotFit, ModelLoadFailed
 from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority, WorkerId
 from workers.clock import Clock
-from workers.devices import Device, ModelMapping
-from workers.estimate import MemoryNeed, estimate_load_ms, estimate_need, need_of_measured
+from workers.devices import Device, LoadWindow, ModelMapping
+from workers.estimate import MemoryNeed, estimate_load_ms, need_of_measured
 from workers.eviction import Candidate, UseRate, keep_value
+from workers.fitting import fit_models
 from workers.lease_keeper import RunningAttempt
 from workers.ledger import Ledger
 from workers.load_failures import LoadFailures
 from workers.measurements import Measurement, MeasurementKey, Measurements
 from workers.messages import Ready
 from workers.model_files import ModelFile, ModelFolder
+from workers.needs import Needs, overhead_bytes
 from workers.residency import ResidencySteps, Wanted, plan_residency
 from workers.runner import Runner, RunnerSlot
 
@@ -110,11 +113,12 @@ class WarmPool:
         clock: Clock,
         limits: PoolLimits,
         parked_memory: int | None = 0,
+        needs: Needs | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_load: Callable[[str, int], None] = lambda model, load_ms: None,
     ) -> None:
+        """Without `needs` models are estimated by the formula alone."""
         self._worker_id = worker_id
-        self._models = {model.id: model for model in folder.models}
         self._folder = folder
         self._ledger = ledger
         self._device = device
@@ -135,6 +139,10 @@ class WarmPool:
         self._placement = WorkerPlacement()
         self._epoch = 0
         self._is_draining = False
+        self._needs = needs or Needs(device)
+        self._models = self._fitted(folder)  # as they would be loaded here
+        self._num_moves = 0  # runners that began to take or to give back memory
+        self._needs.listen(self._refit)
 
     # ---- what it is
 
@@ -235,9 +243,10 @@ class WarmPool:
         """Serve this scan's models from now on. A runner that was loaded otherwise is drained and replaced, as soon as
         it is idle or has gone on for OUTDATED_GRACE_S; names, pins and the like count at once."""
         now_s = self._clock.monotonic_s()
+        models = self._fitted(folder)
         with self._lock:
             self._folder = folder
-            self._models = {model.id: model for model in folder.models}
+            self._models = models
             for resident in self._residents.values():
                 current = self._models.get(resident.model.id)
                 if current is not None and current.loads_like(resident.model):
@@ -383,11 +392,13 @@ class WarmPool:
 
     def _live(self, resident: _Resident) -> None:
         started_s = self._clock.monotonic_s()
+        self._num_moves += 1
+        window = LoadWindow(self._device.free_mark(), self._num_moves)
         runner = self._spawn(resident)
         try:
             ready = runner.wait_loaded()
             load_ms = int(self._lived_s(started_s) * 1000)
-            self._account(resident, runner, ready, load_ms=load_ms)
+            self._account(resident, runner, ready, window, load_ms=load_ms)
             if runner.open():
                 self._count_load(resident.model.id, load_ms)
                 self._record_success(resident, is_proven=False)
@@ -416,18 +427,28 @@ class WarmPool:
             runner.stop(self._limits.stop_s)
         return runner
 
-    def _account(self, resident: _Resident, runner: Runner, ready: Ready, *, load_ms: int) -> None:
+    def _account(self, resident: _Resident, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> None:
         """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
+        model = resident.model
         reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
         told = self._measure(resident, runner, ready)
+        if told is None:
+            told = window.taken_bytes(self._device.free_mark(), self._num_moves)
         # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
-        measured = reported + self._device.runner_overhead_bytes if told is None else max(told, reported, 0)
-        self._measurements.record(self._key(resident.model), measured_bytes=measured, load_ms=load_ms)
-        self._ledger.commit(resident.model.id, measured + self._parked_bytes(resident.model))
-        log.info("load_finished", model=resident.model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
+        measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
+        self._measurements.record(
+            self._key(model),
+            measured_bytes=measured,
+            load_ms=load_ms,
+            estimated_bytes=self._needs.need(model).total_bytes,  # what is parked comes later
+        )
+        self._ledger.commit(model.id, measured + self._parked_bytes(model))
+        log.info("load_finished", model=model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
 
     def _measure(self, resident: _Resident, runner: Runner, ready: Ready) -> int | None:
-        mapping = ModelMapping(paths=(resident.model.path,), weight_bytes=ready.weight_bytes)
+        mapping = ModelMapping(
+            paths=(resident.model.path,), weight_bytes=ready.weight_bytes, copied_bytes=ready.copied_weight_bytes
+        )
         return self._device.runner_bytes(runner.pid, mapping)
 
     def _record_success(self, resident: _Resident, *, is_proven: bool) -> None:
@@ -457,6 +478,7 @@ class WarmPool:
         is_released = runner is None or self._device.has_released(runner.pid)
         with self._emptier:
             del self._residents[model]
+            self._num_moves += 1
             if is_released:
                 self._ledger.release(model)
             elif runner is not None:
@@ -534,14 +556,20 @@ class WarmPool:
         measured = self._measured(model)
         if measured is not None:
             return need_of_measured(measured.bytes, self._parked_bytes(model))
-        return estimate_need(
-            model.shape,
-            context_length=model.context_length,
-            slots=model.slots,
-            kv_type=model.kv_type,
-            runner_bytes=self._device.runner_overhead_bytes,
-            parked_bytes=self._parked_bytes(model),
-        )
+        return self._needs.need(model, self._parked_bytes(model))
+
+    def _fitted(self, folder: ModelFolder) -> dict[str, ModelFile]:
+        with self._lock:
+            warm = {model: each.model for model, each in self._residents.items()}
+        fitted = fit_models(folder.models, self.budget_bytes, lambda model: self._need(model).total_bytes, warm)
+        for each in fitted.values():
+            if each.reduced is not None:
+                log.info("model_reduced", model=each.id, to=each.reduced)
+        return fitted
+
+    def _refit(self) -> None:
+        """A dry run knows better what a model needs."""
+        self.update_models(self._folder)
 
     def _parked_bytes(self, model: ModelFile) -> int:
         return model.parked_bytes(self._parked_memory)
@@ -583,6 +611,8 @@ class WarmPool:
             kind=model.kind,
             embedding_length=model.shape.embedding_length,
             is_matryoshka=model.is_matryoshka,
+            estimate_error=measured.estimate_error if (measured := self._measured(model)) else None,
+            reduced=model.reduced,
         )
 
     def _may_retry(self, model: ModelFile) -> bool:
@@ -616,8 +646,10 @@ class WarmPool:
                 since_ms=resident.since_ms,
                 idle_since_ms=resident.since_ms,
                 progress=0.0,
+                reduced=resident.model.reduced,
             )
-        return resident.runner.report(held, state=resident.state)
+        report = resident.runner.report(held, state=resident.state)
+        return msgspec.structs.replace(report, reduced=resident.model.reduced)
 
     def _serving(self) -> dict[str, Runner]:
         """Runners that may get new work."""

@@ -16,6 +16,10 @@ def show_pool(pool: JsonObject) -> None:
         print_table(["MODEL", "STATE", "MEMORY", "BUSY", "WORKER", "DEVICE", "PID"], rows)
     elif workers:
         say("No model is warm.")
+    for worker in workers:
+        for runner in worker["runners"]:
+            if runner.get("reduced"):
+                say(f"{runner['model']} has {runner['reduced']}.")
     if workers:
         say("")
         print_table(["WORKER", "DEVICE", "MEMORY", "STATE", "PID"], [_worker_row(worker) for worker in workers])

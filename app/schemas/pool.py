@@ -34,6 +34,7 @@ class ModelDetails(BaseModel):
     description: str
     kind: ModelKind
     embedding_length: int | None  # numbers in a vector; null for a model that makes none
+    reduced: str | None  # what was taken from its context or slots to make it fit
 
 
 class ModelObject(BaseModel):
@@ -57,6 +58,7 @@ class RunnerObject(BaseModel):
     slots: int
     in_flight: int
     progress: float
+    reduced: str | None  # what was taken from its context or slots to make it fit
     idle_s: float | None  # None while something runs
 
 
@@ -119,6 +121,7 @@ def model_object(offer: ModelOffer, snapshot: FleetSnapshot) -> ModelObject:
             aliases=list(offer.aliases),
             description=offer.description,
             kind=offer.kind,
+            reduced=offer.reduced,
             embedding_length=offer.embedding_length if offer.kind is ModelKind.EMBED else None,
         ),
     )
@@ -186,5 +189,6 @@ def _runner_object(runner: RunnerReport, now_ms: int) -> RunnerObject:
         slots=runner.slots,
         in_flight=runner.in_flight,
         progress=runner.progress,
+        reduced=runner.reduced,
         idle_s=None if runner.idle_since_ms is None else max(0, now_ms - runner.idle_since_ms) / 1000,
     )

@@ -58,6 +58,8 @@ class FakeDevice:
     name: str = "fake"
     runner_overhead_bytes: int = 0
     spare_bytes: int = 0
+    token_table_bytes: int = 0
+    free_marks: list[int] = field(default_factory=list)  # answers to come; none left: it keeps no marks
     measured: dict[int, int] = field(default_factory=dict)  # pid → bytes
     dirty_pids: set[int] = field(default_factory=set)
 
@@ -69,6 +71,9 @@ class FakeDevice:
 
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
         return self.measured.get(pid)
+
+    def free_mark(self) -> int | None:
+        return self.free_marks.pop(0) if self.free_marks else None
 
     def has_released(self, pid: int) -> bool:
         return pid not in self.dirty_pids

@@ -39,31 +39,41 @@ from workers.messages import Encode, Generate, Ready
 _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
 
 
+def batch_capacity(config: EngineConfig) -> int:
+    """Tokens of the largest step: every slot has one, and the whole chunk of a prompt comes on top."""
+    return config.prefill_chunk + config.slots
+
+
+def generating_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> Any:
+    """A llama_context for `config.slots` sequences. Raises ModelLoadFailed, mostly for want of memory."""
+    capacity = batch_capacity(config)
+    params = api.llama_context_default_params()
+    params.n_ctx = config.context_length * config.slots
+    params.n_seq_max = config.slots
+    params.kv_unified = False  # each slot has its own stream: a guaranteed context, no search for room
+    params.n_batch = capacity
+    params.n_ubatch = min(capacity, _LARGEST_UBATCH)
+    params.n_outputs_max = config.slots
+    params.n_threads = params.n_threads_batch = config.threads
+    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+    params.type_k = params.type_v = KV_TYPES[config.kv_type]
+    params.offload_kqv = params.op_offload = config.gpu_layers != 0
+    params.no_perf = True
+    pointer = api.llama_init_from_model(model.pointer, params)
+    if not pointer:
+        raise ModelLoadFailed(
+            f"llama.cpp can't create a context of {config.slots} × {config.context_length} tokens: "
+            f"{log.complaints() or 'it gave no reason'}."
+        )
+    return pointer
+
+
 class LlamaContext:
     """A Backend: the KV cache and the compute buffers of one model."""
 
     def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
         """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
-        # In the worst step every slot has one token and the whole chunk comes on top.
-        capacity = config.prefill_chunk + config.slots
-        params = api.llama_context_default_params()
-        params.n_ctx = config.context_length * config.slots
-        params.n_seq_max = config.slots
-        params.kv_unified = False  # each slot has its own stream: a guaranteed context, no search for room
-        params.n_batch = capacity
-        params.n_ubatch = min(capacity, _LARGEST_UBATCH)
-        params.n_outputs_max = config.slots
-        params.n_threads = params.n_threads_batch = config.threads
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-        params.type_k = params.type_v = KV_TYPES[config.kv_type]
-        params.offload_kqv = params.op_offload = config.gpu_layers != 0
-        params.no_perf = True
-        self._pointer: Any = api.llama_init_from_model(model.pointer, params)
-        if not self._pointer:
-            raise ModelLoadFailed(
-                f"llama.cpp can't create a context of {config.slots} × {config.context_length} tokens: "
-                f"{log.complaints() or 'it gave no reason'}."
-            )
+        self._pointer: Any = generating_context(model, config, log)
         self.vocabulary: Vocabulary = model.vocabulary
         self._memory = LlamaMemory(
             self._pointer,
@@ -78,7 +88,7 @@ class LlamaContext:
         self.copy_cost = self._memory.copy_cost
         self.save = self._memory.save
         self.restore = self._memory.restore
-        self._batch = LlamaBatch(capacity)
+        self._batch = LlamaBatch(batch_capacity(config))
         # ggml asks `bool abort(void *data)` before every node of the graph. A Python function there would need the GIL
         # hundreds of times a step; strlen(data) answers the same question from the string: empty, or not.
         self._wish_to_stop = ctypes.create_string_buffer(2)
@@ -148,7 +158,7 @@ class LlamaEngine(LoopedEngine):
             prefill_chunk=config.prefill_chunk,
             parked_bytes=config.parked_bytes,
         )
-        buffers = self._log.buffer_bytes()
+        buffers, copied = self._log.buffer_bytes(), self._log.copied_weight_bytes()
         self._log.forget()
         return Ready(
             context_length=config.context_length,
@@ -157,6 +167,7 @@ class LlamaEngine(LoopedEngine):
             weight_bytes=model.weight_bytes,
             kv_bytes=buffers["KV"] + buffers["RS"],
             compute_bytes=buffers["compute"] + buffers["output"],
+            copied_weight_bytes=copied,
         )
 
     def prepare(self, message: Generate | Encode) -> Sequence:

@@ -39,28 +39,34 @@ _POOLING = {
 }
 
 
+def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> Any:
+    """A llama_context that pools. Raises ModelLoadFailed, mostly for want of memory."""
+    params = api.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = config.context_length
+    params.n_seq_max = MAX_INPUTS
+    params.kv_unified = True  # of a decoder: inputs share the cells, whatever their lengths
+    params.embeddings = True
+    params.pooling_type = _POOLING[config.pooling]
+    params.n_threads = params.n_threads_batch = config.threads
+    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+    params.type_k = params.type_v = KV_TYPES[config.kv_type]
+    params.offload_kqv = params.op_offload = config.gpu_layers != 0
+    params.no_perf = True
+    pointer = api.llama_init_from_model(model.pointer, params)
+    if not pointer:
+        raise ModelLoadFailed(
+            f"llama.cpp can't create a context for inputs of {config.context_length} tokens: "
+            f"{log.complaints() or 'it gave no reason'}."
+        )
+    return pointer
+
+
 class EncoderContext:
     """An EncodingBackend: the compute buffers of one model."""
 
     def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
         """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
-        params = api.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = config.context_length
-        params.n_seq_max = MAX_INPUTS
-        params.kv_unified = True  # of a decoder: inputs share the cells, whatever their lengths
-        params.embeddings = True
-        params.pooling_type = _POOLING[config.pooling]
-        params.n_threads = params.n_threads_batch = config.threads
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-        params.type_k = params.type_v = KV_TYPES[config.kv_type]
-        params.offload_kqv = params.op_offload = config.gpu_layers != 0
-        params.no_perf = True
-        self._pointer: Any = api.llama_init_from_model(model.pointer, params)
-        if not self._pointer:
-            raise ModelLoadFailed(
-                f"llama.cpp can't create a context for inputs of {config.context_length} tokens: "
-                f"{log.complaints() or 'it gave no reason'}."
-            )
+        self._pointer: Any = encoding_context(model, config, log)
         self._memory: Any = api.llama_get_memory(self._pointer)  # None: an encoder keeps nothing
         self._batch = LlamaBatch(config.context_length)
         is_score = api.llama_pooling_type(self._pointer) == api.LLAMA_POOLING_TYPE_RANK
@@ -123,7 +129,7 @@ class LlamaEncoder:
             )
         self._pairs = model.pair_parts()
         self._loop = EncodeLoop(context, max_tokens=config.context_length, max_inputs=MAX_INPUTS)
-        buffers = self._log.buffer_bytes()
+        buffers, copied = self._log.buffer_bytes(), self._log.copied_weight_bytes()
         self._log.forget()
         return Ready(
             context_length=config.context_length,
@@ -132,6 +138,7 @@ class LlamaEncoder:
             weight_bytes=model.weight_bytes,
             kv_bytes=buffers["KV"] + buffers["RS"],
             compute_bytes=buffers["compute"] + buffers["output"],
+            copied_weight_bytes=copied,
         )
 
     def prepare(self, message: Generate | Encode) -> Encoding:

@@ -16,6 +16,8 @@ from llama_cpp import llama_cpp as api
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _REMEMBERED_LINES = 2000
 _BUFFER_SIZE = re.compile(r"(KV|RS|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
+_COPIED = re.compile(r"CPU_(?!Mapped)\w+ model buffer size\s*=\s*([0-9.]+) MiB")
+_CACHE_SIZE = re.compile(r"(?:kv_cache|memory_recurrent)\w*: size =\s*([0-9.]+) MiB")
 
 # C holds only a bare pointer to the callback, and calls it long after the engine that installed it was collected.
 _installed: Any = None
@@ -54,6 +56,14 @@ class LlamaLog:
             for kind, mib in _BUFFER_SIZE.findall(line):
                 sizes[kind] += round(float(mib) * 2**20)
         return sizes
+
+    def copied_weight_bytes(self) -> int:
+        """Weights in buffers of main memory that are no mapping of the file: repacked ones."""
+        return sum(round(float(mib) * 2**20) for _, line in self._lines for mib in _COPIED.findall(line))
+
+    def cache_bytes(self) -> int:
+        """What the context said about its KV and recurrent caches, also when it did not allocate them."""
+        return sum(round(float(mib) * 2**20) for _, line in self._lines for mib in _CACHE_SIZE.findall(line))
 
     def forget(self) -> None:
         self._lines.clear()

@@ -39,14 +39,20 @@ class LlamaModel:
         main_gpu: int = 0,
         use_extra_bufts: bool = True,
         progress: Callable[[float], None] | None = None,
+        is_dry: bool = False,
     ) -> None:
-        """Load the weights. Raises ModelLoadFailed with what llama.cpp had to say."""
+        """Load the weights, or with `is_dry` only what the file says of them.
+
+        Raises ModelLoadFailed with what llama.cpp had to say."""
         check_file(path)
         params = api.llama_model_default_params()
         params.n_gpu_layers = _ALL_LAYERS if gpu_layers < 0 else gpu_layers
         params.main_gpu = main_gpu
         params.split_mode = api.LLAMA_SPLIT_MODE_NONE if gpu_layers else params.split_mode
         params.use_extra_bufts = use_extra_bufts
+        params.no_alloc = is_dry
+        if is_dry:
+            params.load_mode = api.LLAMA_LOAD_MODE_NONE
         callback = api.llama_progress_callback(_progress(progress))
         params.progress_callback = callback
         log.forget()

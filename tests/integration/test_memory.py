@@ -1,0 +1,60 @@
+"""What a real runner takes, against what was expected of it; and a model that is made to fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import DEMO_MODELS
+from tests.support.tiny_encoder import write_tiny_encoder
+from workers.devices import CpuDevice
+from workers.engine.base import EngineConfig
+from workers.estimate import KV_ELEMENT_BYTES
+from workers.model_files import FolderScanner, ModelFile
+from workers.needs import dry_run, formula_need
+
+pytestmark = pytest.mark.integration
+
+
+def config(model: ModelFile, kv_type: str) -> EngineConfig:
+    return EngineConfig(
+        model_path=model.path,
+        context_length=model.context_length,
+        slots=model.slots,
+        threads=1,
+        kv_type=kv_type,
+        model_kind=model.kind,
+        pooling=model.pooling,
+    )
+
+
+@pytest.mark.parametrize("kv_type", ["bf16", "q8_0"])
+def test_formula_and_dry_run_agree_on_a_language_model(kv_type: str) -> None:
+    (model, *_) = FolderScanner(DEMO_MODELS, default_slots=4).scan().models
+    model = replace(model, context_length=2048, kv_type=kv_type)
+    told = dry_run(config(model, kv_type))
+    assert told is not None
+    expected = formula_need(model, CpuDevice())
+    assert told.weight_bytes == expected.weight_bytes
+    assert told.kv_bytes == pytest.approx(expected.kv_bytes, rel=0.01)
+    assert told.compute_bytes + told.output_bytes == pytest.approx(
+        expected.compute_bytes + expected.output_bytes, rel=0.15
+    )
+    assert kv_type in KV_ELEMENT_BYTES
+
+
+def test_a_dry_run_knows_encoders(tmp_path: Path) -> None:
+    write_tiny_encoder(tmp_path / "e.gguf")
+    (model,) = FolderScanner(tmp_path, default_slots=4).scan().models
+    told = dry_run(config(model, "f16"))
+    assert told is not None
+    assert (told.weight_bytes, told.kv_bytes) == (model.shape.weight_bytes, 0)
+    assert told.compute_bytes > 0
+
+
+def test_a_dry_run_of_a_file_that_is_no_model_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF but nothing else")
+    broken = EngineConfig(model_path=tmp_path / "m.gguf", context_length=512, slots=1, threads=1)
+    assert dry_run(broken) is None

@@ -1,0 +1,64 @@
+"""What a model will take, asked of llama.cpp itself: it lays out weights and buffers without allocating them.
+
+    python -m workers.engine.dry_run < CONFIG     an EngineConfig as JSON; prints a DryRun as JSON
+
+Run in a throwaway process: a file that kills the loader kills nothing else, and llama.cpp's own memory goes with it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from workers.engine.base import EngineConfig
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes, summed over devices."""
+
+    weight_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    output_bytes: int
+
+
+def main() -> None:
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig, dec_hook=lambda kind, value: kind(value))
+    answer = run(config)
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def run(config: EngineConfig) -> DryRun:
+    """Raises ModelLoadFailed."""
+    from tasks.fleet import ModelKind
+    from workers.engine.llama_cpp import generating_context
+    from workers.engine.llama_encoder import encoding_context
+    from workers.engine.llama_log import LlamaLog
+    from workers.engine.llama_model import LlamaModel
+
+    log = LlamaLog()
+    model = LlamaModel(
+        config.model_path,
+        log,
+        gpu_layers=config.gpu_layers,
+        main_gpu=config.main_gpu,
+        use_extra_bufts=False,  # they need the weights
+        is_dry=True,
+    )
+    create = generating_context if config.model_kind is ModelKind.GENERATE else encoding_context
+    create(model, config, log)
+    buffers = log.buffer_bytes()
+    return DryRun(
+        weight_bytes=model.weight_bytes,
+        kv_bytes=log.cache_bytes(),
+        compute_bytes=buffers["compute"],
+        output_bytes=buffers["output"],
+    )
+
+
+if __name__ == "__main__":
+    main()
