@@ -35,8 +35,11 @@ class HotScript:
         return connection.read_response()
 
     def _connection(self) -> Any:
-        """Connected; closed with its thread."""
+        """Connected; closed with its thread.
+
+        Not made by the pool: it counts every connection that it ever made, and refuses to make more than a hundred,
+        however many of them are closed by now."""
         if not hasattr(self._of_thread, "connection"):
-            self._of_thread.connection = self._pool.make_connection()
+            self._of_thread.connection = self._pool.connection_class(**self._pool.connection_kwargs)
         self._of_thread.connection.connect()  # by itself a send would not ask the sentinels where to
         return self._of_thread.connection

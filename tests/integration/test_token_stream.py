@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -238,3 +239,13 @@ async def test_ignored_listener_leaves_its_channel(reader: TokenReader, store_se
     async with asyncio.timeout(5):
         while await asyncio.to_thread(connect(store_settings).pubsub_channels, "kw:live:*"):
             await asyncio.sleep(0.01)
+
+
+def test_many_threads_one_after_the_other_can_all_write(publisher: Publisher) -> None:
+    """A worker has a writing thread per runner, and hundreds of runners in its life."""
+    for _ in range(150):
+        thread = threading.Thread(target=publisher.publish, args=(1,))
+        thread.start()
+        thread.join()
+    (last,) = publisher.jobs.get_many([publisher.job_id])
+    assert last.last_seq == 150
