@@ -178,7 +178,7 @@ def test_budget_too_small_is_refused_with_the_arithmetic(make_worker: MakeWorker
     assert failure is not None
     assert "needs" in failure
     assert "weights" in failure
-    assert "the budget is 24.0 MiB" in failure
+    assert "the budget is 13.0 MiB" in failure
     assert worker.pool.report() == ()
 
 
