@@ -52,7 +52,7 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 0  # keep at least this many warm
     max_replicas: int = 1
     fallback: str | None = None
-    devices: tuple[str, ...] = ()  # device names must begin with one of these; empty: any device
+    devices: tuple[str, ...] = ()  # cpu, cuda or cuda:1: where it may run; empty: anywhere
     tier: str | None = None  # where the bytes of a load would come from: "disk", "page_cache"; None: not known
     failure: str | None = None  # why the last load failed; cleared when the file changes or a retry succeeds
     may_retry: bool = False  # the pause after the failure is over: the next job may try a load again

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 import structlog
 
@@ -45,6 +46,7 @@ from workers.settings import WorkerSettings
 from workers.slot_gate import GatedHost, gate
 from workers.spare_runner import SpareRunner
 from workers.subscriptions import CeleryQueues
+from workers.tiers import Tiers
 from workers.token_sink import FailingSink
 from workers.warm_pool import PoolLimits, WarmPool
 
@@ -85,7 +87,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare.replenish()
     wakeups = Wakeups(celery_app)
 
+    tiers = Tiers(lambda: pool.models)
+
     def count_load(model: str, load_ms: int) -> None:
+        tiers.loaded(model, load_ms)
         with suppress(StoreUnavailable):  # a figure less
             fleet.count_load(model, load_ms)
 
@@ -112,9 +117,15 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         subscriptions=queues,
         load_notices=LoadNotices(BacklogStore(client), writer),
         make_report=_Identity(
-            id=worker_id, host=socket.gethostname(), device=device.name, budget_bytes=budget, started_ms=clock.now_ms()
+            id=worker_id,
+            host=socket.gethostname(),
+            device=device.name,
+            budget_bytes=budget,
+            started_ms=clock.now_ms(),
+            tiers=tiers,
         ),
         clock=clock,
+        prefetch=tiers.prefetch,
         synchronise=store_time.synchronise,
     )
     keeper = LeaseKeeper(
@@ -135,14 +146,14 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         pool.drain(settings.drain_s)
 
     log.info("worker_started", worker=worker_id, device=device.name, budget_bytes=budget)
-    for part in (keeper, hints, reconciler, watch):
+    for part in (keeper, hints, reconciler, watch, tiers):
         part.start()
     try:
         run_celery_worker(celery_app, worker_id, queues, on_shutdown=drain)
     finally:
         pool.close()
         spare.close()
-        for part in (watch, hints, keeper, reconciler):
+        for part in (tiers, watch, hints, keeper, reconciler):
             part.stop()
         log.info("worker_stopped", worker=worker_id)
 
@@ -186,13 +197,14 @@ def _prepare_record(fleet: FleetStore, leases: LeaseStore, store_time: StoreTime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Identity:
-    """What does not change about a worker: a `workers.reconciler.ReportFactory`."""
+    """What does not change about a worker, and where loads come from: a `workers.reconciler.ReportFactory`."""
 
     id: WorkerId
     host: str
     device: str
     budget_bytes: int
     started_ms: int
+    tiers: Tiers
 
     def __call__(
         self,
@@ -203,6 +215,7 @@ class _Identity:
         offers: tuple[ModelOffer, ...],
         runners: tuple[RunnerReport, ...],
     ) -> WorkerReport:
+        speed = self.tiers.speed()
         return WorkerReport(
             id=self.id,
             pid=os.getpid(),
@@ -213,7 +226,9 @@ class _Identity:
             started_ms=self.started_ms,
             is_draining=is_draining,
             placement_epoch=placement_epoch,
-            offers=offers,
+            bandwidths=dict(speed.bandwidths),
+            init_ms=speed.init_ms,
+            offers=tuple(msgspec.structs.replace(offer, tier=self.tiers.of(offer.id)) for offer in offers),
             runners=runners,
         )
 

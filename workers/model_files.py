@@ -47,6 +47,7 @@ class ModelFile:
     is_pinned: bool
     ttl_s: int | None
     fallback: str | None
+    devices: tuple[str, ...]
     replicas: int
     max_replicas: int
     kind: ModelKind = ModelKind.GENERATE
@@ -178,6 +179,7 @@ class FolderScanner:
             is_pinned=wishes.pin,
             ttl_s=wishes.ttl,
             fallback=wishes.fallback,
+            devices=tuple(wishes.devices),
             replicas=wishes.replicas,
             max_replicas=wishes.replica_ceiling,
             kind=kind,

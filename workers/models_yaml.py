@@ -11,6 +11,7 @@ models:
     fallback: other-model
     replicas: 1              # keep at least this many warm
     max_replicas: 2
+    device: cuda:1           # or `devices`; cpu, cuda, cuda:N or a list: only workers of these devices load it
     kind: generate           # or embed, rerank; the file tells
     pooling: mean            # or cls, last: how an embedding model makes one vector of its tokens; the file tells
     matryoshka: true         # clients may ask for fewer dimensions, because the model was trained for that
@@ -41,6 +42,8 @@ from workers.model_kind import Pooling
 MAX_FILE_BYTES = 1024**2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+
 KvType = Literal["auto", "f16", "bf16", "q8_0", "q4_0"]
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -67,7 +70,14 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_device(name: str) -> str:
+    if not _DEVICE.fullmatch(name):
+        raise ValueError("a device is cpu, cuda or cuda:NUMBER")
+    return name
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
+DeviceName = Annotated[str, AfterValidator(_check_device)]
 
 
 class ModelOverrides(BaseModel):
@@ -84,6 +94,9 @@ class ModelOverrides(BaseModel):
     pin: bool = False
     ttl: Annotated[int | None, BeforeValidator(_parse_seconds)] = Field(default=None, ge=1)
     fallback: Name | None = None
+    devices: Annotated[list[DeviceName], BeforeValidator(_as_list)] = Field(
+        default=[], validation_alias=AliasChoices("devices", "device")
+    )
     replicas: int = Field(default=0, ge=0, le=1000)
     max_replicas: int = Field(default=1, ge=1, le=1000)
     kind: Literal["generate", "embed", "rerank"] | None = None
@@ -93,8 +106,9 @@ class ModelOverrides(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_spelling(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "alias" in values and "aliases" in values:
-            raise ValueError("give either alias or aliases, not both")
+        for one, many in (("alias", "aliases"), ("device", "devices")):
+            if isinstance(values, dict) and one in values and many in values:
+                raise ValueError(f"give either {one} or {many}, not both")
         return values
 
     @model_validator(mode="after")
@@ -160,5 +174,5 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown key `{key}`; known are {', '.join(ModelOverrides.model_fields)}, alias"
+        return f"unknown key `{key}`; known are {', '.join(ModelOverrides.model_fields)}, alias, device"
     return f"{key}: {message} (got {first['input']!r})" if key else message

@@ -79,6 +79,7 @@ class Reconciler:
         load_notices: Notices,
         make_report: ReportFactory,
         clock: Clock,
+        prefetch: Callable[[tuple[str, ...]], None] = lambda models: None,
         synchronise: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker_id = worker_id
@@ -88,6 +89,7 @@ class Reconciler:
         self._load_notices = load_notices
         self._make_report = make_report
         self._clock = clock
+        self._prefetch = prefetch
         self._synchronise = synchronise  # the clock with the store's
         self._due = threading.Event()
         self._stopping = threading.Event()
@@ -124,7 +126,9 @@ class Reconciler:
         else:
             placement = self._fleet.placement()
             # Apply every turn, not only on a new epoch: a crashed runner is missing under the same placement.
-            self._pool.apply(placement.workers.get(self._worker_id, WorkerPlacement()), placement.epoch)
+            mine = placement.workers.get(self._worker_id, WorkerPlacement())
+            self._pool.apply(mine, placement.epoch)
+            self._prefetch(mine.prefetch)
             self._epoch = placement.epoch
             self._subscriptions.set(frozenset(self._pool.free_slots()))
         runners = self._pool.report()

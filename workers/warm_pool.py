@@ -151,6 +151,11 @@ class WarmPool:
         return self._worker_id
 
     @property
+    def models(self) -> tuple[ModelFile, ...]:
+        """What could be loaded."""
+        return self._folder.models
+
+    @property
     def epoch(self) -> int:
         """Of the newest placement that was applied."""
         return self._epoch
@@ -606,6 +611,7 @@ class WarmPool:
             replicas=model.replicas,
             max_replicas=model.max_replicas,
             fallback=model.fallback,
+            devices=model.devices,
             failure=self._failure_of(model),
             may_retry=self._may_retry(model),
             kind=model.kind,

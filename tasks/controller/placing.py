@@ -309,7 +309,9 @@ def _say_does_not_fit(model: str, views: list[WorkerView], scene: Scene) -> None
 
 
 def _fits_device(view: WorkerView, offer: ModelOffer) -> bool:
-    return not offer.devices or any(view.report.device.startswith(each) for each in offer.devices)
+    """`cuda` means any GPU, `cuda:1` the second one. A device's name goes on with a description."""
+    device = view.report.device.partition(" ")[0]
+    return not offer.devices or any(device == each or device.startswith(f"{each}:") for each in offer.devices)
 
 
 def _most_promising(views: list[WorkerView], model: str, scene: Scene) -> list[WorkerView]:

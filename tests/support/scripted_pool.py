@@ -46,6 +46,7 @@ def make_model(model_id: str, *, mib: int, pinned: bool = False, slots: int = 2,
         is_pinned=pinned,
         ttl_s=None,
         fallback=None,
+        devices=(),
         replicas=0,
         max_replicas=1,
     )

@@ -57,6 +57,11 @@ def test_single_alias_may_be_a_plain_name(folder: Path) -> None:
     assert only_model(folder, "models: {tiny-1: {alias: gpt-4o, ttl: 90}}").aliases == ("gpt-4o",)
 
 
+@pytest.mark.parametrize(("yaml", "devices"), [("cuda:1", ("cuda:1",)), ("[cpu, cuda]", ("cpu", "cuda"))])
+def test_devices_may_be_one_or_several(folder: Path, yaml: str, devices: tuple[str, ...]) -> None:
+    assert only_model(folder, f"models: {{tiny-1: {{device: {yaml}}}}}").devices == devices
+
+
 @pytest.mark.parametrize("yaml", ["", "models:\n", "models: {tiny-1: }\n"])
 def test_empty_overrides_change_nothing(folder: Path, yaml: str) -> None:
     assert only_model(folder, yaml).slots == 8
@@ -74,6 +79,7 @@ def test_empty_overrides_change_nothing(folder: Path, yaml: str) -> None:
         ),
         ("models: {tiny-1: {ttl: soon}}", "ttl: write it in seconds, or like 90s, 10m or 2h"),
         ("models: {tiny-1: {alias: a, aliases: [b]}}", "either alias or aliases"),
+        ("models: {tiny-1: {device: gpu}}", "a device is cpu, cuda or cuda:NUMBER"),
         ("models: {tiny-1: {alias: 'a b'}}", "alias.0: a model's name has .*got 'a b'"),
         ("models: {tiny-1: {replicas: 3, max_replicas: 2}}", "larger than max_replicas"),
         ("models: {tiny-1: {context_length: 4096}}", "trained for 2048 tokens; use 16 to 2048"),

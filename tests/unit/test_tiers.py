@@ -1,0 +1,80 @@
+"""Where loads come from: on real files, with the page cache as the kernel tells it, and on figures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from workers.page_cache import cached_share, read_through
+from workers.tiers import Load, LoadSpeed, Tiers, load_speed
+
+MIB = 1024**2
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops pages on request")
+
+
+@dataclass
+class File:
+    id: str
+    path: Path
+
+    @property
+    def file_bytes(self) -> int:
+        return self.path.stat().st_size
+
+
+def write_uncached(path: Path, num_bytes: int = 8 * MIB) -> File:
+    path.write_bytes(os.urandom(num_bytes))
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+    if (cached_share(path) or 0) > 0.5:
+        pytest.skip("this file system keeps its pages")
+    return File(path.stem, path)
+
+
+@on_linux
+def test_prefetch_brings_a_file_into_the_page_cache(tmp_path: Path) -> None:
+    files = [write_uncached(tmp_path / f"{name}.gguf") for name in "ab"]
+    tiers = Tiers(lambda: files)
+    tiers.look()
+    assert [tiers.of("a"), tiers.of("b"), tiers.of("nobody")] == ["disk", "disk", None]
+    tiers.prefetch(("b", "nobody"))
+    tiers.look()
+    tiers.look()
+    assert [tiers.of("a"), tiers.of("b")] == ["disk", "page_cache"]
+
+
+def test_reading_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(bytes(9 * MIB))
+    answers = iter([True, False])
+    assert read_through(path, lambda: next(answers)) is False
+    assert read_through(path, lambda: True) is True
+
+
+def test_speed_of_a_tier_is_what_its_bytes_cost_beyond_the_quickest_load() -> None:
+    quick = [Load("page_cache", 0, 200), Load("page_cache", 1000 * MIB, 450), Load("page_cache", 1000 * MIB, 450)]
+    slow = [Load("disk", 1000 * MIB, 4200)] * 3
+    assert load_speed([*quick, *slow]) == LoadSpeed(200, (("disk", 250 * MIB), ("page_cache", 4000 * MIB)))
+
+
+@pytest.mark.parametrize("loads", [[], [Load("disk", MIB, 100)] * 2, [Load("disk", MIB, 100)] * 9])
+def test_speed_is_not_told_from_too_little(loads: list[Load]) -> None:
+    assert load_speed(loads).bandwidths == ()
+
+
+def test_load_counts_for_the_tier_that_its_file_was_in(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(bytes(MIB))
+    file = File("a", path)
+    tiers = Tiers(lambda: [file])
+    tiers.loaded("a", 100)  # nobody has looked yet
+    tiers.look()
+    for load_ms in (100, 150, 200):
+        tiers.loaded("a", load_ms)
+    assert tiers.speed() == load_speed([Load(str(tiers.of("a")), MIB, load_ms) for load_ms in (100, 150, 200)])

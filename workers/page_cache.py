@@ -1,0 +1,57 @@
+"""What of a file lies in the kernel's page cache, and bringing the rest there. Linux and macOS."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_SAMPLE_BYTES = 64 * 1024**2  # looked at per window: a large file is asked about in a few of them
+_WINDOWS = 8
+_PIECE_BYTES = 4 * 1024**2
+
+
+def cached_share(path: Path) -> float | None:
+    """0 to 1, of a sample of the file's pages (mincore(2)); None where the system does not tell. Raises OSError."""
+    libc = _libc()
+    size = path.stat().st_size
+    if libc is None or size == 0:
+        return None
+    num_cached = num_pages = 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        for offset, length in _windows(size):
+            pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
+            if libc.mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), pages) != 0:
+                return None
+            num_cached += sum(page & 1 for page in pages.raw)
+            num_pages += len(pages.raw)
+    return num_cached / num_pages
+
+
+def read_through(path: Path, goes_on: Callable[[], bool]) -> bool:
+    """Read the file once, so that its pages are cached; False when `goes_on` ended it. Raises OSError.
+
+    Advice to the kernel (POSIX_FADV_WILLNEED) is cut off after a few megabytes."""
+    buffer = bytearray(_PIECE_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while goes_on():
+            if not file.readinto(buffer):
+                return True
+    return False
+
+
+def _windows(size: int) -> list[tuple[int, int]]:
+    """Page-aligned (offset, length) pieces, evenly spread."""
+    if size <= _SAMPLE_BYTES:
+        return [(0, size)]
+    length = _SAMPLE_BYTES // _WINDOWS
+    step = (size - length) // (_WINDOWS - 1)
+    return [(index * step // mmap.PAGESIZE * mmap.PAGESIZE, length) for index in range(_WINDOWS)]
+
+
+def _libc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    return libc if libc is not None and hasattr(libc, "mincore") else None

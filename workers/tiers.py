@@ -1,0 +1,159 @@
+"""Where a load's bytes would come from, how quick loads from there were, and what to read ahead of them.
+
+The page cache belongs to the kernel: what lies there is looked at now and then, in a thread of its own, and so is the
+wish of the controller to have some models read ahead. All of it only ever makes a forecast better or a load quicker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from workers.page_cache import cached_share, read_through
+
+log = structlog.get_logger(__name__)
+
+DISK, PAGE_CACHE = "disk", "page_cache"
+CACHED_SHARE = 0.9  # from here on a load reads next to nothing
+LOOK_S = 5.0
+REMEMBERED_LOADS = 32
+FEWEST_LOADS = 3  # before a bandwidth is believed
+FEWEST_MS = 50  # beyond the quickest load, in all
+
+
+class Weights(Protocol):
+    """A model's file, as `workers.model_files.ModelFile` has it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    tier: str
+    file_bytes: int
+    load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpeed:
+    """`init_ms` passes in any load, the rest is bytes / bandwidth of the tier (bytes per second)."""
+
+    init_ms: int = 0
+    bandwidths: tuple[tuple[str, int], ...] = ()
+
+
+def load_speed(loads: Iterable[Load]) -> LoadSpeed:
+    """From timed loads: the quickest one is taken for what a load costs without its bytes. Pure."""
+    known = list(loads)
+    if len(known) < FEWEST_LOADS:
+        return LoadSpeed()
+    init_ms = min(load.load_ms for load in known)
+    bandwidths = []
+    for tier in sorted({load.tier for load in known}):
+        of_tier = [load for load in known if load.tier == tier]
+        beyond_ms = sum(load.load_ms - init_ms for load in of_tier)
+        if len(of_tier) >= FEWEST_LOADS and beyond_ms >= FEWEST_MS:
+            bandwidths.append((tier, sum(load.file_bytes for load in of_tier) * 1000 // beyond_ms))
+    return LoadSpeed(init_ms, tuple(bandwidths))
+
+
+class Tiers:
+    """Thread-safe. `models` gives what the worker can serve at the moment."""
+
+    def __init__(self, models: Callable[[], Sequence[Weights]]) -> None:
+        self._models = models
+        self._lock = threading.Lock()
+        self._tiers: dict[str, str] = {}
+        self._loads: deque[Load] = deque(maxlen=REMEMBERED_LOADS)
+        self._wished: tuple[str, ...] = ()
+        self._stopping = threading.Event()
+        self._due = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tiers", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._due.set()
+        self._thread.join(timeout=LOOK_S)
+
+    def of(self, model: str) -> str | None:
+        """`disk` or `page_cache`; None when it is not known."""
+        with self._lock:
+            return self._tiers.get(model)
+
+    def loaded(self, model: str, load_ms: int) -> None:
+        """A load has worked; it counts for the tier that its file was seen in last, before the load read it."""
+        file_bytes = next((each.file_bytes for each in self._models() if each.id == model), None)
+        with self._lock:
+            tier = self._tiers.get(model)
+            if tier is not None and file_bytes is not None:
+                self._loads.append(Load(tier, file_bytes, load_ms))
+
+    def speed(self) -> LoadSpeed:
+        with self._lock:
+            return load_speed(self._loads)
+
+    def prefetch(self, models: tuple[str, ...]) -> None:
+        """Read these ahead, in this order, unless they are cached; replaces the wish before."""
+        with self._lock:
+            is_news = models != self._wished
+            self._wished = models
+        if is_news:
+            self._due.set()
+
+    def look(self) -> None:
+        """One look at all files, then one model read ahead, if there is a wish for any."""
+        models = {each.id: each for each in self._models()}
+        found = {each.id: _tier(each.path) for each in models.values()}
+        with self._lock:
+            self._tiers = {model: tier for model, tier in found.items() if tier is not None}
+            wished = self._wished
+        for model in wished:
+            if found.get(model) == DISK:
+                self._read(models[model])
+
+    def _read(self, model: Weights) -> None:
+        def goes_on() -> bool:
+            with self._lock:
+                return model.id in self._wished and not self._stopping.is_set()
+
+        try:
+            is_whole = read_through(model.path, goes_on)
+        except OSError as error:
+            log.warning("read_ahead_failed", model=model.id, reason=str(error))
+            return
+        log.info("read_ahead", model=model.id, bytes=model.file_bytes, is_whole=is_whole)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._due.clear()
+            try:
+                self.look()
+            except Exception:
+                log.exception("tiers_failed")  # forecasts get worse, nothing else
+            self._due.wait(LOOK_S)
+
+
+def _tier(path: Path) -> str | None:
+    try:
+        share = cached_share(path)
+    except OSError:  # just removed
+        return None
+    if share is None:
+        return None
+    return PAGE_CACHE if share >= CACHED_SHARE else DISK
