@@ -152,10 +152,12 @@ StartSide = Callable[[Path], AbstractContextManager[Server]]
 
 def _sides(setting: Setting, options: argparse.Namespace, room_bytes: int) -> Iterator[tuple[str, int, StartSide]]:
     binary = options.llama_server
-    yield ONE_MODEL, 1, partial(llama_router, setting, binary=binary, max_models=1)
+    if binary is not None:
+        yield ONE_MODEL, 1, partial(llama_router, setting, binary=binary, max_models=1)
     for rooms in options.rooms:
         yield "keepwarm", rooms, partial(keepwarm, setting, budget_bytes=rooms * room_bytes)
-        yield "router", rooms, partial(llama_router, setting, binary=binary, max_models=rooms)
+        if binary is not None:
+            yield "router", rooms, partial(llama_router, setting, binary=binary, max_models=rooms)
 
 
 def table(runs: list[Run]) -> Table:
@@ -205,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", type=Path, required=True, help="folder with the *.gguf files, and nothing else")
     parser.add_argument("--orders", type=Path, required=True, help="CSV with the column model, one row per request")
     parser.add_argument("--arrivals", type=Path, required=True, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens")
-    parser.add_argument("--llama-server", type=Path, required=True, help="the peer's binary")
+    parser.add_argument("--llama-server", type=Path, help="the peer's binary (without it: only keepwarm)")
     parser.add_argument("--rooms", type=int, nargs="+", default=[3, 4, 6], help="models that fit (default: 3 4 6)")
     parser.add_argument("--rate", type=float, default=0.5, help="requests per second on average (default: 0.5)")
     parser.add_argument("--requests", type=int, default=150, help="per schedule (default: 150)")

@@ -15,6 +15,7 @@ from tasks.errors import QueueFull
 from tasks.generation import MAX_SEED, GenerationRequest, SamplingParams
 from tasks.job_request import JobRequest
 from tasks.jobs import JobError, JobId, JobState, Usage
+from tasks.store.token_reader import Follower
 from tasks.stream_events import End, Reset, Tokens
 from tests.support.front_fakes import FakeBackend, RawRequest, Submission, chat, front_client, numbered, sse_data
 from tests.support.front_fakes import succeeded as ended
@@ -39,10 +40,12 @@ class Several(FakeBackend):
             raise QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
         return super().submit(request, **options)
 
-    async def follow_batches(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[Batch, None]:
+    async def follow_batches(
+        self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
+    ) -> AsyncGenerator[Batch, None]:
         index = list(self.jobs).index(job_id)
         self.batches = self.plays[min(index, len(self.plays) - 1)]
-        async for batch in super().follow_batches(job_id, after_seq):
+        async for batch in super().follow_batches(job_id, after_seq, follower=follower):
             yield batch
 
 
