@@ -61,7 +61,12 @@ def main() -> None:
         settings, store_settings = load_settings(WorkerSettings), load_settings(StoreSettings)
         scanner = FolderScanner(settings.models_dir, default_slots=settings.slots)
         scanner.scan()
-        device = find_device(settings.device, gpu_layers=settings.gpu_layers, main_gpu=settings.main_gpu)
+        device = find_device(
+            settings.device,
+            gpu_layers=settings.gpu_layers,
+            main_gpu=settings.main_gpu,
+            shares=None if settings.split_mode == "none" else settings.tensor_split,
+        )
     except InvalidSetting as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -171,6 +176,8 @@ def _starter(
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
         main_gpu=settings.main_gpu,
+        split_mode=settings.split_mode,
+        tensor_split=settings.tensor_split,
         use_extra_bufts=True,
         stall_s=settings.stall_s,
         load_stall_s=settings.load_stall_s,

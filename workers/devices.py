@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,9 +98,10 @@ def default_budget(device: Device) -> int:
     return int(device.available_bytes() * BUDGET_SHARE)
 
 
-def find_device(wanted: str, *, gpu_layers: int, main_gpu: int) -> Device:
+def find_device(wanted: str, *, gpu_layers: int, main_gpu: int, shares: Sequence[float] | None = None) -> Device:
     """`auto`: the GPU when layers go there and NVML knows it, else the CPU; `cpu`; `cuda` or `cuda:1`.
 
+    `shares`: models are split over GPUs, whose memory is then one; () is all of them, else those with a share above 0.
     Raises InvalidSetting for a name that is none, and for a GPU that is not there."""
     if wanted == "cpu" or (wanted == "auto" and gpu_layers == 0):
         return CpuDevice()
@@ -109,10 +110,12 @@ def find_device(wanted: str, *, gpu_layers: int, main_gpu: int) -> Device:
         raise InvalidSetting("KEEPWARM_DEVICE", f"use auto, cpu or cuda:NUMBER (got {wanted!r})")
     index = int(match[1]) if match[1] else main_gpu
     try:
-        return NvidiaDevice.open(index)
+        return NvidiaDevice.open(index) if shares is None else NvidiaDevice.open_split(shares)
     except NvmlUnavailable as error:
         if wanted == "auto":
             return CpuDevice()
+        if shares is not None:
+            raise InvalidSetting("KEEPWARM_TENSOR_SPLIT", f"not all of these GPUs are here: {error}") from error
         raise InvalidSetting("KEEPWARM_DEVICE", f"there is no GPU {index} here: {error}") from error
 
 
@@ -195,42 +198,51 @@ class NvmlUnavailable(Exception):
 
 
 class NvidiaDevice:
-    """One GPU, by NVML. The library is passed in, so that tests can bring their own."""
+    """One GPU, or several that models are split over, by NVML. The library is passed in, so that tests can bring their
+    own. Of several the memory is added up: llama.cpp fills them by their shares, which should be those of their memory.
+    """
 
     runner_overhead_bytes = CUDA_OVERHEAD_BYTES
     spare_bytes = 0  # it touches the GPU only when it loads
     token_table_bytes = 0  # it is in main memory
 
-    def __init__(self, nvml: Any, index: int) -> None:
+    def __init__(self, nvml: Any, *indices: int) -> None:
         self._nvml = nvml
         try:
             nvml.nvmlInit()
-            self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            name = nvml.nvmlDeviceGetName(self._handle)
+            self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+            name = nvml.nvmlDeviceGetName(self._handles[0])
         except nvml.NVMLError as error:
             raise NvmlUnavailable(str(error)) from error
-        self.name = f"cuda:{index} {name.decode() if isinstance(name, bytes) else name}"
+        numbers = "+".join(map(str, indices))
+        self.name = f"cuda:{numbers} {name.decode() if isinstance(name, bytes) else name}"
 
     @classmethod
     def open(cls, index: int) -> NvidiaDevice:
         """Raises NvmlUnavailable."""
+        return cls(_import_nvml(), index)
+
+    @classmethod
+    def open_split(cls, shares: Sequence[float]) -> NvidiaDevice:
+        """The GPUs with a share, or all of them. Raises NvmlUnavailable."""
+        nvml = _import_nvml()
+        if shares:
+            return cls(nvml, *(index for index, share in enumerate(shares) if share > 0))
         try:
-            import pynvml
-        except ImportError as error:
-            raise NvmlUnavailable("the package nvidia-ml-py is not installed") from error
-        return cls(pynvml, index)
+            nvml.nvmlInit()
+            return cls(nvml, *range(nvml.nvmlDeviceGetCount()))
+        except nvml.NVMLError as error:
+            raise NvmlUnavailable(str(error)) from error
 
     def total_bytes(self) -> int:
-        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+        return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in self._handles)
 
     def available_bytes(self) -> int:
-        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).free)
+        return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in self._handles)
 
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
-        for process in self._processes():
-            if process.pid == pid and process.usedGpuMemory:
-                return int(process.usedGpuMemory)
-        return None
+        told = [process.usedGpuMemory for process in self._processes() if process.pid == pid]
+        return sum(map(int, told)) if told and all(told) else None
 
     def free_mark(self) -> int | None:
         return self.available_bytes()
@@ -240,10 +252,22 @@ class NvidiaDevice:
 
     def _processes(self) -> Iterable[Any]:
         try:
-            return list(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+            return [
+                process
+                for handle in self._handles
+                for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            ]
         except self._nvml.NVMLError as error:
             log.warning("nvml_failed", device=self.name, error=str(error))
             return []
+
+
+def _import_nvml() -> Any:
+    try:
+        import pynvml
+    except ImportError as error:
+        raise NvmlUnavailable("the package nvidia-ml-py is not installed") from error
+    return pynvml
 
 
 def _fields_kib(path: Path) -> dict[str, int]:

@@ -40,6 +40,8 @@ class RunnerStarter:
     stall_s: float
     load_stall_s: float
     parked_memory: int | None = None  # bytes per model; None: by the size of its KV cache
+    split_mode: str = "none"
+    tensor_split: tuple[float, ...] = ()
     fake: FakeBehaviour = FakeBehaviour()  # noqa: RUF009 - frozen
 
     def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
@@ -97,6 +99,8 @@ class RunnerStarter:
             kv_type=self._kv_type(model),
             gpu_layers=self.gpu_layers,
             main_gpu=self.main_gpu,
+            split_mode=self.split_mode,
+            tensor_split=self.tensor_split,
             use_extra_bufts=self.use_extra_bufts,
             parked_bytes=model.parked_bytes(self.parked_memory),
             model_kind=model.kind,

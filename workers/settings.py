@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tasks.settings import ENV_PREFIX, Bytes
 from workers.cores import usable_cores
 from workers.engine.fake_behaviour import FakeBehaviour
 
+MAX_GPUS = 16  # llama.cpp's GGML_CUDA_MAX_DEVICES
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
@@ -28,6 +29,9 @@ class WorkerSettings(BaseSettings):
     device: str = Field(default="auto", pattern=DEVICE_PATTERN)  # whose memory the budget is about
     gpu_layers: int = Field(default=0, ge=-1)  # -1: all, which `device=cuda…` implies
     main_gpu: int = Field(default=0, ge=0)  # `device=cuda:N` implies N
+    split_mode: Literal["none", "layer", "row"] = "none"  # one model over several GPUs: by whole layers, or by rows
+    # Shares of the GPUs in their order, comma-separated: `3,1` is three quarters and one; all alike when not given.
+    tensor_split: Annotated[tuple[float, ...], NoDecode] = ()
     engine: Literal["llama_cpp", "fake"] = "llama_cpp"
     fake: FakeBehaviour = FakeBehaviour()  # pace and mishaps of `engine=fake`, as JSON: {"step_ms": 20}
     stall_s: float = Field(default=120.0, gt=0)  # one step of a large model on a slow CPU takes tens of seconds
@@ -39,6 +43,27 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().resolve()
+
+    @field_validator("tensor_split", mode="before")
+    @classmethod
+    def _shares(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(float(share) for share in value.split(",") if share.strip())
+        except ValueError:
+            raise ValueError("write the shares of the GPUs as numbers with commas, like 3,1") from None
+
+    @field_validator("tensor_split")
+    @classmethod
+    def _shares_make_sense(cls, shares: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if not shares:
+            return shares
+        if len(shares) > MAX_GPUS or not all(0 <= share < float("inf") for share in shares) or not any(shares):
+            raise ValueError(f"at most {MAX_GPUS} shares, none below 0 and one above it")
+        if info.data.get("split_mode") == "none":
+            raise ValueError("shares need KEEPWARM_SPLIT_MODE=layer or row")
+        return shares
 
     @model_validator(mode="after")
     def _follow_device(self) -> WorkerSettings:

@@ -24,7 +24,7 @@ class ProcessInfo:
 
 @dataclass
 class FakeNvml:
-    """One GPU. `processes` maps pid → bytes."""
+    """GPUs that are all alike. `processes` maps pid → bytes, on each of them."""
 
     NVMLError = NVMLError
 
@@ -33,13 +33,17 @@ class FakeNvml:
     has_driver: bool = True
     name: str | bytes = "NVIDIA H100"
     refuses_processes: bool = False
+    num_gpus: int = 1
 
     def nvmlInit(self) -> None:
         if not self.has_driver:
             raise NVMLError("Driver Not Loaded")
 
+    def nvmlDeviceGetCount(self) -> int:
+        return self.num_gpus
+
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        if index != 0:
+        if index >= self.num_gpus:
             raise NVMLError("Invalid Argument")
         return "handle"
 

@@ -127,6 +127,13 @@ def test_gpu_that_lists_no_processes_measures_nothing_and_trusts_the_end_of_the_
     assert device.has_released(7)
 
 
+def test_gpus_that_models_are_split_over_count_as_one() -> None:
+    device = NvidiaDevice(FakeNvml(processes={7: 3 * GIB}, num_gpus=2), 0, 1)
+    assert device.name == "cuda:0+1 NVIDIA H100"
+    assert (device.total_bytes(), device.available_bytes()) == (160 * GIB, 154 * GIB)
+    assert device.runner_bytes(7, NO_MAPPING) == 6 * GIB
+
+
 def test_missing_driver_or_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NvmlUnavailable, match="Driver Not Loaded"):
         NvidiaDevice(FakeNvml(has_driver=False), 0)
@@ -153,6 +160,14 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 )
 def test_device_is_found_by_name(nvml: FakeNvml, wanted: str, gpu_layers: int, name: str) -> None:
     assert find_device(wanted, gpu_layers=gpu_layers, main_gpu=0).name == name
+
+
+@pytest.mark.parametrize(("shares", "name"), [((), "cuda:0+1+2"), ((3, 0, 1), "cuda:0+2"), (None, "cuda:1")])
+def test_a_split_takes_the_gpus_that_have_a_share(nvml: FakeNvml, shares: tuple[float, ...] | None, name: str) -> None:
+    nvml.num_gpus = 3
+    assert find_device("cuda", gpu_layers=-1, main_gpu=1, shares=shares).name == f"{name} NVIDIA H100"
+    with pytest.raises(InvalidSetting, match=r"KEEPWARM_TENSOR_SPLIT: .*Invalid Argument"):
+        find_device("cuda", gpu_layers=-1, main_gpu=0, shares=(1, 1, 1, 1))
 
 
 def test_auto_falls_back_to_the_cpu_without_a_driver(nvml: FakeNvml) -> None:

@@ -29,7 +29,16 @@ def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("slots", "0"), ("memory_budget", "much"), ("device", "tpu"), ("engine", "vllm"), ("gpu_layers", "-2")],
+    [
+        ("slots", "0"),
+        ("memory_budget", "much"),
+        ("device", "tpu"),
+        ("engine", "vllm"),
+        ("gpu_layers", "-2"),
+        ("split_mode", "column"),
+        ("tensor_split", "a,b"),
+        ("tensor_split", "3,1"),
+    ],
 )
 def test_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"KEEPWARM_{name.upper()}", value)
@@ -54,6 +63,15 @@ def test_layers_follow_the_device(
         monkeypatch.setenv(f"KEEPWARM_{name}", value)
     settings = load_settings(WorkerSettings)
     assert (settings.gpu_layers, settings.main_gpu) == (layers, gpu)
+
+
+def test_shares_of_gpus_are_a_list_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEPWARM_SPLIT_MODE", "layer")
+    monkeypatch.setenv("KEEPWARM_TENSOR_SPLIT", "3, 1")
+    assert load_settings(WorkerSettings).tensor_split == (3.0, 1.0)
+    monkeypatch.setenv("KEEPWARM_TENSOR_SPLIT", "0,0")
+    with pytest.raises(InvalidSetting, match=r"^KEEPWARM_TENSOR_SPLIT: .*one above it"):
+        load_settings(WorkerSettings)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ class EngineConfig:
     kv_type: str = "f16"  # f16, bf16, q8_0, q4_0
     gpu_layers: int = 0  # -1: all
     main_gpu: int = 0
+    split_mode: str = "none"  # or layer, row: over several GPUs
+    tensor_split: tuple[float, ...] = ()  # shares of the GPUs; (): all alike
     use_extra_bufts: bool = True  # False where AMX kills the process
     prefill_chunk: int = 512  # prompt tokens per step at most
     model_kind: ModelKind = ModelKind.GENERATE

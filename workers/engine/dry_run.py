@@ -46,6 +46,8 @@ def run(config: EngineConfig) -> DryRun:
         log,
         gpu_layers=config.gpu_layers,
         main_gpu=config.main_gpu,
+        split_mode=config.split_mode,
+        tensor_split=config.tensor_split,
         use_extra_bufts=False,  # they need the weights
         is_dry=True,
     )

@@ -141,6 +141,8 @@ class LlamaEngine(LoopedEngine):
             self._log,
             gpu_layers=config.gpu_layers,
             main_gpu=config.main_gpu,
+            split_mode=config.split_mode,
+            tensor_split=config.tensor_split,
             use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
             progress=progress,
         )

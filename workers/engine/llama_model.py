@@ -16,6 +16,11 @@ from workers.engine.vocabulary import Vocabulary
 
 _LONGEST_PIECE = 256  # bytes; longer ones are asked for again
 _ALL_LAYERS = 2**31 - 1
+_SPLIT_MODES = {
+    "none": api.LLAMA_SPLIT_MODE_NONE,
+    "layer": api.LLAMA_SPLIT_MODE_LAYER,
+    "row": api.LLAMA_SPLIT_MODE_ROW,
+}
 
 
 class PairParts(NamedTuple):
@@ -37,6 +42,8 @@ class LlamaModel:
         *,
         gpu_layers: int = 0,
         main_gpu: int = 0,
+        split_mode: str = "none",
+        tensor_split: tuple[float, ...] = (),
         use_extra_bufts: bool = True,
         progress: Callable[[float], None] | None = None,
         is_dry: bool = False,
@@ -48,7 +55,10 @@ class LlamaModel:
         params = api.llama_model_default_params()
         params.n_gpu_layers = _ALL_LAYERS if gpu_layers < 0 else gpu_layers
         params.main_gpu = main_gpu
-        params.split_mode = api.LLAMA_SPLIT_MODE_NONE if gpu_layers else params.split_mode
+        params.split_mode = _SPLIT_MODES[split_mode] if gpu_layers else params.split_mode
+        if tensor_split:  # as many as llama.cpp looks at; those that are not there have no share
+            shares = (ctypes.c_float * api.llama_max_devices())(*tensor_split)
+            params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
         params.use_extra_bufts = use_extra_bufts
         params.no_alloc = is_dry
         if is_dry:
