@@ -22,7 +22,7 @@ from tools.demo_model.words import (
 TOPICS = texts.topics("facts")
 _CAPITALS = texts.pairs("tables", "capitals")
 _CALENDAR = (DAYS, MONTHS, PLANETS, SEASONS)
-_CATEGORIES: dict[str, list[str]] = {
+CATEGORIES: dict[str, list[str]] = {
     "animals": ANIMALS,
     "colours": COLOURS,
     "colors": COLOURS,
@@ -106,7 +106,7 @@ def counting(rng: random.Random) -> Exchange:
 
 def a_list(rng: random.Random) -> Exchange:
     """Name some members of a category, in a sentence or with bullets."""
-    category, members = rng.choice(list(_CATEGORIES.items()))
+    category, members = rng.choice(list(CATEGORIES.items()))
     count = rng.randint(2, min(7, len(members)))
     chosen = members[:count] if members in _CALENDAR else rng.sample(members, count)
     style = rng.choice(("sentence", "sentence", "bullets"))
