@@ -170,6 +170,15 @@ def test_any_bytes_come_out_as_the_whole_decoder_would_read_them(data: bytes):
     assert text == data.decode("utf-8", "replace")
 
 
+@given(st.lists(st.sampled_from([b"a", "ü".encode(), "ü".encode()[:1], "ü".encode()[1:], b"", "🙂".encode()[:3]])))
+def test_whole_characters_need_no_decoder_except_behind_a_part_of_one(pieces: list[bytes]):
+    vocabulary = Vocabulary(pieces=tuple(pieces), eog_ids=frozenset())
+    quick, plain = TextAssembler(()), TextAssembler(())
+    for piece, whole in zip(pieces, vocabulary.whole_texts, strict=True):
+        assert quick.push(piece, whole) == plain.push(piece)
+    assert quick.flush() == plain.flush()
+
+
 class Spelling:
     """A constraint that wants exactly these bytes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence as Items
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,23 +38,14 @@ class LlamaBatch:
 
     def fill(self, slices: Items[Slice]) -> int:
         """Put the slices in, one after the other; the number of rows of logits to expect."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        wanted: list[int] = []
-        rows = 0
-        for slot, start, part, outputs in slices:
-            count = len(part)
-            if count == 1:
-                positions.append(start)
-                slots.append(slot)
-            else:
-                positions.extend(range(start, start + count))
-                slots.extend([slot] * count)
-                wanted.extend([0] * (count - 1))
-            tokens += part
-            wanted.append(outputs)
-            rows += outputs
+        slots: Items[int]
+        positions: Items[int]
+        wanted: Items[int]
+        slots, positions, parts, wanted = zip(*slices, strict=True)
+        rows = sum(part.outputs for part in slices)
+        tokens = [*chain.from_iterable(parts)]
+        if len(tokens) > len(slices):
+            slots, positions, wanted = _spread(slices)
         total = len(tokens)
         self._tokens[:total] = tokens
         self._positions[:total] = positions
@@ -66,6 +58,19 @@ class LlamaBatch:
         """One sequence per input, with an output of every token: pooling needs them all."""
         self.fill([Slice(slot, 0, list(tokens), True) for slot, tokens in enumerate(inputs)])
         self._wanted[: self.struct.n_tokens] = 1
+
+
+def _spread(slices: Items[Slice]) -> tuple[list[int], list[int], list[int]]:
+    """Slot, position and wish for logits of every token."""
+    slots: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    for slot, start, part, outputs in slices:
+        count = len(part)
+        slots += [slot] * count
+        positions += range(start, start + count)
+        wanted += [0] * (count - outputs) + [1] * outputs
+    return slots, positions, wanted
 
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:

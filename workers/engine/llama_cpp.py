@@ -89,6 +89,8 @@ class LlamaContext:
         self.save = self._memory.save
         self.restore = self._memory.restore
         self._batch = LlamaBatch(batch_capacity(config))
+        self._logits: Floats = np.empty((0, 0), dtype=np.float32)
+        self._logits_address = 0
         # ggml asks `bool abort(void *data)` before every node of the graph. A Python function there would need the GIL
         # hundreds of times a step; strlen(data) answers the same question from the string: empty, or not.
         self._wish_to_stop = ctypes.create_string_buffer(2)
@@ -108,8 +110,15 @@ class LlamaContext:
             raise EngineFailed(f"llama_decode returned {code}.")
         if not outputs:
             return np.empty((0, len(self.vocabulary)), dtype=np.float32)
-        rows = api.llama_get_logits(self._pointer)
-        return np.ctypeslib.as_array(rows, shape=(outputs, len(self.vocabulary)))
+        return self._rows_at(api.llama_get_logits(self._pointer), outputs)
+
+    def _rows_at(self, pointer: Any, count: int) -> Floats:
+        """llama.cpp's buffer stays where it is until more rows are wanted, so its view is kept."""
+        address = ctypes.addressof(pointer.contents)
+        if address != self._logits_address or count > len(self._logits):
+            self._logits = np.ctypeslib.as_array(pointer, shape=(count, len(self.vocabulary)))
+            self._logits_address = address
+        return self._logits[:count]
 
     def interrupt(self) -> None:
         """Takes effect on the CPU; other devices finish their batch."""

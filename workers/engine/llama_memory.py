@@ -45,8 +45,9 @@ class LlamaMemory:
 
     def decode_has_begun(self) -> None:
         """The copies are done."""
-        self._to_be_read.clear()
-        self._to_be_written.clear()
+        if self._to_be_read:
+            self._to_be_read.clear()
+            self._to_be_written.clear()
 
     def length(self, slot: int) -> int:
         return int(api.llama_memory_seq_pos_max(self._memory, slot)) + 1

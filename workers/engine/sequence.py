@@ -21,17 +21,24 @@ from workers.messages import Done, Generate, TokenOut
 class TextAssembler:
     """Turns pieces into text that may be shown: whole characters, cut before the first stop string."""
 
-    __slots__ = ("_decode", "_stops", "held", "stopped")
+    __slots__ = ("_decoder", "_has_part", "_stops", "held", "stopped")
 
     def __init__(self, stops: Ids[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._has_part = False  # the decoder holds the first bytes of a character
         self.held = ""  # whole characters that may be the start of a stop string
         self.stopped = False
 
-    def push(self, piece: bytes) -> str:
-        """The text that became certain with this piece. Sets `stopped` when a stop string is complete."""
-        text = self._decode(piece)
+    def push(self, piece: bytes, whole_text: str | None = None) -> str:
+        """The text that became certain with this piece. Sets `stopped` when a stop string is complete.
+
+        `whole_text`: the piece as text, where it is whole characters; it saves the decoding."""
+        if whole_text is None or self._has_part:
+            text = self._decoder.decode(piece)
+            self._has_part = bool(self._decoder.getstate()[0])
+        else:
+            text = whole_text
         if not self._stops or not text:
             return text
         return self._release(self.held + text)
@@ -40,7 +47,7 @@ class TextAssembler:
         """All that was held back, at the end of a generation; an incomplete character becomes U+FFFD."""
         if self.stopped:
             return ""
-        text = self.held + self._decode(b"", True)
+        text = self.held + self._decoder.decode(b"", True)
         self.held = ""
         return text
 
@@ -78,6 +85,7 @@ class Sequence:
         "_new_ids",
         "_pieces",
         "_skip",
+        "_whole_texts",
         "arrival",
         "cached_tokens",
         "decoded",
@@ -116,6 +124,7 @@ class Sequence:
         self.sampler = Sampler(request, vocabulary)
         self._constraint = constraint
         self._pieces = vocabulary.pieces
+        self._whole_texts = vocabulary.whole_texts
         self._eog_ids: frozenset[int] = frozenset() if request.ignore_eos else vocabulary.eog_ids
         self._assembler = TextAssembler(request.stop)
         # Both limits are one bound on the number of all tokens.
@@ -194,7 +203,7 @@ class Sequence:
         if token in self._eog_ids:
             self.finish_reason = "stop"
             return ""
-        text = self._assembler.push(self._pieces[token])
+        text = self._assembler.push(self._pieces[token], self._whole_texts[token])
         is_complete = self._constraint is not None and self._constraint.take(token)
         if self._assembler.stopped or is_complete:
             self.finish_reason = "stop"
