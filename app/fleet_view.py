@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,11 @@ from anyio import to_thread
 
 from app.backend import FleetState, QuarantineWard
 from tasks.catalog import Catalog
-from tasks.fleet import Fleet, QueueReport
+from tasks.errors import KeepwarmError
+from tasks.fleet import Fleet, ModelOffer, QueueReport
 from tasks.quarantine import Quarantine
+
+MAX_STALE_S = 2.0  # of the catalogue that a request's model is looked up in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ class FleetView:
         self._reading = asyncio.Lock()  # single-flight
         self._snapshot: FleetSnapshot | None = None
         self._read_at = 0.0
+        self._renewal: asyncio.Task[None] | None = None
 
     async def snapshot(self) -> FleetSnapshot:
         """At most `max_age_s` old. Raises StoreUnavailable."""
@@ -50,6 +55,22 @@ class FleetView:
             self._snapshot = await to_thread.run_sync(self._read)
             self._read_at = self._clock()
             return self._snapshot
+
+    async def resolve(self, name: str) -> ModelOffer:
+        """The model that a client means. Raises UnknownModel, StoreUnavailable.
+
+        No request waits for the store to hear again what was known a moment ago: a catalogue up to MAX_STALE_S old
+        decides, and is renewed behind it. Only a name that it lacks is looked up afresh."""
+        snapshot, age_s = self._snapshot, self._clock() - self._read_at
+        if snapshot is None or age_s >= MAX_STALE_S or name not in snapshot.catalog:
+            return (await self.snapshot()).catalog.resolve(name)
+        if age_s >= self._max_age_s and (self._renewal is None or self._renewal.done()):
+            self._renewal = asyncio.create_task(self._renew(), name="fleet-view")
+        return snapshot.catalog.resolve(name)
+
+    async def _renew(self) -> None:
+        with contextlib.suppress(KeepwarmError):  # the next request that needs the store says so
+            await self.snapshot()
 
     async def store_now_ms(self) -> int:
         """The store's time, which deadlines are measured by."""

@@ -25,6 +25,9 @@ class Catalog:
     def __iter__(self) -> Iterator[ModelOffer]:
         return iter(sorted(self._offers.values(), key=lambda offer: offer.id))
 
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._ids_by_name
+
     def resolve(self, name: str) -> ModelOffer:
         """The offer behind a name. Raises UnknownModel with the nearest names."""
         model_id = self._ids_by_name.get(name.lower())

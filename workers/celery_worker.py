@@ -12,6 +12,7 @@ from celery.signals import worker_shutting_down
 from tasks.jobs import WorkerId
 from tasks.routing import worker_queue
 from workers.subscriptions import CeleryQueues
+from workers.task_events import UnhurriedEvents
 
 # Threads are only a place to wait: how many jobs run is decided by the slots of ready runners. A thread is made
 # when first needed; 256 is also llama.cpp's limit of sequences in one context.
@@ -38,7 +39,7 @@ def run_celery_worker(
     def _drain(**_: object) -> None:
         threading.Thread(target=on_shutdown, name="drain", daemon=True).start()
 
-    app.steps["consumer"].add(PoolSubscriptions)
+    app.steps["consumer"] |= {PoolSubscriptions, UnhurriedEvents}
     app.conf.broker_transport_options["queue_order_strategy"] = "workers.slot_gate:GatedCycle"
     app.Worker(
         hostname=f"worker@{worker_id}",

@@ -20,7 +20,7 @@ router = APIRouter(tags=["OpenAI"])
 async def create_chat_completion(
     body: ChatBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
-    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    offer = await front.view.resolve(body.model)
     generation = chat_request(body, offer, front.settings)
     await front.grammars.check(generation)
     return await answer_with_choices(

@@ -20,7 +20,7 @@ router = APIRouter(tags=["OpenAI"])
 async def create_completion(
     body: CompletionBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
-    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    offer = await front.view.resolve(body.model)
     generation = completion_request(body, offer, front.settings)
     await front.grammars.check(generation)
     return await answer_with_choices(

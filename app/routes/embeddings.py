@@ -22,7 +22,7 @@ router = APIRouter(tags=["OpenAI"])
 async def create_embeddings(
     body: EmbeddingBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
-    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    offer = await front.view.resolve(body.model)
     return await answer_whole(
         front,
         request,

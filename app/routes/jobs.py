@@ -32,7 +32,7 @@ Place = tuple[int | None, float | None]  # in the line, and how many seconds tha
 
 @router.post("/v1/jobs", status_code=202, response_model=JobObject, summary="Take a job in and answer at once")
 async def create_job(body: JobBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey) -> Response:
-    offer = (await front.view.snapshot()).catalog.resolve(body.model)
+    offer = await front.view.resolve(body.model)
     generation = job_request(body, offer, front.settings)
     await front.grammars.check(generation)
     submit = partial(
@@ -60,7 +60,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
 )
 async def requeue_job(job_id: str, front: FrontDep) -> Response:
     job = await to_thread.run_sync(front.backend.jobs.get, JobId(job_id))
-    offer = (await front.view.snapshot()).catalog.resolve(job.model)
+    offer = await front.view.resolve(job.model)
     submission = await to_thread.run_sync(partial(front.backend.dispatcher.requeue, job, offer=offer))
     return await _accepted(front, submission)
 

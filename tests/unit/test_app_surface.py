@@ -15,7 +15,7 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
 from tasks.controller.decisions import Action, Code, Decision
-from tasks.errors import InvalidSetting, KeepwarmError, StoreUnavailable
+from tasks.errors import InvalidSetting, KeepwarmError, StoreUnavailable, UnknownModel
 from tasks.fleet import ModelOffer, QueueReport, RunnerState
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.settings import load_settings
@@ -235,6 +235,37 @@ async def test_one_reading_of_the_fleet_serves_all_requests_of_a_moment(fake):
     assert await view.store_now_ms() == NOW_MS + 200
     now = 0.3
     assert await view.snapshot() is not first
+    assert fake.num_fleet_reads == 2
+
+
+async def test_known_model_is_resolved_at_once_and_the_catalogue_renewed_behind_it(fake):
+    now = 0.0
+    view = FleetView(fake, fake, max_age_s=0.25, clock=lambda: now)
+    first = await view.snapshot()
+    now = 1.0
+    assert (await view.resolve("GPT-demo")).id == "demo"
+    assert fake.num_fleet_reads == 1
+    assert await view.snapshot() is not first  # waits for the renewal that is under way
+    assert fake.num_fleet_reads == 2
+
+
+async def test_model_is_resolved_while_the_store_is_away_for_a_moment_only(fake):
+    now = 0.0
+    view = FleetView(fake, fake, max_age_s=0.25, clock=lambda: now)
+    await view.snapshot()
+    fake.store_error = StoreUnavailable("away")
+    now = 1.0
+    assert (await view.resolve("demo")).id == "demo"
+    now = 10.0
+    with pytest.raises(StoreUnavailable):
+        await view.resolve("demo")
+
+
+async def test_unknown_model_is_looked_up_afresh(fake):
+    view = FleetView(fake, fake, max_age_s=0.0)
+    await view.snapshot()
+    with pytest.raises(UnknownModel):
+        await view.resolve("nobody")
     assert fake.num_fleet_reads == 2
 
 

@@ -1,0 +1,70 @@
+"""Events of tasks go out in batches, and none is forgotten."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.events.dispatcher import EventDispatcher
+
+from workers.task_events import EVENT_INTERVAL_S, UnhurriedEvents
+
+
+class Timer:
+    def __init__(self, interval_s: float, call: Any) -> None:
+        self.interval_s, self.call, self.is_cancelled = interval_s, call, False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Consumer:
+    """As much of Celery's consumer as the step touches; what the real dispatcher publishes is kept."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[str]] = []
+        self.urgent = 0
+        self.timers: list[Timer] = []
+        self.hub = SimpleNamespace(call_repeatedly=self._call_repeatedly)
+        self.event_dispatcher = EventDispatcher(
+            app=Celery("test"), enabled=False, buffer_group=["task"], on_send_buffered=self._hurry
+        )
+        self.event_dispatcher.enabled = True
+        self.event_dispatcher.producer = SimpleNamespace(publish=self._publish)
+        self.step = UnhurriedEvents(self)
+        self.step.start(self)
+
+    def _call_repeatedly(self, interval_s: float, call: Any) -> Timer:
+        self.timers.append(Timer(interval_s, call))
+        return self.timers[-1]
+
+    def _publish(self, events: list[dict[str, Any]], **_: object) -> None:
+        self.sent.append([event["type"] for event in events])
+
+    def _hurry(self) -> None:
+        self.urgent += 1
+
+
+@pytest.fixture
+def consumer() -> Consumer:
+    return Consumer()
+
+
+def test_events_wait_for_the_next_batch(consumer: Consumer):
+    consumer.event_dispatcher.send("task-received", uuid="1")
+    consumer.event_dispatcher.send("task-started", uuid="1")
+    assert (consumer.sent, consumer.urgent) == ([], 0)
+    (timer,) = consumer.timers
+    timer.call()
+    timer.call()
+    assert timer.interval_s == EVENT_INTERVAL_S
+    assert consumer.sent == [["task-received", "task-started"]]
+
+
+def test_end_of_the_consumer_sends_what_waits(consumer: Consumer):
+    consumer.event_dispatcher.send("task-succeeded", uuid="1")
+    consumer.step.stop(consumer)
+    assert consumer.sent == [["task-succeeded"]]
+    assert consumer.timers[0].is_cancelled
