@@ -13,8 +13,9 @@ from functools import cache
 import structlog
 from celery import shared_task
 
+from app.backend import connect_backend
 from app.batches.feeder import Feeder
-from app.batches.line_call import line_caller
+from app.batches.line_call import line_caller, patient_front
 from app.batches.surroundings import Surroundings, connect_surroundings
 from app.batches.sweep import sweep_expired
 from app.settings import ApiSettings
@@ -50,7 +51,8 @@ def sweep_files() -> None:
 
 async def _feed(batch_id: str, epoch: int, around: Surroundings) -> None:
     batch = around.batches.get(batch_id)
-    async with line_caller(load_settings(ApiSettings), load_settings(StoreSettings)) as caller:
+    front = patient_front(load_settings(ApiSettings), connect_backend(load_settings(StoreSettings)))
+    async with line_caller(front) as caller:
         await Feeder(
             batch=batch,
             epoch=epoch,

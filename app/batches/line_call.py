@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import httpx2
 import msgspec
+from fastapi import FastAPI
 
-from app.backend import connect_backend
+from app.backend import Backend
 from app.error_handlers import ErrorFacts
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
 from tasks.generation import JsonObject
 from tasks.jobs import JobId
-from tasks.settings import StoreSettings
 
 # The line is not to blame, and the same call can work later. The last one: its record ended while nobody followed it.
 _TRY_AGAIN = frozenset(
@@ -82,11 +82,14 @@ class LineCaller:
         )
 
 
+def patient_front(settings: ApiSettings, backend: Backend) -> FastAPI:
+    """A front that waits for an answer for as long as it takes."""
+    return create_app(settings.model_copy(update={"sync_timeout_s": math.inf, "host": "127.0.0.1"}), backend)
+
+
 @asynccontextmanager
-async def line_caller(settings: ApiSettings, store: StoreSettings) -> AsyncIterator[LineCaller]:
-    """A caller with an application of its own, for the running event loop. Its requests never time out."""
-    patient = settings.model_copy(update={"sync_timeout_s": math.inf, "host": "127.0.0.1"})
-    app = create_app(patient, connect_backend(store))
+async def line_caller(app: FastAPI) -> AsyncIterator[LineCaller]:
+    """A caller of this application, which runs in the event loop at hand."""
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
