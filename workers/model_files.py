@@ -7,8 +7,8 @@ that changed since the previous scan.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.errors import InvalidSetting
@@ -26,7 +26,11 @@ MAX_FIGURE = 2**31  # embedding, heads, vocabulary: beyond this the header is no
 
 _ID = re.compile(r"[a-z0-9._-]+")
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})", re.IGNORECASE)
-_NO_LANGUAGE_MODEL = {"clip": "a multimodal projector", "adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
+_NO_LANGUAGE_MODEL = {
+    "clip": "a multimodal projector",
+    "adapter": "a LoRA adapter (models.yaml may name its `base`)",
+    "imatrix": "an importance matrix",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,9 @@ class ModelFile:
     is_matryoshka: bool = False
     has_fixed_context: bool = False  # models.yaml says how long, so it is not shortened to fit
     has_fixed_slots: bool = False
+    architecture: str = "unknown"
+    adapter_path: Path | None = None  # a LoRA adapter that is applied to the weights in `path`
+    adapter_scale: float = 1.0
     reduced: str | None = None  # what was taken away to make it fit here (`workers.fitting`)
     full_size: tuple[int, int] | None = None  # context length and slots before that; None: it has them
 
@@ -136,12 +143,18 @@ class FolderScanner:
         models: dict[str, ModelFile] = {}
         unusable: dict[str, UnusableFile] = {}
         used: dict[tuple[Path, str], GgufHeader] = {}
-        for files in _file_sets(self._folder):
+        # Adapters come last: they need the models that they are for.
+        for files in sorted(_file_sets(self._folder), key=lambda each: _wishes(overrides, each).base is not None):
             model_id = files.stem.lower()
             try:
                 if model_id in models or model_id in unusable:
                     raise BrokenModelFile(f"another file has the same id '{model_id}'; rename one of them")
-                models[model_id] = self._describe(model_id, files, overrides.get(model_id, ModelOverrides()), used)
+                wishes = _wishes(overrides, files)
+                if wishes.base is None:
+                    models[model_id] = self._describe(model_id, files, wishes, used)
+                else:
+                    base = models.get(wishes.base.lower())
+                    models[model_id] = self._adapt(model_id, files, wishes, base, used)
             except (BrokenModelFile, OSError) as error:
                 entry = _unusable(_free_id(model_id, models.keys() | unusable.keys()), files, error)
                 unusable[entry.id] = entry
@@ -156,10 +169,7 @@ class FolderScanner:
     def _describe(
         self, model_id: str, files: _FileSet, wishes: ModelOverrides, used: dict[tuple[Path, str], GgufHeader]
     ) -> ModelFile:
-        if not _ID.fullmatch(model_id):
-            raise BrokenModelFile("its name may only have letters, digits, '.', '_' and '-'; rename it")
-        if files.missing:
-            raise BrokenModelFile(f"{files.missing} of its split files are missing")
+        _check_files(model_id, files)
         headers = [self._header(path, used) for path in files.paths]
         shape = _shape(headers)
         kind = wishes.model_kind or kind_of(headers[0])
@@ -172,6 +182,7 @@ class FolderScanner:
             shape=shape,
             trained_context_length=trained,
             description=_description(headers),
+            architecture=headers[0].architecture,
             aliases=tuple(wishes.aliases),
             context_length=_context_length(model_id, kind, trained, wishes.context_length),
             slots=wishes.slots or self._default_slots,
@@ -189,10 +200,68 @@ class FolderScanner:
             has_fixed_slots=wishes.slots is not None,
         )
 
+    def _adapt(
+        self,
+        model_id: str,
+        files: _FileSet,
+        wishes: ModelOverrides,
+        base: ModelFile | None,
+        used: dict[tuple[Path, str], GgufHeader],
+    ) -> ModelFile:
+        """A LoRA adapter over its base; what its entry does not set follows the base."""
+        _check_files(model_id, files)
+        path = files.paths[0]
+        header = self._header(path, used)
+        if header.text("general.type") != "adapter" or header.text("adapter.type") != "lora":
+            raise BrokenModelFile("models.yaml gives it a base, but it is no LoRA adapter")
+        if base is None or base.adapter_path is not None:
+            raise BrokenModelFile(f"it is a LoRA adapter for '{wishes.base}', which is no usable model of this folder")
+        if header.architecture != base.architecture:
+            raise BrokenModelFile(
+                f"it is a LoRA adapter for {header.architecture[:40]} models, and '{base.id}' is {base.architecture}"
+            )
+        scale = 1.0 if wishes.scale is None else wishes.scale
+        context_length = base.context_length
+        if wishes.context_length is not None:
+            context_length = _context_length(model_id, base.kind, base.trained_context_length, wishes.context_length)
+        return replace(
+            base,
+            id=model_id,
+            file_bytes=path.stat().st_size,
+            identity=f"{base.identity};{_identity(path)};{scale}",
+            shape=replace(base.shape, weight_bytes=base.shape.weight_bytes + header.tensor_bytes),
+            description=f"{base.description} + LoRA",
+            aliases=tuple(wishes.aliases),
+            context_length=context_length,
+            slots=wishes.slots or base.slots,
+            kv_type=wishes.kv_type if "kv_type" in wishes.model_fields_set else base.kv_type,
+            is_pinned=wishes.pin,
+            ttl_s=wishes.ttl,
+            fallback=wishes.fallback,
+            devices=tuple(wishes.devices) or base.devices,
+            replicas=wishes.replicas,
+            max_replicas=wishes.replica_ceiling,
+            has_fixed_context=base.has_fixed_context or wishes.context_length is not None,
+            has_fixed_slots=base.has_fixed_slots or wishes.slots is not None,
+            adapter_path=path,
+            adapter_scale=scale,
+        )
+
     def _header(self, path: Path, used: dict[tuple[Path, str], GgufHeader]) -> GgufHeader:
         key = (path, _identity(path))
         used[key] = self._headers[key] if key in self._headers else self._read(path)
         return used[key]
+
+
+def _wishes(overrides: Mapping[str, ModelOverrides], files: _FileSet) -> ModelOverrides:
+    return overrides.get(files.stem.lower(), ModelOverrides())
+
+
+def _check_files(model_id: str, files: _FileSet) -> None:
+    if not _ID.fullmatch(model_id):
+        raise BrokenModelFile("its name may only have letters, digits, '.', '_' and '-'; rename it")
+    if files.missing:
+        raise BrokenModelFile(f"{files.missing} of its split files are missing")
 
 
 def _file_sets(folder: Path) -> Iterable[_FileSet]:

@@ -14,6 +14,8 @@ models:
     device: cuda:1           # or `devices`; cpu, cuda, cuda:N or a list: only workers of these devices load it
     kind: generate           # or embed, rerank; the file tells
     pooling: mean            # or cls, last: how an embedding model makes one vector of its tokens; the file tells
+    base: llama-3.2-1b       # the file is a LoRA adapter for this model: a model of its own, with the base's settings
+    scale: 0.8               # of the adapter; 1 by default
     matryoshka: true         # clients may ask for fewer dimensions, because the model was trained for that
 """
 
@@ -102,6 +104,8 @@ class ModelOverrides(BaseModel):
     kind: Literal["generate", "embed", "rerank"] | None = None
     pooling: Pooling | None = None
     matryoshka: bool = False
+    base: Name | None = None
+    scale: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +117,10 @@ class ModelOverrides(BaseModel):
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> ModelOverrides:
+        if self.scale is not None and self.base is None:
+            raise ValueError("scale is of a LoRA adapter, which needs a base")
+        if self.base is not None and (self.kind is not None or self.pooling is not None):
+            raise ValueError("a LoRA adapter has the kind and the pooling of its base")
         if self.replicas > self.max_replicas and "max_replicas" in self.model_fields_set:
             raise ValueError("replicas is larger than max_replicas")
         return self

@@ -98,7 +98,7 @@ class Needs:
         if answer is None:
             return formula_need(model, self._device, parked_bytes)
         return EstimatedNeed(
-            weight_bytes=answer.weight_bytes,
+            weight_bytes=max(answer.weight_bytes, model.shape.weight_bytes),  # with an adapter, which is not dry-run
             kv_bytes=answer.kv_bytes,
             compute_bytes=answer.compute_bytes,
             output_bytes=answer.output_bytes,

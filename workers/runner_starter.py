@@ -105,4 +105,6 @@ class RunnerStarter:
             parked_bytes=model.parked_bytes(self.parked_memory),
             model_kind=model.kind,
             pooling=model.pooling,
+            adapter_path=model.adapter_path,
+            adapter_scale=model.adapter_scale,
         )

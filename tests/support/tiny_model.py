@@ -6,6 +6,7 @@ seed, and the output layer is scaled so that the likeliest token leads clearly: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -23,8 +24,16 @@ _CONTROL = (BOS, EOS, END, "<|user|>", "<|assistant|>", "<|system|>")
 _MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("a", "n"), ("Ġ", "the"), ("Ã", "¼"))
 
 
-def write_tiny_model(path: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 7) -> Path:
-    """Write the model file and return its path; a second call with the same path is free."""
+def write_tiny_model(
+    path: Path,
+    *,
+    chat_template: str | None = CHAT_TEMPLATE,
+    seed: int = 7,
+    deltas: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write the model file and return its path; a second call with the same path is free.
+
+    `deltas` are added to the weights of their names."""
     if path.exists():
         return path
     tokens, types = _vocabulary()
@@ -52,7 +61,7 @@ def write_tiny_model(path: Path, *, chat_template: str | None = CHAT_TEMPLATE, s
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     for name, array in _weights(len(tokens), np.random.default_rng(seed)):
-        writer.add_tensor(name, array)
+        writer.add_tensor(name, array + deltas[name] if deltas and name in deltas else array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

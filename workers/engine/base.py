@@ -26,6 +26,8 @@ class EngineConfig:
     use_extra_bufts: bool = True  # False where AMX kills the process
     prefill_chunk: int = 512  # prompt tokens per step at most
     model_kind: ModelKind = ModelKind.GENERATE
+    adapter_path: Path | None = None  # a LoRA adapter over the weights
+    adapter_scale: float = 1.0
     pooling: str | None = None  # mean, cls, last; None: as the file says
     parked_bytes: int = 0  # memory for the caches of sequences that lost their slot, beside the KV cache
 

@@ -65,6 +65,7 @@ def generating_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -
             f"llama.cpp can't create a context of {config.slots} × {config.context_length} tokens: "
             f"{log.complaints() or 'it gave no reason'}."
         )
+    model.adapt(pointer)
     return pointer
 
 
@@ -150,6 +151,7 @@ class LlamaEngine(LoopedEngine):
             self._log,
             gpu_layers=config.gpu_layers,
             main_gpu=config.main_gpu,
+            adapter=(config.adapter_path, config.adapter_scale) if config.adapter_path else None,
             split_mode=config.split_mode,
             tensor_split=config.tensor_split,
             use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),

@@ -58,6 +58,7 @@ def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> 
             f"llama.cpp can't create a context for inputs of {config.context_length} tokens: "
             f"{log.complaints() or 'it gave no reason'}."
         )
+    model.adapt(pointer)
     return pointer
 
 
@@ -117,6 +118,7 @@ class LlamaEncoder:
             self._log,
             gpu_layers=config.gpu_layers,
             main_gpu=config.main_gpu,
+            adapter=(config.adapter_path, config.adapter_scale) if config.adapter_path else None,
             split_mode=config.split_mode,
             tensor_split=config.tensor_split,
             use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),

@@ -1,0 +1,23 @@
+"""A few load/evict cycles leave nothing behind; `python -m benchmarks leaks` does a thousand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.leaks import LANES, run_cycles
+
+pytestmark = pytest.mark.e2e
+
+CYCLES = 24
+MAX_GROWTH_BYTES = 8 * 1024**2  # between the second and the last third: an interpreter's arenas still fill
+
+
+def test_loads_and_evictions_leave_no_descriptors_threads_or_memory(tmp_path: Path) -> None:
+    samples = run_cycles(tmp_path, CYCLES, CYCLES // 3, lambda done: None)
+    for process in {each.process for each in samples}:
+        _, second, last = (each for each in samples if each.process == process)
+        assert last.descriptors <= second.descriptors + LANES, process
+        assert last.threads <= second.threads + LANES, process
+        assert last.rss_bytes <= second.rss_bytes + MAX_GROWTH_BYTES, process
