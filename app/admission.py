@@ -16,6 +16,7 @@ from app.formats import answer_format
 from app.schemas.jobs import JobBody
 from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, SamplingFields
 from app.settings import ApiSettings
+from app.tools import NO_TOOLS, tool_calls, tool_use
 from tasks.errors import InvalidRequest, WrongModelKind
 from tasks.fleet import ModelKind, ModelOffer
 from tasks.generation import MAX_SEED, ChatMessage, GenerationRequest, SamplingParams
@@ -62,6 +63,8 @@ def job_request(body: JobBody, offer: ModelOffer, limits: ApiSettings) -> Genera
         raise NotSupportedYet("n", "a job has one answer; send several jobs.")
     if (body.messages is None) == (body.prompt is None):
         raise InvalidRequest("Send exactly one of 'messages' and 'prompt'.", param="messages")
+    if body.tools and body.messages is None:
+        raise InvalidRequest("tools: need 'messages', which a chat template turns into a prompt.", param="tools")
     messages = None if body.messages is None else _messages(body, limits)
     return _request(body, offer, limits, logprobs=_chat_logprobs(body), messages=messages, prompt=body.prompt)
 
@@ -89,6 +92,7 @@ def deadline_ms(deadline: float | datetime | None, now_ms: int) -> int | None:
 def may_be_too_long(request: GenerationRequest, offer: ModelOffer) -> bool:
     """Whether the prompt could have more tokens than the context holds."""
     texts = [request.prompt or ""] + [message.content for message in request.messages or ()]
+    texts += [tool.definition for tool in request.tools]
     return sum(len(text.encode()) for text in texts) > offer.context_length
 
 
@@ -102,8 +106,9 @@ def _request(
     prompt: str | None = None,
 ) -> GenerationRequest:
     require_kind(offer, ModelKind.GENERATE)
-    max_tokens = body.max_tokens
+    max_tokens, use = body.max_tokens, NO_TOOLS
     if isinstance(body, ChatFields):
+        use = tool_use(body, limits)
         max_tokens = body.max_completion_tokens or max_tokens
     return GenerationRequest(
         model=offer.id,
@@ -115,6 +120,7 @@ def _request(
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
         answer_format=answer_format(body, limits),
+        **use._asdict(),
     )
 
 
@@ -155,21 +161,21 @@ def _messages(body: ChatBody | JobBody, limits: ApiSettings) -> tuple[ChatMessag
 
 
 def _message(index: int, message: Message) -> ChatMessage:
-    if message.tool_calls:
-        raise NotSupportedYet(f"messages[{index}].tool_calls", "send the calls and their results as text.")
     for position, part in enumerate(message.content):
         if part.type != "text":
             raise NotSupportedYet(
                 f"messages[{index}].content[{position}]", f"only parts of type text, and this is {part.type[:40]!r}."
             )
-    return ChatMessage(role=message.role, content=message.text, name=message.name)
+    return ChatMessage(
+        role=message.role,
+        content=message.text,
+        name=message.name,
+        tool_calls=tool_calls(index, message),
+        tool_call_id=message.tool_call_id,
+    )
 
 
 def _refuse_unsupported(fields: ChatFields) -> None:
-    if fields.tools:
-        raise NotSupportedYet("tools", "describe the tools in the system message.")
-    if fields.functions:
-        raise NotSupportedYet("functions", "describe them in the system message.")
     if fields.audio or fields.modalities not in (None, ["text"]):
         raise NotSupportedYet("modalities", "only text.")
     if fields.web_search_options:

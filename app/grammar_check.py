@@ -42,6 +42,9 @@ class GrammarCheck:
         if request.answer_format is not None:
             param = "grammar" if request.answer_format.kind == "gbnf" else "response_format"
             await self._check(request.answer_format, param)
+        for index, tool in enumerate(request.tools):
+            schema = AnswerFormat(kind="json_schema", text=tool.parameters)
+            await self._check(schema, f"tools[{index}].function.parameters")
 
     async def _check(self, answer_format: AnswerFormat, param: str) -> None:
         line = msgspec.json.encode(answer_format)

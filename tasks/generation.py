@@ -9,12 +9,22 @@ import msgspec
 MAX_SEED = 2**63
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that an assistant made earlier in the conversation; `arguments` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One turn, text only; `role` is system, developer, user, assistant or tool."""
 
     role: str
     content: str = ""
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None  # of a tool's turn: the call that it answers
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,6 +54,14 @@ class AnswerFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     text: str
 
 
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call. Both JSON texts are parsed only where they are needed."""
+
+    name: str
+    definition: str  # OpenAI's function object, as templates show it to the model
+    parameters: str  # schema of its arguments, with the options of `tasks.grammars.json_schema_format`
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="generate"):
     """The whole request of one job: exactly one of `messages` and `prompt` is set."""
 
@@ -56,6 +74,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; 0: of the chosen token only; n: and the n most likely
     answer_format: AnswerFormat | None = None  # None: free text
+    tools: tuple[Tool, ...] = ()
+    must_call_tool: bool = False
+    only_tool: str | None = None  # the one that may be called
+    parallel_tool_calls: bool = True  # several in one answer
 
 
 FinishReason = Literal["stop", "length"]

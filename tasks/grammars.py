@@ -26,7 +26,7 @@ LIMITS = LLParserLimits(
 _WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
 # Where only one continuation is possible, llguidance would allow only its own spelling of it in tokens; the model's is
 # better, and the draw stays that of the model among all that is allowed.
-_NO_FORCING = '%llguidance {"no_forcing": true}\n'
+NO_FORCING = '%llguidance {"no_forcing": true}\n'
 _ANY_OBJECT: JsonObject = {"type": "object"}
 
 
@@ -44,7 +44,7 @@ def json_schema_format(schema: JsonObject, *, is_lenient: bool) -> AnswerFormat:
 def grammar_of(answer_format: AnswerFormat) -> str:
     """In llguidance's own form. Raises InvalidGrammar."""
     rules = gbnf_to_lark(answer_format.text) if answer_format.kind == "gbnf" else f"start: %json {answer_format.text}"
-    return LLMatcher.grammar_from_lark(_NO_FORCING + rules)
+    return LLMatcher.grammar_from_lark(NO_FORCING + rules)
 
 
 def problem_of(answer_format: AnswerFormat) -> str:

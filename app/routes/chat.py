@@ -12,6 +12,8 @@ from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
 from app.openai_forms import ChatForm
 from app.schemas.openai import ChatBody
+from app.tool_forms import ToolChatForm
+from tasks.jobs import Job
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -23,6 +25,12 @@ async def create_chat_completion(
     offer = await front.view.resolve(body.model)
     generation = chat_request(body, offer, front.settings)
     await front.grammars.check(generation)
+
+    def form_of(job: Job, index: int) -> ChatForm:
+        if generation.tools:
+            return ToolChatForm(job, generation, include_usage=body.include_usage, index=index)
+        return ChatForm(job, include_usage=body.include_usage, index=index)
+
     return await answer_with_choices(
         front,
         request,
@@ -30,7 +38,7 @@ async def create_chat_completion(
         num_choices(body, front.settings),
         offer=offer,
         priority=body.level,
-        form_of=lambda job, index: ChatForm(job, include_usage=body.include_usage, index=index),
+        form_of=form_of,
         is_stream=bool(body.stream),
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),

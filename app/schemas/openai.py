@@ -60,13 +60,30 @@ class ContentPart(BaseModel):
     text: Text = ""
 
 
+ToolName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class CalledFunction(BaseModel):
+    name: ToolName
+    arguments: Text = ""
+
+
+class MessageToolCall(BaseModel):
+    """A call that the assistant made, as it was sent."""
+
+    id: Text = Field(max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         list[ContentPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart] | None)
     ] = []
     name: Text | None = Field(default=None, max_length=256)
-    tool_calls: Any = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: Text | None = Field(default=None, max_length=256)
 
     @property
     def text(self) -> str:
@@ -83,6 +100,27 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
     json_object_schema: dict[str, Any] | None = Field(default=None, alias="schema")  # llama.cpp's form
+
+
+class FunctionDefinition(BaseModel):
+    name: ToolName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None  # true: a schema that can't be enforced to the letter is refused
+
+
+class ToolDefinition(BaseModel):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class ToolNamed(BaseModel):
+    name: ToolName
+
+
+class NamedToolChoice(BaseModel):
+    type: Literal["function"]
+    function: ToolNamed
 
 
 class SamplingFields(BaseModel):
@@ -142,8 +180,9 @@ class ChatFields(SamplingFields):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -12,11 +12,14 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.backend import Backend, Batch
+from app.grammar_check import GrammarCheck
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
+from tasks.generation import AnswerFormat
+from tasks.grammars import problem_of
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
@@ -264,6 +267,13 @@ class FakeBackend:
                 self.listening.remove(follower)
 
 
+class InlineGrammarCheck(GrammarCheck):
+    """Without the second of starting its process, and without what that protects from."""
+
+    async def _try(self, line: bytes) -> str:
+        return problem_of(msgspec.json.decode(line, type=AnswerFormat))
+
+
 def numbered(*events: StreamEvent) -> list[Batch]:
     """One batch per event, numbered from 1."""
     return [[(seq, event)] for seq, event in enumerate(events, start=1)]
@@ -275,7 +285,9 @@ def succeeded(**fields) -> End:
 
 def front_client(fake: FakeBackend, **settings) -> TestClient:
     """A client of an application on this fake; the settings are ApiSettings' fields."""
-    return TestClient(create_app(ApiSettings(**settings), fake.backend()), base_url="http://127.0.0.1")
+    app = create_app(ApiSettings(**settings), fake.backend())
+    app.state.front = replace(app.state.front, grammars=InlineGrammarCheck())
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 def chat(**fields) -> dict:

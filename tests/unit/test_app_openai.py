@@ -256,7 +256,7 @@ def test_body_nested_beyond_reason_is_a_bad_request(client, fake):
     [
         ({"n": 17}, "n", "at most 16"),
         ({"n": 0}, "n", "greater than or equal to 1"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "required"),
         (
@@ -276,7 +276,7 @@ def test_body_nested_beyond_reason_is_a_bad_request(client, fake):
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "system"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content[0].text", "surrogate"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "image_url"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id", "required"),
         ({"model": None}, "model", "string"),
     ],
 )

@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from tasks.errors import InvalidRequest
-from tasks.generation import ChatMessage
+from tasks.generation import ChatMessage, GenerationRequest
 from workers.engine.chat_template import ChatTemplate
 
 CHATML = (
@@ -22,15 +22,19 @@ CHATML = (
 )
 
 
-def chat(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
-    return tuple(ChatMessage(role=role, content=content) for role, content in turns)
+def chat(*turns: tuple[str, str]) -> GenerationRequest:
+    return asking(*(ChatMessage(role=role, content=content) for role, content in turns))
+
+
+def asking(*messages: ChatMessage, **fields) -> GenerationRequest:
+    return GenerationRequest(model="m", messages=messages, **fields)
 
 
 HELLO = chat(("user", "Hello"))
 
 
-def render(source: str | None, messages: tuple[ChatMessage, ...] = HELLO, **options) -> str:
-    return ChatTemplate(source, **options).render(messages)
+def render(source: str | None, request: GenerationRequest = HELLO, **options) -> str:
+    return ChatTemplate(source, **options).render(request)
 
 
 def test_chatml_renders_with_blocks_trimmed():

@@ -22,6 +22,7 @@ from workers.engine.fake import VOCABULARY, FakeBackend
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.grammars import Grammars
 from workers.engine.step_loop import StepLoop
+from workers.engine.tool_formats import GENERIC
 from workers.messages import Generate
 
 GRAMMARS = Grammars(VOCABULARY)
@@ -50,7 +51,7 @@ class Noise(FakeBackend):
 def generated(what: GenerationRequest, forced: tuple[int, ...] = (), emitted: str = "") -> Heard:
     loop = StepLoop(Noise(), slots=2, context_length=4096, prefill_chunk=512)
     message = Generate(key=1, request=what, forced_ids=forced, emitted_text=emitted)
-    loop.add(loop.sequence(message, (5,), GRAMMARS.constraint(what.answer_format)))
+    loop.add(loop.sequence(message, (5,), GRAMMARS.constraint(what, GENERIC)))
     heard: dict[int, Heard] = {}
     while loop.has_work:
         listen(loop, heard)
@@ -144,7 +145,7 @@ def test_ignored_end_does_not_prolong_a_complete_answer():
 
 def test_same_format_is_compiled_once():
     grammars = Grammars(VOCABULARY)
-    first, second = (grammars.constraint(BRACKETS) for _ in range(2))
+    first, second = (grammars.constraint(request(BRACKETS, 1), GENERIC) for _ in range(2))
     assert first is not None and second is not None
     first.take(ord("("))
     assert second.allows(ord("(")) and not second.allows(ord(")"))
@@ -161,7 +162,7 @@ def test_same_format_is_compiled_once():
 )
 def test_format_that_cannot_be_kept_is_refused(answer_format: AnswerFormat, problem: str):
     with pytest.raises(GrammarFailed, match=problem):
-        GRAMMARS.constraint(answer_format)
+        GRAMMARS.constraint(request(answer_format, 1), GENERIC)
 
 
 def test_lenient_schema_ignores_what_cannot_be_enforced():

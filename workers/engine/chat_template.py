@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
@@ -25,7 +25,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tasks.errors import InvalidRequest
-from tasks.generation import ChatMessage
+from tasks.generation import ChatMessage, GenerationRequest, JsonObject, ToolCall
+from workers.engine.generic_tools import plain_messages
+from workers.engine.tool_formats import format_of
 
 TIME_LIMIT_S = 2.0
 MAX_OUTPUT_CHARS = 16 * 1024 * 1024
@@ -60,6 +62,8 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._time_limit_s = time_limit_s
         # Few templates know OpenAI's newer name for system.
+        self._has_system_role = "system" in source and "System role not supported" not in source
+        self.tool_format = format_of(source)
         self._developer_role = "developer" if "developer" in source else "system"
         self._problem = ""
         environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
@@ -74,22 +78,35 @@ class ChatTemplate:
         except Exception as error:
             self._problem = f"The model's chat template can't be used: {_sentence(error)}"
 
-    def render(self, messages: tuple[ChatMessage, ...]) -> str:
-        """The prompt text, ending where the assistant is to speak. Raises InvalidRequest."""
+    def render(self, request: GenerationRequest) -> str:
+        """The prompt text of its messages, ending where the assistant is to speak. Raises InvalidRequest."""
         if self._problem:
             raise InvalidRequest(self._problem, param="messages")
         try:
             with _time_limit(self._time_limit_s):
-                return self._joined([self._as_dict(message) for message in messages])
+                return self._joined(self._messages(request), self._tools(request))
         except Exception as error:
             raise InvalidRequest(
                 f"The model's chat template does not accept these messages: {_sentence(error)}", param="messages"
             ) from None
 
-    def _joined(self, messages: list[dict[str, str]]) -> str:
+    def _messages(self, request: GenerationRequest) -> list[JsonObject]:
+        if self.tool_format.is_native:
+            messages = request.messages or ()
+        else:
+            messages = plain_messages(request, has_system_role=self._has_system_role)
+        names = {call.id: call.name for message in messages for call in message.tool_calls}
+        return [self._as_dict(message, names) for message in messages]
+
+    def _tools(self, request: GenerationRequest) -> list[JsonObject] | None:
+        if not (request.tools and self.tool_format.is_native):
+            return None
+        return [{"type": "function", "function": json.loads(tool.definition)} for tool in request.tools]
+
+    def _joined(self, messages: list[JsonObject], tools: list[JsonObject] | None) -> str:
         parts, size = [], 0
         for part in self._template.generate(
-            messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._tokens
+            messages=messages, add_generation_prompt=True, tools=tools, documents=None, **self._tokens
         ):
             size += len(part)
             if size > MAX_OUTPUT_CHARS:
@@ -97,10 +114,24 @@ class ChatTemplate:
             parts.append(part)
         return "".join(parts)
 
-    def _as_dict(self, message: ChatMessage) -> dict[str, str]:
+    def _as_dict(self, message: ChatMessage, names: Mapping[str, str]) -> JsonObject:
+        """Optional members are absent when they are empty, since templates ask whether they are defined. Arguments
+        are an object, as Hugging Face passes them. A tool's turn has the name of its tool."""
         role = self._developer_role if message.role == "developer" else message.role
-        turn = {"role": role, "content": message.content}
-        return turn if message.name is None else {**turn, "name": message.name}
+        turn: JsonObject = {"role": role, "content": message.content}
+        name = message.name or names.get(message.tool_call_id or "")
+        if name is not None:
+            turn["name"] = name
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            turn["tool_calls"] = [_call_as_dict(call) for call in message.tool_calls]
+        return turn
+
+
+def _call_as_dict(call: ToolCall) -> JsonObject:
+    function = {"name": call.name, "arguments": json.loads(call.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -26,6 +26,7 @@ from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
 from workers.engine.step_loop import StepLoop
+from workers.engine.tool_formats import GENERIC
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Encode, Generate, Ready
 
@@ -177,7 +178,7 @@ class FakeEngine(LoopedEngine):
 
     def prepare(self, message: Generate | Encode) -> Sequence:
         message = only_generate(message)
-        constraint = self._grammars.constraint(message.request.answer_format)
+        constraint = self._grammars.constraint(message.request, GENERIC)
         return self._loop.sequence(message, tuple(_prompt_text(message.request).encode()), constraint)
 
     def close(self) -> None:

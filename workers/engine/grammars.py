@@ -15,9 +15,10 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from tasks.errors import GrammarFailed
 from tasks.gbnf import InvalidGrammar
-from tasks.generation import AnswerFormat
+from tasks.generation import GenerationRequest
 from tasks.grammars import LIMITS, first_line, grammar_of
 from workers.engine.constraint import Constraint
+from workers.engine.tool_formats import ToolFormat, grammar_with_tools
 from workers.engine.vocabulary import Vocabulary
 
 _KEPT = 64  # compiled grammars; one is some 10 to 100 kB
@@ -29,29 +30,26 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None  # made on first use: 0.5 s at 128 k tokens
-        self._compiled: OrderedDict[AnswerFormat, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by grammar
         self._lock = threading.Lock()
 
-    def constraint(self, answer_format: AnswerFormat | None) -> Constraint | None:
+    def constraint(self, request: GenerationRequest, tool_format: ToolFormat) -> Constraint | None:
         """Raises GrammarFailed."""
-        if answer_format is None:
+        grammar = _grammar(request, tool_format)
+        if grammar is None:
             return None
         with self._lock:
-            matcher = self._compiled.get(answer_format)
+            matcher = self._compiled.get(grammar)
             if matcher is None:
-                matcher = self._compiled[answer_format] = self._compile(answer_format)
+                matcher = self._compiled[grammar] = self._compile(grammar)
                 if len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
-            self._compiled.move_to_end(answer_format)
+            self._compiled.move_to_end(grammar)
         return GrammarConstraint(matcher.deep_copy(), self._vocabulary)
 
-    def _compile(self, answer_format: AnswerFormat) -> LLMatcher:
+    def _compile(self, grammar: str) -> LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._vocabulary)
-        try:
-            grammar = grammar_of(answer_format)
-        except InvalidGrammar as invalid:
-            raise GrammarFailed(f"{invalid}.") from None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         _check(matcher)
         return matcher
@@ -83,6 +81,17 @@ class GrammarConstraint:
         if not self._matcher.consume_token(token):
             raise GrammarFailed(f"{first_line(self._matcher.get_error())}.")
         return self._matcher.is_stopped()
+
+
+def _grammar(request: GenerationRequest, tool_format: ToolFormat) -> str | None:
+    if request.tools:
+        return grammar_with_tools(request, tool_format)
+    if request.answer_format is None:
+        return None
+    try:
+        return grammar_of(request.answer_format)
+    except InvalidGrammar as invalid:
+        raise GrammarFailed(f"{invalid}.") from None
 
 
 class _Tokens:

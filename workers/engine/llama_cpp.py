@@ -185,14 +185,14 @@ class LlamaEngine(LoopedEngine):
 
     def prepare(self, message: Generate | Encode) -> Sequence:
         message = only_generate(message)
-        constraint = self._grammars.constraint(message.request.answer_format)
+        constraint = self._grammars.constraint(message.request, self._template.tool_format)
         return self._loop.sequence(message, self._prompt_ids(message.request), constraint)
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         """Tokenised as llama-server does: control tokens in the text count as such, BOS comes once."""
         assert self._model is not None, "prepare before load"
         bos = self._model.vocabulary.bos_text
-        text = request.prompt or "" if request.messages is None else self._template.render(request.messages)
+        text = request.prompt or "" if request.messages is None else self._template.render(request)
         has_bos = request.messages is not None and bool(bos) and text.startswith(bos)
         ids = self._model.tokenize(text, add_special=not has_bos)
         # An empty prompt in a model without BOS: something has to be decoded to get logits.

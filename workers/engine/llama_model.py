@@ -12,6 +12,7 @@ from llama_cpp import llama_cpp as api
 
 from tasks.errors import ModelLoadFailed
 from workers.engine.llama_log import LlamaLog
+from workers.engine.tool_formats import TOOL_MARKERS
 from workers.engine.vocabulary import Vocabulary
 
 _LONGEST_PIECE = 256  # bytes; longer ones are asked for again
@@ -150,11 +151,19 @@ class LlamaModel:
             raise ModelLoadFailed("The model file has no vocabulary.")
         ids = range(size)
         return Vocabulary(
-            pieces=tuple(self._piece(token, special=False) for token in ids),
+            pieces=tuple(self._text_piece(token) for token in ids),
             eog_ids=frozenset(token for token in ids if api.llama_vocab_is_eog(vocab, token)),
             bos_text=self._special_text(api.llama_vocab_bos(vocab)),
             eos_text=self._special_text(api.llama_vocab_eos(vocab)),
         )
+
+    def _text_piece(self, token: int) -> bytes:
+        """What the token adds to an answer: control tokens nothing, but for those by which tool calls are known."""
+        piece = self._piece(token, special=False)
+        if piece or not api.llama_vocab_is_control(self._vocab, token):
+            return piece
+        control = self._piece(token, special=True)
+        return control if control in TOOL_MARKERS else b""
 
     def _special_text(self, token: int) -> str:
         return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
