@@ -22,8 +22,8 @@ LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,  # they would quote the client's grammar into logs
 )
-# Between two tokens of JSON: as llama.cpp's grammars have it. Bounded, since a model may love blanks.
-_WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
+# Between two tokens of JSON: nothing, a blank, or a new line and its indentation. A model may love blanks.
+_WHITESPACE = r"[ ]|\n[ ]{0,16}"
 # Where only one continuation is possible, llguidance would allow only its own spelling of it in tokens; the model's is
 # better, and the draw stays that of the model among all that is allowed.
 NO_FORCING = '%llguidance {"no_forcing": true}\n'
