@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import subprocess
 import tempfile
 import threading
@@ -95,17 +94,14 @@ def batch_rate(api: Api, model: str, numbers: Numbers, *, lines: int, tokens: in
 
 def engine_rate(binary: Path, model: Path, options: argparse.Namespace, prompt_tokens: int) -> float:
     """Tokens made per second by the bare engine, prompts included in the time."""
-    per_sequence = math.ceil((prompt_tokens + options.tokens) / 256) * 256  # llama.cpp rounds it so
+    per_sequence = prompt_tokens + options.tokens
     command = [
-        *(str(binary), "-m", str(model), "--no-repack", "-c", str(options.slots * per_sequence)),
+        *(str(binary), "-m", str(model), "--no-repack", "-c", str(options.slots * per_sequence + 256)),
         *("-npp", str(prompt_tokens), "-ntg", str(options.tokens), "-npl", str(options.slots)),
         *("-t", str(options.threads), "-tb", str(options.threads), "--output-format", "jsonl"),
     ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
-    rows = [json.loads(line) for line in said.stdout.splitlines() if line.startswith("{")]
-    if not rows:
-        raise AssertionError(f"llama-batched-bench measured nothing: {said.stderr[-500:]}")
-    row = rows[-1]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
+    row = next(json.loads(line) for line in reversed(said.splitlines()) if line.startswith("{"))
     return float(row["pl"] * row["tg"] / row["t"])
 
 

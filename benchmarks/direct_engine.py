@@ -62,6 +62,7 @@ def run_load(engine: Engine, load: Load) -> Outcome:
     left = [list(reversed(prompts)) for prompts in load.prompts]
     sent_at: dict[int, float] = {}  # client → when its newest prompt was handed in; the key of its sequence
     first_token_s: list[list[float]] = [[] for _ in left]
+    prompt_tokens = 0
 
     def send_next(client: int) -> None:
         if left[client]:
@@ -79,11 +80,14 @@ def run_load(engine: Engine, load: Load) -> Outcome:
                 first_token_s[client].append(now - sent_at.pop(client))
             elif isinstance(output, Done):
                 _check(output, load.num_tokens)
+                prompt_tokens += output.prompt_tokens
                 send_next(client)
     return Outcome(
         wall_s=time.perf_counter() - began,
         first_token_s=tuple(map(tuple, first_token_s)),
         cpu_s={"engine": time.process_time() - cpu_began},
+        prompt_tokens=prompt_tokens,
+        completion_tokens=load.total_tokens,
     )
 
 

@@ -1,7 +1,7 @@
 """Streaming clients that cost next to nothing: kept-alive sockets in one thread, no HTTP library, no JSON per chunk.
 
-What a client does per chunk competes with the measured processes for the machine, so it only looks for the first
-text and for the end.
+What a client does per chunk competes with the measured processes for the machine, so it only looks for text, for the
+time, and for the end.
 """
 
 from __future__ import annotations
@@ -11,27 +11,45 @@ import re
 import selectors
 import socket
 import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import msgspec
 
 from benchmarks.load import Load
 
 LIMIT_S = 600.0  # of one run; keep-alives come also to a client whose answer never does
+TOKENS_BEFORE_LATER = 10  # arrivals on every running stream before the later load is sent
 _TEXT = b'"delta":{"content":'
 _END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens":(\d+)')
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 _READ_BYTES = 256 * 1024
 _TAIL_BYTES = 2048  # the last chunk before the end carries the usage
 
 
-class _Client:
-    """One connection, which sends its requests one after another."""
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the clients of one load saw. Seconds."""
 
-    def __init__(self, port: int, requests: list[bytes], num_tokens: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wall_s: float
+    first_token_s: tuple[tuple[float, ...], ...]  # per client and request
+    prompt_tokens: int  # of all requests
+    completion_tokens: int
+
+
+class _Client:
+    """Sends its requests one after another, over one connection or, where servers end theirs, one for each."""
+
+    def __init__(self, port: int, requests: list[bytes], load: Load, keeps_alive: bool) -> None:
+        self.socket = _connected(port)
+        self._port = port
+        self._keeps_alive = keeps_alive
+        self.sent_at: list[float] = []
+        self.text_at: list[float] = []  # every arrival with text in it
         self.first_token_s: list[float] = []
+        self.prompt_tokens = self.completion_tokens = 0
         self._requests = list(reversed(requests))
-        self._num_tokens = num_tokens
-        self._sent_at = 0.0
+        self._load = load
         self._has_text = False
         self._tail = b""
 
@@ -40,7 +58,10 @@ class _Client:
             return False
         self._has_text, self._tail = False, b""
         request = self._requests.pop()
-        self._sent_at = time.perf_counter()
+        if self.sent_at and not self._keeps_alive:
+            self.socket.close()
+            self.socket = _connected(self._port)
+        self.sent_at.append(time.perf_counter())
         self.socket.sendall(request)
         return True
 
@@ -49,56 +70,128 @@ class _Client:
         data = self.socket.recv(_READ_BYTES)
         if not data:
             raise ConnectionError(f"the server closed the connection after: {self._tail!r}")
-        if not self._has_text and _TEXT in data:
-            self._has_text = True
-            self.first_token_s.append(time.perf_counter() - self._sent_at)
+        if _TEXT in data:
+            self.text_at.append(time.perf_counter())
+            if not self._has_text:
+                self._has_text = True
+                self.first_token_s.append(self.text_at[-1] - self.sent_at[-1])
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         if not self._tail.endswith(_END):
             if self._tail.startswith(b"HTTP/1.1 ") and not self._tail.startswith(b"HTTP/1.1 200"):
                 raise AssertionError(f"the server refused: {self._tail!r}")
             return True
-        counted = _COMPLETION_TOKENS.search(self._tail)
-        if counted is None or int(counted[1]) != self._num_tokens:
-            raise AssertionError(f"an answer is not of {self._num_tokens} tokens: {self._tail!r}")
+        prompt, completion = _PROMPT_TOKENS.search(self._tail), _COMPLETION_TOKENS.search(self._tail)
+        if prompt is None or completion is None or not self._is_complete(int(completion[1])):
+            raise AssertionError(f"an answer is not of {self._load.num_tokens} tokens: {self._tail!r}")
+        self.prompt_tokens += int(prompt[1])
+        self.completion_tokens += int(completion[1])
         return self.send_next()
 
+    def _is_complete(self, num_tokens: int) -> bool:
+        return num_tokens == self._load.num_tokens or (self._load.schema is not None and num_tokens > 0)
 
-def run_clients(port: int, model: str, load: Load) -> tuple[float, tuple[tuple[float, ...], ...]]:
-    """(wall seconds, seconds to the first token per client and request)"""
-    clients = [
-        _Client(port, [_request(port, model, prompt, load.num_tokens) for prompt in prompts], load.num_tokens)
+
+def run_clients(port: int, model: str, load: Load, *, keeps_alive: bool = True) -> Answers:
+    clients = _clients(port, model, load, keeps_alive)
+    began = time.perf_counter()
+    _serve(clients, lambda: [])
+    wall_s = time.perf_counter() - began
+    return Answers(
+        wall_s=wall_s,
+        first_token_s=tuple(tuple(client.first_token_s) for client in clients),
+        prompt_tokens=sum(client.prompt_tokens for client in clients),
+        completion_tokens=sum(client.completion_tokens for client in clients),
+    )
+
+
+def run_beside(port: int, model: str, running: Load, later: Load) -> tuple[list[float], Answers]:
+    """Send `later` while `running` streams: (seconds between two arrivals on the running streams, all those that touch
+    the time from the sending of the later load to its first token; what the later load's clients saw)."""
+    clients, late = _clients(port, model, running), _clients(port, model, later)
+    waiting = list(late)
+
+    def join() -> list[_Client]:
+        if not waiting or any(len(client.text_at) < TOKENS_BEFORE_LATER for client in clients):
+            return []
+        joining, waiting[:] = list(waiting), []
+        return joining
+
+    _serve(clients, join)
+    if waiting:
+        raise AssertionError("the running streams ended before the later load was sent")
+    sent_at = min(client.sent_at[0] for client in late)
+    answered_at = max(client.sent_at[0] + client.first_token_s[0] for client in late)
+    gaps = [
+        after - before
+        for client in clients
+        for before, after in pairwise(client.text_at)
+        if after > sent_at and before < answered_at
+    ]
+    answers = Answers(
+        wall_s=answered_at - sent_at,
+        first_token_s=tuple(tuple(client.first_token_s) for client in late),
+        prompt_tokens=sum(client.prompt_tokens for client in late),
+        completion_tokens=sum(client.completion_tokens for client in late),
+    )
+    return gaps, answers
+
+
+def _connected(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _clients(port: int, model: str, load: Load, keeps_alive: bool = True) -> list[_Client]:
+    return [
+        _Client(port, [_request(port, model, prompt, load) for prompt in prompts], load, keeps_alive)
         for prompts in load.prompts
     ]
+
+
+def _serve(clients: list[_Client], join: Callable[[], list[_Client]]) -> None:
+    """Until all are answered; `join` is asked after every arrival for clients who start now."""
+    began = time.perf_counter()
+    starting, open_clients = list(clients), 0
     with selectors.DefaultSelector() as selector:
-        for client in clients:
-            selector.register(client.socket, selectors.EVENT_READ, client)
-        began = time.perf_counter()
-        for client in clients:
-            client.send_next()
-        open_clients = len(clients)
-        while open_clients:
+        while starting or open_clients:
+            for client in starting:
+                selector.register(client.socket, selectors.EVENT_READ, client)
+            for client in starting:
+                client.send_next()
+            open_clients += len(starting)
             if time.perf_counter() - began > LIMIT_S:
                 raise TimeoutError(f"{open_clients} clients got no answer within {LIMIT_S:.0f} s")
             for key, _ in selector.select(1):
-                if not key.data.receive():
+                client, connection = key.data, key.fileobj
+                goes_on = client.receive()
+                if not goes_on or client.socket is not connection:
+                    selector.unregister(connection)
+                if not goes_on:
                     open_clients -= 1
-                    selector.unregister(key.fileobj)
-        wall_s = time.perf_counter() - began
-    for client in clients:
-        client.socket.close()
-    return wall_s, tuple(tuple(client.first_token_s) for client in clients)
+                    client.socket.close()
+                elif client.socket is not connection:
+                    selector.register(client.socket, selectors.EVENT_READ, client)
+            starting = join()
 
 
-def _request(port: int, model: str, prompt: str, num_tokens: int) -> bytes:
+def _request(port: int, model: str, prompt: str, load: Load) -> bytes:
+    messages = [{"role": "user", "content": prompt}]
+    fields: dict[str, object] = {"ignore_eos": True}
+    if load.system is not None:
+        messages.insert(0, {"role": "system", "content": load.system})
+    if load.schema is not None:
+        schema = {"name": "answer", "strict": True, "schema": load.schema}
+        fields = {"response_format": {"type": "json_schema", "json_schema": schema}}
     body = json.dumps(
         {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages,
             "temperature": 0,
-            "max_tokens": num_tokens,
-            "ignore_eos": True,
+            "max_tokens": load.num_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **fields,
         }
     ).encode()
     head = (

@@ -12,13 +12,11 @@ benchmark's own process, whose CPU time counts for neither side (though on few c
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 from rich.console import Console
@@ -27,17 +25,10 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.direct_engine import DirectEngine
-from benchmarks.lean_client import run_clients
 from benchmarks.load import Load, Outcome, make_load
 from benchmarks.spread import Estimate, estimate, percentile
-from tasks.store.token_writer import Chunk
-from tasks.store.verdict import Verdict
-from tests.support.stack import DEMO_MODELS, Stack
-from workers.clock import Clock
-from workers.engine.base import EngineConfig
-from workers.model_files import FolderScanner, ModelFile
-from workers.runner_starter import RunnerStarter
-from workers.spare_runner import SpareRunner
+from benchmarks.system import System, engine_config, served_model
+from tests.support.stack import DEMO_MODELS
 
 SLOTS = 8
 FIRST_TOKEN_GOAL_MS = 4.0
@@ -97,49 +88,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     added_cpu_us_by_process: dict[str, float]  # medians
 
 
-class System:
-    """Keepwarm in processes of its own, serving one warm model. Use as a context manager."""
-
-    def __init__(self, home: Path, model: ModelFile, threads: int) -> None:
-        models = home / "models"
-        models.mkdir()
-        shutil.copy(model.path, models)  # mapped into memory: a file that somebody overwrites would kill the runner
-        self._model = model.id
-        self._stack = Stack(
-            home, models, KEEPWARM_THREADS=str(threads), KEEPWARM_SLOTS=str(SLOTS), KEEPWARM_MEMORY_BUDGET="8GiB"
-        )
-
-    def __enter__(self) -> System:
-        self._stack.__enter__()
-        processes = {
-            "store": self._stack.start_store(),
-            "worker": self._stack.start_worker(),
-            "controller": self._stack.start_controller(),
-        }
-        api = self._stack.start_api()
-        api.wait_ready()
-        self._port = int(api.url.rpartition(":")[2])
-        api.finished(api.submit(model=self._model, prompt="warm", max_tokens=1))
-        (runner,) = api.runners(self._model)
-        self._pids = {name: process.pid for name, process in processes.items()}
-        self._pids |= {"api": api.process.pid, "runner": runner["pid"]}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def run(self, load: Load) -> Outcome:
-        before = self._cpu_s()
-        wall_s, first_token_s = run_clients(self._port, self._model, load)
-        cpu_s = {name: after - before[name] for name, after in self._cpu_s().items()}
-        return Outcome(wall_s=wall_s, first_token_s=first_token_s, cpu_s=cpu_s)
-
-    def _cpu_s(self) -> dict[str, float]:
-        return {name: machine.process_cpu_s(pid) for name, pid in self._pids.items()}
-
-
 def measure(system: System, engine: DirectEngine, shape: Shape, numbers: range) -> Iterator[Pair]:
     """One pair per number; who goes first alternates."""
     for number in numbers:
@@ -176,17 +124,17 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     where = machine.description()
-    model = _model(options.model)
+    model = served_model(options.model, SLOTS)
     pairs = 3 if options.quick else options.pairs
     shapes = [
         Shape(clients=clients, requests=1 if options.quick else options.requests, num_tokens=options.tokens)
         for clients in options.clients
     ]
-    config = _engine_config(model, options.threads)
+    config = engine_config(model, options.threads)
     with ExitStack() as running:
         home = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="keepwarm-bench-")))
         engine = running.enter_context(DirectEngine(config))
-        system = running.enter_context(System(home, model, options.threads))
+        system = running.enter_context(System(home, model, threads=options.threads, slots=SLOTS))
         rows = []
         with _progress(console, len(shapes) * pairs) as advance:
             for index, shape in enumerate(shapes):
@@ -265,36 +213,6 @@ def _progress(console: Console, steps: int) -> Iterator[Callable[[str], None]]:
 
 
 DEFAULT_MODEL = DEMO_MODELS / "keepwarm-demo-q8_0.gguf"
-
-
-def _model(path: Path) -> ModelFile:
-    folder = FolderScanner(path.resolve().parent, default_slots=SLOTS).scan()
-    return next(model for model in folder.models if model.path.resolve() == path.resolve())
-
-
-def _engine_config(model: ModelFile, threads: int) -> EngineConfig:
-    """What a worker with these settings gives its runner."""
-    starter = RunnerStarter(
-        spare=SpareRunner("llama_cpp", keeps=False),
-        sink=_Nowhere(),
-        clock=Clock(),
-        log_dir=Path(),
-        kind="llama_cpp",
-        threads=threads,
-        gpu_layers=0,
-        main_gpu=0,
-        use_extra_bufts=True,
-        stall_s=0,
-        load_stall_s=0,
-    )
-    return starter.config_for(model).engine
-
-
-class _Nowhere:
-    """A starter needs a sink; nothing is started here."""
-
-    def append(self, chunks: Sequence[Chunk]) -> Sequence[Verdict]:
-        raise NotImplementedError
 
 
 def _parser() -> argparse.ArgumentParser:
