@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 
 from tasks.errors import InvalidRequest, ModelLoadFailed, PromptTooLong
 from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
+from tasks.grammars import json_schema_format
 from tests.support.generating import GREEDY, Heard, listen, request, run, run_one
 from tests.support.tiny_model import CONTEXT_LENGTH, END, write_tiny_model
 from workers.engine.backend import Interrupted, Slice
 from workers.engine.base import EngineConfig
 from workers.engine.llama_cpp import LlamaContext, LlamaEngine
+from workers.engine.llama_log import LlamaLog
+from workers.engine.llama_model import LlamaModel
 from workers.messages import Generate
 
 pytestmark = pytest.mark.integration
@@ -205,6 +209,24 @@ def test_chat_template_of_the_file_is_used_with_one_bos(shared: LlamaEngine):
 def test_unknown_bias_is_refused_before_anything_runs(shared: LlamaEngine):
     with pytest.raises(InvalidRequest, match="logit_bias"):
         shared.prepare(Generate(key=1, request=request("x", sampling=SamplingParams(logit_bias={"100000": 1.0}))))
+
+
+def test_control_tokens_are_no_text_but_for_those_that_announce_tool_calls(tmp_path: Path):
+    path = write_tiny_model(tmp_path / "tools.gguf", more_control=("[TOOL_CALLS]", "[INST]"))
+    model = LlamaModel(path, LlamaLog())
+    pieces = model.vocabulary.pieces
+    (marker,) = model.tokenize("[TOOL_CALLS]", add_special=False)
+    (other,) = model.tokenize("[INST]", add_special=False)
+    model.close()
+    assert (pieces[marker], pieces[other]) == (b"[TOOL_CALLS]", b"")
+
+
+def test_json_by_schema_from_a_real_vocabulary(fresh: LlamaEngine):
+    schema = {"type": "array", "items": {"enum": ["ü🙂", 7]}, "minItems": 2, "maxItems": 4}
+    wanted = json_schema_format(schema, is_lenient=False)
+    heard = run_one(fresh, request("list", sampling=SEEDED, max_tokens=200, answer_format=wanted))
+    assert heard.done.finish_reason == "stop"
+    assert set(json.loads(heard.text)) <= {"ü🙂", 7}
 
 
 def test_logprobs_of_greedy_tokens_are_the_highest(fresh: LlamaEngine):

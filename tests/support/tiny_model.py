@@ -30,13 +30,14 @@ def write_tiny_model(
     chat_template: str | None = CHAT_TEMPLATE,
     seed: int = 7,
     deltas: Mapping[str, np.ndarray] | None = None,
+    more_control: tuple[str, ...] = (),
 ) -> Path:
     """Write the model file and return its path; a second call with the same path is free.
 
-    `deltas` are added to the weights of their names."""
+    `deltas` are added to the weights of their names; `more_control` are further control tokens."""
     if path.exists():
         return path
-    tokens, types = _vocabulary()
+    tokens, types = _vocabulary(_CONTROL + more_control)
     scratch = path.with_suffix(".part")
     writer = gguf.GGUFWriter(scratch, "llama")
     writer.add_name("tiny")
@@ -70,12 +71,12 @@ def write_tiny_model(
     return path
 
 
-def _vocabulary() -> tuple[list[str], list[int]]:
+def _vocabulary(control_tokens: tuple[str, ...]) -> tuple[list[str], list[int]]:
     letters = sorted(_byte_letters())
     words = ["".join(pair) for pair in _MERGES]
-    tokens = letters + words + list(_CONTROL)
+    tokens = letters + words + list(control_tokens)
     normal, control = int(gguf.TokenType.NORMAL), int(gguf.TokenType.CONTROL)
-    return tokens, [normal] * (len(letters) + len(words)) + [control] * len(_CONTROL)
+    return tokens, [normal] * (len(letters) + len(words)) + [control] * len(control_tokens)
 
 
 def _byte_letters() -> list[str]:
