@@ -27,7 +27,7 @@ from app.idempotency import choice_key
 from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm
 from app.sse import Chunks, ClientWatch, SseResponse
-from tasks.errors import KeepwarmError
+from tasks.errors import KeepwarmError, StoreUnavailable
 from tasks.fleet import ModelOffer
 from tasks.generation import MAX_SEED, GenerationRequest
 from tasks.jobs import Job, JobState, Priority, Usage
@@ -152,6 +152,8 @@ class LiveChoices:
                         raise AnswerTookTooLong(timeout_s)
             if not self._is_over:
                 raise AnswerIncomplete()
+        except StoreUnavailable:  # the jobs live; with an idempotency key the client comes back to them
+            raise
         except KeepwarmError:
             await self._cancel()
             raise
@@ -175,7 +177,7 @@ class LiveChoices:
                 if any(seq is not None for seq, _ in batch) or time.monotonic() >= until:
                     break
         except BaseException as error:
-            if isinstance(error, KeepwarmError):
+            if isinstance(error, KeepwarmError) and not isinstance(error, StoreUnavailable):
                 await self._cancel()
             await self._watch.finish()
             await self._batches.aclose()
@@ -202,6 +204,8 @@ class LiveChoices:
             await self._watch.finish()
             if self._is_over:
                 yield forms[0].closing(self._usage())
+        except StoreUnavailable as error:  # away for longer than the reader bridges; the jobs may live
+            yield in_band(error)
         except KeepwarmError as error:
             yield in_band(error)
             await self._cancel()

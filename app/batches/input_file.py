@@ -122,6 +122,8 @@ def _checked(raw: bytes, number: int, endpoint: str) -> Line | LineError:
         problem = _misshapen(_decode_any(raw), error)
     except (msgspec.DecodeError, UnicodeDecodeError):
         problem = ("invalid_json_line", "This line is not parseable as valid JSON.", None)
+    except RecursionError:
+        problem = ("invalid_json_line", "This line has too many objects or arrays in each other.", None)
     else:
         unfit = _unfit(line, endpoint)
         if unfit is None:

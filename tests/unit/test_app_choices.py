@@ -11,7 +11,7 @@ from app.backend import Batch
 from app.choices import choice_requests
 from app.main import create_app
 from app.settings import ApiSettings
-from tasks.errors import QueueFull
+from tasks.errors import QueueFull, StoreUnavailable
 from tasks.generation import MAX_SEED, GenerationRequest, SamplingParams
 from tasks.job_request import JobRequest
 from tasks.jobs import JobError, JobId, JobState, Usage
@@ -34,6 +34,7 @@ class Several(FakeBackend):
         super().__init__()
         self.plays = plays
         self.refuse_after: int | None = None
+        self.breaks: Exception | None = None  # raised to whoever follows
 
     def submit(self, request: JobRequest, **options) -> Submission:
         if len(self.submitted) == self.refuse_after:
@@ -43,6 +44,8 @@ class Several(FakeBackend):
     async def follow_batches(
         self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
     ) -> AsyncGenerator[Batch, None]:
+        if self.breaks is not None:
+            raise self.breaks
         index = list(self.jobs).index(job_id)
         self.batches = self.plays[min(index, len(self.plays) - 1)]
         async for batch in super().follow_batches(job_id, after_seq, follower=follower):
@@ -141,6 +144,15 @@ def test_choice_that_breaks_later_ends_the_stream_in_band(client, fake, later, c
     *_, last = sse_data(ask(client, "/v1/chat/completions", stream=True).text)
     assert last["error"]["code"] == code
     assert fake.cancelled == list(fake.jobs)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_store_that_is_away_for_a_moment_costs_no_choice(client, fake, stream):
+    fake.breaks = StoreUnavailable("away")
+    reply = ask(client, "/v1/chat/completions", stream=stream)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
+    assert len(fake.jobs) == 2
+    assert fake.cancelled == []
 
 
 def test_choices_that_take_too_long_are_cancelled(fake):

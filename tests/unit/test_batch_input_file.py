@@ -58,6 +58,12 @@ def test_wrong_line_is_named(line: bytes, code: str, param: str | None):
     assert list(index.numbers) == [1, 3]  # what follows is still looked at
 
 
+def test_line_nested_too_deeply_is_wrong_and_breaks_nothing():
+    deep = b'{"custom_id": "a", "url": "/", "body": {"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+    (error,) = index_of(deep, end=b"", max_line_bytes=len(deep)).errors
+    assert (error.code, error.line) == ("invalid_json_line", 1)
+
+
 def test_duplicate_names_the_line_that_came_first():
     assert "that of line 1" in index_of(request("a"), request("b"), request("a")).errors[0].message
 
