@@ -205,6 +205,13 @@ class Impossible(Spelling):
         return np.zeros(len(VOCABULARY), dtype=bool)
 
 
+class Exhausted(Spelling):
+    """Allows a token and then finds that going past it would take too much work."""
+
+    def take(self, token: int) -> bool:
+        raise GrammarFailed("too many items.")
+
+
 def constrained(wanted: bytes, forced: bytes = b"", emitted: str = "") -> Sequence:
     message = Generate(
         key=1,
@@ -248,6 +255,14 @@ def test_constraint_without_any_token_left_ends_with_its_error():
     assert sampled(target, FLAT) == ""
     done = target.done()
     assert done.finish_reason is None
+    assert done.error is not None and done.error.code == "grammar_failed"
+
+
+def test_constraint_that_fails_behind_an_allowed_token_ends_only_its_sequence():
+    message = Generate(key=1, request=GenerationRequest(model="m", prompt="?"))
+    target = Sequence(message, (1,), VOCABULARY, 100, Exhausted(b"ab"))
+    assert sampled(target, FLAT) == ""
+    done = target.done()
     assert done.error is not None and done.error.code == "grammar_failed"
 
 

@@ -160,11 +160,11 @@ class Sequence:
             return self.accept(likeliest)
         try:
             token = sampler.pick(logits, self.tokens, self.completion_tokens, self._constraint)
-        except GrammarFailed as failed:
+            is_text = sampler.logprobs is not None and token not in self._eog_ids
+            return self.accept(token, sampler.logprob_of(logits, token) if is_text else None)
+        except GrammarFailed as failed:  # also of a grammar that goes beyond its limits behind a token that it allowed
             self.error = JobError(code=failed.code, message=str(failed), param=failed.param)
             return None
-        is_text = sampler.logprobs is not None and token not in self._eog_ids
-        return self.accept(token, sampler.logprob_of(logits, token) if is_text else None)
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> TokenOut | None:
         """Take the next sampled token; the output it makes certain, if any. May set `finish_reason`."""
