@@ -48,10 +48,10 @@ class FolderWatch:
         before, self._seen = self._seen, self._scanner.fingerprint()
         if self._seen == self._in_force or self._seen != before:
             return
-        self._in_force = self._seen
         try:
             folder = self._scanner.scan()
         except InvalidSetting as error:
+            self._in_force = self._seen  # seen, and wrong: no second look before it changes
             log.error("models_not_reloaded", reason=str(error))
             return
         log.info(
@@ -61,6 +61,7 @@ class FolderWatch:
             unmatched=folder.unmatched,
         )
         self._on_change(folder)
+        self._in_force = self._seen
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):

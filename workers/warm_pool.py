@@ -130,6 +130,7 @@ class WarmPool:
         self._listener = on_change
         self._count_load = on_load
         self._lock = threading.Lock()
+        self._updating = threading.Lock()  # of the models; taken before `_lock`
         self._emptier = threading.Condition(self._lock)  # a runner is gone
         self._residents: dict[str, _Resident] = {}
         self._unreleased: dict[str, int] = {}  # model → pid of a gone process whose memory the device still holds
@@ -247,6 +248,13 @@ class WarmPool:
     def update_models(self, folder: ModelFolder) -> None:
         """Serve this scan's models from now on. A runner that was loaded otherwise is drained and replaced, as soon as
         it is idle or has gone on for OUTDATED_GRACE_S; names, pins and the like count at once."""
+        with self._updating:
+            self._adopt(folder)
+        self.reconcile()
+        self._notify()
+
+    def _adopt(self, folder: ModelFolder) -> None:
+        """One at a time: the caller holds `_updating`."""
         now_s = self._clock.monotonic_s()
         models = self._fitted(folder)
         with self._lock:
@@ -258,8 +266,6 @@ class WarmPool:
                     resident.model, resident.outdated_since_s = current, None
                 elif resident.outdated_since_s is None:
                     resident.outdated_since_s = now_s
-        self.reconcile()
-        self._notify()
 
     def reconcile(self) -> None:
         """One step towards the placement. Never blocks on a runner."""
@@ -397,8 +403,10 @@ class WarmPool:
 
     def _live(self, resident: _Resident) -> None:
         started_s = self._clock.monotonic_s()
-        self._num_moves += 1
-        window = LoadWindow(self._device.free_mark(), self._num_moves)
+        with self._lock:
+            self._num_moves += 1
+            num_moves = self._num_moves
+        window = LoadWindow(self._device.free_mark(), num_moves)  # the mark last: another load in between is seen
         runner = self._spawn(resident)
         try:
             ready = runner.wait_loaded()
@@ -574,7 +582,10 @@ class WarmPool:
 
     def _refit(self) -> None:
         """A dry run knows better what a model needs."""
-        self.update_models(self._folder)
+        with self._updating:
+            self._adopt(self._folder)  # read inside: a scan that comes in meanwhile must not be undone
+        self.reconcile()
+        self._notify()
 
     def _parked_bytes(self, model: ModelFile) -> int:
         return model.parked_bytes(self._parked_memory)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tasks.errors import InvalidSetting
 from workers.folder_watch import FolderWatch
 from workers.model_files import MODELS_YAML, FolderScanner, ModelFolder, UnusableFile
@@ -12,7 +14,7 @@ from workers.model_files import MODELS_YAML, FolderScanner, ModelFolder, Unusabl
 class ScriptedScanner:
     def __init__(self) -> None:
         self.print = "a"
-        self.error: InvalidSetting | None = None
+        self.error: Exception | None = None
         self.num_scans = 0
 
     def fingerprint(self) -> str:
@@ -57,6 +59,17 @@ def test_wrong_settings_leave_the_last_good_scan_in_force_until_they_change() ->
     watch.look()
     watch.look()
     assert found == [folder_named("right")]
+
+
+def test_scan_that_breaks_is_tried_again() -> None:
+    scanner, watch, found = watched()
+    scanner.print, scanner.error = "b", OSError("the file system is away")
+    watch.look()
+    with pytest.raises(OSError, match="away"):
+        watch.look()
+    scanner.error = None
+    watch.look()
+    assert found == [folder_named("b")]
 
 
 def test_fingerprint_follows_files_and_settings(tmp_path: Path) -> None:
