@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -152,14 +153,16 @@ class LlamaEncoder:
         request = message.request
         if (request.query is not None) != (kind is ModelKind.RERANK):
             raise WrongModelKind(request.model, kind)
-        inputs = tuple(self._inputs(request))
+        inputs = []
         name = "input" if request.query is None else "documents"
-        for index, tokens in enumerate(inputs):
+        # One after the other: a long query in front of every document would take more memory than there is.
+        for index, tokens in enumerate(self._inputs(request)):
             if len(tokens) > self._config.context_length:
                 raise InputTooLong(param=f"{name}[{index}]", tokens=len(tokens), limit=self._config.context_length)
+            inputs.append(tokens)
         return Encoding(
             key=message.key,
-            inputs=inputs,
+            inputs=tuple(inputs),
             done=message.published_rows,
             dimensions=request.dimensions,
             is_scored=request.query is not None,
@@ -187,12 +190,13 @@ class LlamaEncoder:
         if self._model is not None:
             self._model.close()
 
-    def _inputs(self, request: EncodingRequest) -> Items[tuple[int, ...]]:
+    def _inputs(self, request: EncodingRequest) -> Iterable[tuple[int, ...]]:
         assert self._model is not None, "prepare before load"
+        model = self._model
         if request.query is not None:
-            return [self._pair(self._model, request.query, text) for text in request.texts]
+            return self._pairs_of(model, request.query, request.texts)
         if request.texts:
-            return [tuple(self._model.tokenize(text, add_special=True)) or self._nothing() for text in request.texts]
+            return (tuple(model.tokenize(text, add_special=True)) or self._nothing() for text in request.texts)
         size = self._model.vocabulary_size
         for index, tokens in enumerate(request.token_ids):
             if not all(0 <= token < size for token in tokens):
@@ -206,11 +210,14 @@ class LlamaEncoder:
         assert self._model is not None
         return tuple(self._model.start_ids())
 
-    def _pair(self, model: LlamaModel, query: str, text: str) -> tuple[int, ...]:
+    def _pairs_of(self, model: LlamaModel, query: str, texts: Items[str]) -> Iterator[tuple[int, ...]]:
         """The form of llama-server (tools/server/server-common.cpp, format_prompt_rerank)."""
         pairs = self._pairs
         if pairs.template is not None:
-            filled = pairs.template.replace("{query}", query).replace("{document}", text)
-            return tuple(model.tokenize(filled, add_special=False))
-        middle = (model.tokenize(part, add_special=False, parse_special=False) for part in (query, text))
-        return (*pairs.start, *next(middle), *pairs.between, *next(middle), *pairs.end)
+            template = pairs.template.replace("{query}", query)
+            for text in texts:
+                yield tuple(model.tokenize(template.replace("{document}", text), add_special=False))
+            return
+        before = (*pairs.start, *model.tokenize(query, add_special=False, parse_special=False), *pairs.between)
+        for text in texts:
+            yield (*before, *model.tokenize(text, add_special=False, parse_special=False), *pairs.end)
