@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.jobs import JobId, Priority
 from tasks.routing import model_queue
 from tasks.store import keys
-from tasks.store.connection import Client, translated
+from tasks.store.connection import Client, load_script, translated
 from tasks.store.fleet_store import SCORE_PER_PRIORITY
 
 # kombu keeps priority p > 0 of a queue in the list `queue\x06\x16p` (kombu.transport.redis, `sep`).
@@ -18,6 +18,7 @@ MAX_DEAD_LETTERS = 1000  # each keeps its prompt and its text in memory
 class BacklogStore:
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._forget_line = load_script(client, "forget_line")
 
     @translated
     def lost(self) -> list[tuple[JobId, str, Priority]]:
@@ -32,7 +33,7 @@ class BacklogStore:
                 pipe.llen(_transport_list(model, priority))
             waiting, *lengths = pipe.execute()
             if not waiting:
-                self._client.srem(keys.WAITING_MODELS, model)
+                self._forget_line(keys=[keys.waiting(model), keys.WAITING_MODELS], args=[model])
             elif waiting > sum(lengths):
                 found += self._oldest_woken(model, min(waiting - sum(lengths), RESEND_LIMIT))
         return found

@@ -247,6 +247,30 @@ def test_only_a_job_without_an_answer_can_be_requeued(jobs: JobStore, leases: Le
         repeat(jobs, JobId("job_0"))
 
 
+def test_job_that_comes_just_when_its_models_line_was_found_empty_stays_in_sight(
+    client: Client, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.sadd(keys.WAITING_MODELS, MODEL)
+    backlog, pipeline = BacklogStore(client), client.pipeline
+
+    def overtaken(**options: object) -> Client:
+        pipe = pipeline(**options)
+        execute = pipe.execute
+
+        def and_then_a_job_comes() -> object:
+            replies = execute()
+            admit(jobs)
+            return replies
+
+        pipe.execute = and_then_a_job_comes
+        return pipe
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "pipeline", overtaken)
+        assert backlog.lost() == []
+    assert [queue.depth for queue in FleetStore(client).queues()] == [1]
+
+
 def test_dead_letters_beyond_the_bound_are_forgotten_first(
     client: Client, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
