@@ -12,7 +12,7 @@ from benchmarks.lean_client import run_clients
 from benchmarks.load import Load, Outcome
 from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
-from tests.support.stack import Stack
+from tests.support.stack import Stack, wait_until
 from workers.clock import Clock
 from workers.engine.base import EngineConfig
 from workers.model_files import FolderScanner, ModelFile
@@ -43,6 +43,7 @@ class System:
         api.wait_ready()
         self.port = int(api.url.rpartition(":")[2])
         api.finished(api.submit(model=self.model, prompt="warm", max_tokens=1))
+        wait_until(lambda: bool(api.runners(self.model)), "the runner is in the worker's heartbeat")
         (runner,) = api.runners(self.model)
         self._pids = {name: process.pid for name, process in processes.items()}
         self._pids |= {"api": api.process.pid, "runner": runner["pid"]}
