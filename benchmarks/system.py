@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +34,13 @@ class System:
         )
 
     def __enter__(self) -> System:
-        self._stack.__enter__()
+        with ExitStack() as undo:  # a start that fails leaves nothing behind
+            undo.enter_context(self._stack)
+            self._start()
+            undo.pop_all()
+        return self
+
+    def _start(self) -> None:
         processes = {
             "store": self._stack.start_store(),
             "worker": self._stack.start_worker(),
@@ -47,7 +54,6 @@ class System:
         (runner,) = api.runners(self.model)
         self._pids = {name: process.pid for name, process in processes.items()}
         self._pids |= {"api": api.process.pid, "runner": runner["pid"]}
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
