@@ -36,7 +36,7 @@ class WorkerView:
 
     __slots__ = (
         "desired", "evict", "failed", "free_bytes", "hold", "idle_bytes", "offers", "report", "runners", "shelf",
-        "ttl_ms",
+        "ttl_ms", "wished",
     )  # fmt: skip
 
     def __init__(self, report: WorkerReport, desired: WorkerPlacement, shelf: Shelf) -> None:
@@ -59,6 +59,7 @@ class WorkerView:
             and self.offers[model].is_usable
             and runner.state in (RunnerState.STARTING, RunnerState.READY)
         }
+        self.wished: WorkerPlacement | None = None  # what `placement` returned last
         self.free_bytes = report.budget_bytes - sum(map(self.bytes_of, self.hold.union(self.runners) - self.evict))
         self.idle_bytes = sum(runner.bytes for runner in report.runners if idle_since_ms(runner) is not None)
         self.ttl_ms = min(map(self._ends_ms, self.runners.values()), default=None) if self._has_ttl() else None
@@ -81,14 +82,17 @@ class WorkerView:
         twin = object.__new__(WorkerView)
         for name in WorkerView.__slots__:
             setattr(twin, name, getattr(self, name))
-        twin.hold, twin.evict = set(self.hold), set(self.evict)
+        twin.hold, twin.evict, twin.wished = set(self.hold), set(self.evict), None
         return twin
 
     def placement(self) -> WorkerPlacement:
-        hold, evict = tuple(sorted(self.hold)), tuple(sorted(self.evict))
-        if (hold, evict) == (self.desired.hold, self.desired.evict):
-            return self.desired
-        return WorkerPlacement(hold=hold, evict=evict, prefetch=self.desired.prefetch)
+        """What it shall hold and evict; the very one that was observed if nothing differs."""
+        if self.wished is None:
+            hold, evict = tuple(sorted(self.hold)), tuple(sorted(self.evict))
+            is_same = (hold, evict) == (self.desired.hold, self.desired.evict)
+            fresh = WorkerPlacement(hold=hold, evict=evict, prefetch=self.desired.prefetch)
+            self.wished = self.desired if is_same else fresh
+        return self.wished
 
     def _has_ttl(self) -> bool:
         return any(model in self.offers and self.offers[model].ttl_s is not None for model in self.runners)
@@ -114,6 +118,7 @@ class Memo:
 
     views: dict[str, WorkerView] = field(default_factory=dict)
     holders: dict[str, frozenset[str]] = field(default_factory=dict)
+    replicated: set[str] = field(default_factory=set)  # models with more than one holder
     shelves: dict[int, Shelf] = field(default_factory=dict)  # by identity of the tuple, which the shelf keeps alive
 
     def refresh(self, fleet: Fleet, placement: Placement) -> None:
@@ -147,6 +152,8 @@ class Memo:
                 del self.holders[model]
         for model in after - before:
             self.holders[model] = self.holders.get(model, frozenset()) | {name}
+        for model in before ^ after:
+            (self.replicated.add if len(self.holders.get(model, ())) > 1 else self.replicated.discard)(model)
 
 
 class FleetView:
@@ -157,8 +164,11 @@ class FleetView:
         self.now_ms = fleet.now_ms
         self._views = dict(memo.views)
         self._holders = dict(memo.holders)
+        self._replicated = set(memo.replicated)
         self._shelves = list({id(view.shelf): view.shelf for view in memo.views.values()}.values())
         self.changed: set[str] = set()
+        self._by_free: list[str] | None = None
+        self._by_promise: list[str] | None = None
 
     def __iter__(self) -> Iterator[WorkerView]:
         return iter(self._views.values())
@@ -169,6 +179,25 @@ class FleetView:
     def __getitem__(self, worker: str) -> WorkerView:
         return self._views[worker]
 
+    def by_free_bytes(self) -> Iterator[WorkerView]:
+        """The most free bytes first, as the plan began."""
+        if self._by_free is None:
+            self._by_free = sorted(self._views, key=lambda name: (-self._views[name].free_bytes, name))
+        return map(self._views.__getitem__, self._by_free)
+
+    def by_promise(self) -> Iterator[WorkerView]:
+        """The most free and idle bytes first, as the plan began."""
+        if self._by_promise is None:
+
+            def promise(name: str) -> tuple[int, str]:
+                return (-self._views[name].free_bytes - self._views[name].idle_bytes, name)
+
+            self._by_promise = sorted(self._views, key=promise)
+        return map(self._views.__getitem__, self._by_promise)
+
+    def holder_ids(self, model: str) -> frozenset[str]:
+        return self._holders.get(model, frozenset())
+
     def holders(self, model: str) -> list[WorkerView]:
         """Workers that hold the model or are to load it, in order of their ids."""
         return [self._views[worker] for worker in sorted(self._holders.get(model, ()))]
@@ -178,7 +207,7 @@ class FleetView:
 
     def replicated(self) -> list[str]:
         """Models with more than one copy."""
-        return sorted(model for model, workers in self._holders.items() if len(workers) > 1)
+        return sorted(model for model in self._replicated if self.copies(model) > 1)
 
     def standing(self) -> dict[str, int]:
         """Models that are wanted without a job, with the number of copies; the largest wish counts."""
@@ -205,6 +234,8 @@ class FleetView:
             view.free_bytes -= view.bytes_of(model)
         view.hold.add(model)
         self._holders[model] = self._holders.get(model, frozenset()) | {worker}
+        if len(self._holders[model]) > 1:
+            self._replicated.add(model)
 
     def evict(self, worker: str, model: str) -> None:
         view = self._edit(worker)

@@ -11,14 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from tasks.controller.decisions import Action, Code, Term
 from tasks.controller.fleet_view import WorkerView, by_id
 from tasks.controller.scene import Scene
 from tasks.controller.value import channel_ms, load_ms
-from tasks.controller.victims import Resident, pick, reachable_bytes, slack_ms
+from tasks.controller.victims import Resident, pick, slack_ms
 from tasks.fleet import ModelOffer, RunnerState
 
 
@@ -59,19 +60,37 @@ def place(model: str, scene: Scene, *, may_displace_busy: bool = True) -> bool:
 
 
 def open_workers(model: str, scene: Scene) -> list[WorkerView]:
-    """Workers that could take the model once others left; of a large fleet the most promising ones.
+    """Workers that could take the model once others left; of a large fleet those with the most free bytes where it fits
+    right away, or else those with the most free and idle bytes.
 
     A runner that leaves is never revived: where there is one, the model comes back only after the process is gone."""
-    found = []
-    for view in scene.fleet:
-        offer = view.offers.get(model)
-        if offer is None or not offer.is_usable or not _fits_device(view, offer):
-            continue
-        if model in view.runners or model in view.hold:
-            continue
-        if offer.bytes <= view.free_bytes or offer.bytes <= reachable_bytes(view, scene.fleet):
-            found.append(view)
-    return _most_promising(found, model, scene)
+    width = scene.rules.search_width
+    if len(scene.fleet) > width:
+        with_room = _first(scene.fleet.by_free_bytes(), width, lambda view: _has_room(view, model))
+        if with_room:
+            return by_id(with_room)
+    return by_id(_first(scene.fleet.by_promise(), width, lambda view: _can_take(view, model, scene)))
+
+
+def _first(views: Iterable[WorkerView], count: int, is_fit: Callable[[WorkerView], bool]) -> list[WorkerView]:
+    return list(islice(filter(is_fit, views), count))
+
+
+def _has_room(view: WorkerView, model: str) -> bool:
+    offer = view.offers.get(model)
+    return offer is not None and offer.bytes <= view.free_bytes and _is_open(view, offer)
+
+
+def _can_take(view: WorkerView, model: str, scene: Scene) -> bool:
+    offer = view.offers.get(model)
+    if offer is None or not _is_open(view, offer):
+        return False
+    return offer.bytes <= view.free_bytes or offer.bytes <= scene.reachable_bytes(view)
+
+
+def _is_open(view: WorkerView, offer: ModelOffer) -> bool:
+    is_there = offer.id in view.runners or offer.id in view.hold
+    return not is_there and offer.is_usable and _fits_device(view, offer)
 
 
 def say_why_nowhere(model: str, scene: Scene) -> None:
@@ -292,17 +311,17 @@ def _pauses(model: str, scene: Scene) -> bool:
 def _say_does_not_fit(model: str, views: list[WorkerView], scene: Scene) -> None:
     sizes = "; ".join(
         f"{view.id} needs {mib(view.offers[model].bytes)} and can free at most "
-        f"{mib(reachable_bytes(view, scene.fleet))} of its budget of {mib(view.report.budget_bytes)}"
+        f"{mib(scene.reachable_bytes(view))} of its budget of {mib(view.report.budget_bytes)}"
         for view in views[:4]
     )
     only_pinned = any(view.offers[model].bytes <= view.report.budget_bytes for view in views)
     what = "lower its context_length or slots" if not only_pinned else "unpin a model"
     text = f"'{model}' fits on no worker: {sizes}. Raise KEEPWARM_MEMORY_BUDGET, or {what}."
-    best = max(views, key=lambda view: (reachable_bytes(view, scene.fleet), view.id))
+    best = max(views, key=lambda view: (scene.reachable_bytes(view), view.id))
     code = Code.PINNED_IN_THE_WAY if only_pinned else Code.DOES_NOT_FIT
     terms: dict[str, Term] = {
         "need_bytes": best.offers[model].bytes,
-        "reachable_bytes": reachable_bytes(best, scene.fleet),
+        "reachable_bytes": scene.reachable_bytes(best),
         "budget_bytes": best.report.budget_bytes,
     }
     scene.say(Action.REFUSE, code, model, text, terms=terms)
@@ -312,17 +331,6 @@ def _fits_device(view: WorkerView, offer: ModelOffer) -> bool:
     """`cuda` means any GPU, `cuda:1` the second one. A device's name goes on with a description."""
     device = view.report.device.partition(" ")[0]
     return not offer.devices or any(device == each or device.startswith(f"{each}:") for each in offer.devices)
-
-
-def _most_promising(views: list[WorkerView], model: str, scene: Scene) -> list[WorkerView]:
-    """All of a small fleet; of a large one those with the most room, then with the most idle bytes."""
-    if len(views) <= scene.rules.search_width:
-        return by_id(views)
-
-    def promise(view: WorkerView) -> tuple[bool, int, str]:
-        return (view.free_bytes >= view.offers[model].bytes, view.free_bytes + view.idle_bytes, view.id)
-
-    return by_id(sorted(views, key=promise, reverse=True)[: scene.rules.search_width])
 
 
 def mib(count: int) -> str:

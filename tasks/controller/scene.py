@@ -11,7 +11,7 @@ from tasks.controller.demand import Demand, patience_ms
 from tasks.controller.fleet_view import FleetView, WorkerView
 from tasks.controller.policy_state import Bucket, LoadFailures, PolicyState
 from tasks.controller.rules import Rules
-from tasks.controller.victims import Resident, rank_residents
+from tasks.controller.victims import Resident, rank_residents, reachable_bytes
 from tasks.fleet import QueueReport
 
 NO_TERMS: Mapping[str, Term] = {}
@@ -30,6 +30,7 @@ class Scene:
         self.claimed: dict[str, str] = {}  # worker → the overdue model that has the first claim on it
         self.fallbacks: dict[str, str] = {}
         self._ranked: dict[str, list[Resident]] = {}
+        self._reachable: dict[str, int] = {}
 
     @property
     def now_ms(self) -> int:
@@ -64,17 +65,30 @@ class Scene:
             ranked = self._ranked[view.id] = rank_residents(view, self.fleet, self.queues, self.state, self.rules)
         return ranked
 
+    def reachable_bytes(self, view: WorkerView) -> int:
+        """The most that could ever be freed there."""
+        found = self._reachable.get(view.id)
+        if found is None:
+            found = self._reachable[view.id] = reachable_bytes(view, self.fleet)
+        return found
+
     def load(self, view: WorkerView, model: str, victims: list[Resident]) -> None:
         for victim in victims:
             self.evict(view.id, victim.model)
-        self._ranked.clear()
+        self._forget_ranks(view.id, model)
         self.fleet.hold(view.id, model)
 
     def evict(self, worker: str, model: str) -> None:
-        self._ranked.clear()
+        self._forget_ranks(worker, model)
         self.fleet.evict(worker, model)
         if model in self.queues and not self.fleet.copies(model):
             self._remember(displaced_ms={**self.state.displaced_ms, model: self.now_ms})
+
+    def _forget_ranks(self, worker: str, model: str) -> None:
+        """A copy more or less changes this worker, and what the other copies are worth."""
+        for name in self.fleet.holder_ids(model) | {worker}:
+            self._ranked.pop(name, None)
+            self._reachable.pop(name, None)
 
     def spend(self, worker: str, load_ms: int) -> None:
         left = self.state.bucket_ms(worker, self.now_ms, self.rules) - load_ms

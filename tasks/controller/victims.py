@@ -62,8 +62,8 @@ def reachable_bytes(view: WorkerView, fleet: FleetView) -> int:
 
 
 def pick(ranked: Sequence[Resident], shortfall: int, may_go: Callable[[Resident], bool]) -> list[Resident] | None:
-    """The first in rank that together free the shortfall, without those that turned out not to be needed; or one
-    alone that costs less than they do together. None when all of them free too little."""
+    """The first in rank that together free the shortfall, without those that turned out not to be needed; or an idle
+    one alone that is worth less than they are together. None when all of them free too little."""
     chosen: list[Resident] = []
     left = shortfall
     for each in ranked:
@@ -75,9 +75,13 @@ def pick(ranked: Sequence[Resident], shortfall: int, may_go: Callable[[Resident]
     if left > 0:
         return None
     needed = _without_superfluous(chosen, -left)
-    if len(needed) > 1 and not any(each.is_busy for each in needed):
+    if not any(each.is_busy for each in needed):
         total = sum(each.value_s for each in needed)
-        alone = [each for each in ranked if not each.is_busy and each.bytes >= shortfall and each.value_s < total]
+        alone = [
+            each
+            for each in ranked
+            if not each.is_busy and each.bytes >= shortfall and each.value_s < total and may_go(each)
+        ]
         if alone:
             return [min(alone, key=lambda each: (each.value_s, each.rank))]
     return needed
