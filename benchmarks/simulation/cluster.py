@@ -137,6 +137,13 @@ class Cluster:
     def is_held(self, model_id: str) -> bool:
         return any(model_id in worker.runners and worker.runners[model_id].state != DRAINING for worker in self.workers)
 
+    def is_ready(self, model_id: str) -> bool:
+        return any(model_id in worker.runners and worker.runners[model_id].state == READY for worker in self.workers)
+
+    def _note_absence(self, model_id: str) -> None:
+        if self.queues.get(model_id) and not self.is_ready(model_id):
+            self.absent_since.setdefault(model_id, self.now_ms)
+
     def waiting_models(self) -> list[str]:
         """Absent models with waiting jobs, the longest waiting head first."""
         heads = [
@@ -176,10 +183,8 @@ class Cluster:
         self.arrivals[key] = self.arrivals.get(key, 0) + 1
         heapq.heappush(self.queues.setdefault(model, []), (job.order, job))
         self.dispatch(model)
-        is_ready = any(model in w.runners and w.runners[model].state == READY for w in self.workers)
-        if not is_ready and self.queues.get(model):
-            self.absent_since.setdefault(model, self.now_ms)
-        return not is_ready
+        self._note_absence(model)
+        return not self.is_ready(model)
 
     def dispatch(self, model: str) -> None:
         queue = self.queues.get(model)
@@ -243,7 +248,7 @@ class Cluster:
             worker.device.remove(sequence, self.now_ms)
             heapq.heappush(queue, (sequence.job.order, sequence.job))
         runner.running.clear()
-        self.absent_since.setdefault(runner.model.id, self.now_ms)
+        self._note_absence(runner.model.id)
         self._schedule(worker)
         self._at(self.now_ms + self.setting.hardware.stop_ms, partial(self._gone, worker, runner))
         return True
@@ -252,8 +257,7 @@ class Cluster:
         if worker.runners.get(runner.model.id) is runner:
             del worker.runners[runner.model.id]
             worker.version += 1
-            if self.queues.get(runner.model.id):
-                self.absent_since.setdefault(runner.model.id, self.now_ms)
+            self._note_absence(runner.model.id)
             self._start_loads(worker)
         return True
 
