@@ -217,6 +217,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for one request (default: 180)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--context", type=int, default=4096, help="tokens per slot (default: 4096)")
+    parser.add_argument("--context", type=int, default=1024, help="tokens per slot (default: 1024)")
     parser.add_argument("--save", action="store_true", help="write the result into benchmarks/results")
     return parser

@@ -39,7 +39,7 @@ def keepwarm(setting: Setting, home: Path, budget_bytes: int) -> Iterator[Server
     """Every process of ours, with a budget in bytes."""
     with Stack(
         home,
-        setting.models,
+        _with_context_length(setting, home / "models"),
         KEEPWARM_THREADS=str(setting.threads),
         KEEPWARM_SLOTS=str(setting.slots),
         KEEPWARM_MEMORY_BUDGET=str(budget_bytes),
@@ -50,6 +50,17 @@ def keepwarm(setting: Setting, home: Path, budget_bytes: int) -> Iterator[Server
         api = stack.start_api()
         api.wait_ready()
         yield Server(api.url, [worker.pid], api)
+
+
+def _with_context_length(setting: Setting, folder: Path) -> Path:
+    """The same files under a models.yaml of the benchmark's."""
+    folder.mkdir(parents=True)
+    files = sorted(setting.models.glob("*.gguf"))
+    for file in files:
+        (folder / file.name).symlink_to(file)
+    entries = [f"  {file.stem.lower()}: {{context_length: {setting.context_length}}}\n" for file in files]
+    (folder / "models.yaml").write_text("models:\n" + "".join(entries))
+    return folder
 
 
 @contextmanager
