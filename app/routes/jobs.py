@@ -72,16 +72,26 @@ async def list_jobs(
     state: JobState | None = None,
     model: str | None = None,
     dead: bool = False,
+    after: str | None = None,
 ) -> JobList:
-    """A dead letter is a failed job whose request is not to blame: its attempts broke too often, or its model can't be
+    """`after` is the last job of the page before; `has_more` says whether another page follows.
+
+    A dead letter is a failed job whose request is not to blame: its attempts broke too often, or its model can't be
     served. It stays on this list until it is requeued, and is kept for KEEPWARM_DEAD_RETENTION_S."""
 
-    def read() -> list[JobObject]:
-        jobs = front.backend.jobs
-        found = jobs.dead(limit, model) if dead else jobs.recent(limit, state, model)
-        return [job_object(job, *_place(front, job)) for job in found if state in (None, job.state)]
+    if dead and after is not None:
+        raise InvalidRequest("after: dead letters come on one page; ask for more of them with limit.", param="after")
 
-    return JobList(data=await to_thread.run_sync(read))
+    def read() -> JobList:
+        jobs = front.backend.jobs
+        if dead:
+            found = jobs.dead(limit + 1, model)
+        else:
+            found = jobs.recent(limit + 1, state, model, None if after is None else JobId(after))
+        data = [job_object(job, *_place(front, job)) for job in found[:limit] if state in (None, job.state)]
+        return JobList(data=data, has_more=len(found) > limit)
+
+    return await to_thread.run_sync(read)
 
 
 @router.get("/v1/jobs/{job_id}", summary="One job; with ?wait= as soon as it ends")

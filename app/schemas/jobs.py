@@ -89,6 +89,7 @@ class JobObject(BaseModel):
 class JobList(BaseModel):
     object: Literal["list"] = "list"
     data: list[JobObject]
+    has_more: bool
 
 
 def job_object(job: Job, position: int | None, predicted_wait_s: float | None = None) -> JobObject:

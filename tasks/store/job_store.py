@@ -177,9 +177,12 @@ class JobStore:
         found = zip(job_ids, pipe.execute(), strict=True)
         return [job_from_fields(job_id, fields) for job_id, fields in found if fields]
 
-    def recent(self, limit: int, state: JobState | None = None, model: str | None = None) -> list[Job]:
-        """Newest first. Filters are applied while reading back in pages, so a rare state costs more reads."""
-        page, start = max(limit, 100), 0
+    def recent(
+        self, limit: int, state: JobState | None = None, model: str | None = None, after: JobId | None = None
+    ) -> list[Job]:
+        """Newest first, from behind the job `after` on. Filters are applied while reading back in pages, so a rare
+        state costs more reads. Raises JobNotFound for an `after` that is no longer on the list."""
+        page, start = max(limit, 100), 0 if after is None else self._rank(after) + 1
         jobs: list[Job] = []
         while len(jobs) < limit:
             ids = self._recent_ids(start, page)
@@ -201,6 +204,13 @@ class JobStore:
     @translated
     def _dead_ids(self) -> list[JobId]:
         return [JobId(job_id.decode()) for job_id in self._client.zrevrange(keys.DEAD, 0, -1)]
+
+    @translated
+    def _rank(self, job_id: JobId) -> int:
+        rank = self._client.zrevrank(keys.JOBS, job_id)
+        if rank is None:
+            raise JobNotFound(job_id)
+        return int(rank)
 
     @translated
     def _recent_ids(self, start: int, count: int) -> list[JobId]:

@@ -245,6 +245,15 @@ def test_prompt_that_the_runner_finds_too_long_is_refused(client, worker, meanwh
     assert "400 tokens" in reply.result().json()["detail"]
 
 
+def test_pages_of_the_list_come_from_the_store(client, worker):
+    ids = [client.post("/v1/jobs", json={"model": "demo", "prompt": str(n)}).json()["id"] for n in range(3)]
+    first = client.get("/v1/jobs?limit=2").json()
+    assert ([job["id"] for job in first["data"]], first["has_more"]) == (ids[:0:-1], True)
+    rest = client.get(f"/v1/jobs?limit=2&after={ids[1]}").json()
+    assert ([job["id"] for job in rest["data"]], rest["has_more"]) == (ids[:1], False)
+    assert client.get("/v1/jobs?after=job_gone").status_code == 404
+
+
 def test_list_and_pool_come_from_the_store(client, worker):
     ids = [client.post("/v1/jobs", json=BODY).json()["id"] for _ in range(3)]
     listed = client.get("/v1/jobs?state=queued").json()["data"]

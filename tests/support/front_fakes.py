@@ -179,10 +179,14 @@ class FakeBackend:
             raise JobNotFound(job_id)
         return self.jobs[job_id]
 
-    def recent(self, limit: int, state: JobState | None = None, model: str | None = None) -> list[Job]:
+    def recent(
+        self, limit: int, state: JobState | None = None, model: str | None = None, after: JobId | None = None
+    ) -> list[Job]:
         jobs = [
             job for job in reversed(self.jobs.values()) if state in (None, job.state) and model in (None, job.model)
         ]
+        if after is not None:
+            jobs = jobs[jobs.index(self.get(after)) + 1 :]
         return jobs[:limit]
 
     def dead(self, limit: int, model: str | None = None) -> list[Job]:

@@ -191,6 +191,20 @@ def test_unknown_job_is_a_404_problem(client):
         assert reply.json()["instance"] == f"/v1/jobs/job_none{path}"
 
 
+def test_list_is_read_page_by_page(client, fake):
+    ids = [post(client) for _ in range(5)]
+    seen: list[str] = []
+    after: dict[str, str] = {}
+    for has_more in (True, True, False):
+        page = client.get("/v1/jobs", params={"limit": 2, **after}).json()
+        seen += [job["id"] for job in page["data"]]
+        assert page["has_more"] is has_more
+        after = {"after": seen[-1]}
+    assert seen == list(reversed(ids))
+    assert client.get("/v1/jobs?after=job_gone").status_code == 404
+    assert client.get("/v1/jobs?after=job_gone&dead=true").status_code == 400
+
+
 def test_list_is_newest_first_and_filtered(client, fake):
     ids = [post(client), post(client, model="cold"), post(client)]
     change(fake, ids[0], state=JobState.FAILED)
