@@ -79,6 +79,7 @@ class Tiers:
         self._tiers: dict[str, str] = {}
         self._loads: deque[Load] = deque(maxlen=REMEMBERED_LOADS)
         self._wished: tuple[str, ...] = ()
+        self._was_read: set[str] = set()  # for this wish; once is enough, also where the page cache can't hold it
         self._stopping = threading.Event()
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tiers", daemon=True)
@@ -113,6 +114,7 @@ class Tiers:
         with self._lock:
             is_news = models != self._wished
             self._wished = models
+            self._was_read &= set(models)
         if is_news:
             self._due.set()
 
@@ -122,7 +124,7 @@ class Tiers:
         found = {each.id: _tier(each.path) for each in models.values()}
         with self._lock:
             self._tiers = {model: tier for model, tier in found.items() if tier is not None}
-            wished = self._wished
+            wished = [model for model in self._wished if model not in self._was_read]
         for model in wished:
             if found.get(model) == DISK:
                 self._read(models[model])
@@ -137,6 +139,9 @@ class Tiers:
         except OSError as error:
             log.warning("read_ahead_failed", model=model.id, reason=str(error))
             return
+        if is_whole:
+            with self._lock:
+                self._was_read.add(model.id)
         log.info("read_ahead", model=model.id, bytes=model.file_bytes, is_whole=is_whole)
 
     def _run(self) -> None:

@@ -49,6 +49,27 @@ def test_prefetch_brings_a_file_into_the_page_cache(tmp_path: Path) -> None:
     assert [tiers.of("a"), tiers.of("b")] == ["disk", "page_cache"]
 
 
+def test_file_that_does_not_stay_in_the_page_cache_is_read_once_per_wish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def reads(path: Path, goes_on: object) -> bool:
+        read.append(path.stem)
+        return True
+
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
+    monkeypatch.setattr("workers.tiers.read_through", reads)
+    files = [File(name, tmp_path / f"{name}.gguf") for name in "ab"]
+    for file in files:
+        file.path.touch()
+    tiers = Tiers(lambda: files)
+    for wish in (("a",), ("a",), ("a", "b"), (), ("a",)):
+        tiers.prefetch(wish)
+        tiers.look()
+    assert read == ["a", "b", "a"]
+
+
 def test_reading_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(bytes(9 * MIB))
