@@ -55,6 +55,11 @@ class Plan:
         """Models whose waiting jobs can't be served, with the reason."""
         return {each.model: each for each in self.decisions if each.action is Action.REFUSE}
 
+    def unservable(self) -> dict[str, Decision]:
+        """Models that can't be served while their fallback can, with the reason."""
+        handed = [each for each in self.decisions if each.action is Action.FALLBACK]
+        return {each.model: each for each in handed if each.code is not Code.WAIT_TOO_LONG}
+
     def waiting(self) -> set[str]:
         """Models that should be loaded and can't be yet."""
         return {each.model for each in self.decisions if each.action is Action.WAIT}

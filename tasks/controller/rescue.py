@@ -59,20 +59,27 @@ class Rescue:
             _log.info("quarantine_over", suspect=entry.id)
         return {model: entry.suspect.reason for model, entry in self.quarantine.models().items()}
 
-    def refuse(self, model: str, reason: str, code: str) -> None:
+    def refuse(self, model: str, error: JobError) -> None:
         """End the waiting jobs of a model that can't be served."""
-        error = JobError(code=code, message=reason, param="model")
         for job_id in self.backlog_store.waiting(model, BATCH):
             self.jobs.end_waiting(job_id, JobState.FAILED, error)
             _log.warning("job_refused", job_id=job_id, model=model)
 
-    def hand_over(self, model: str, target: str) -> None:
-        """Send the waiting jobs of a model to its fallback; those that were handed over before stay."""
+    def hand_over(self, model: str, target: str, *, refusal: JobError | None = None) -> None:
+        """Send the waiting jobs of a model to its fallback. Those that were handed over before, or have published
+        tokens, stay: they end with the `refusal` when nobody will ever serve them."""
+        stayed = set()
         for job_id in self.backlog_store.waiting(model, BATCH):
             priority = self.jobs.hand_over(job_id, model, target)
-            if priority is not None:
+            if priority is None:
+                stayed.add(job_id)
+            else:
                 _log.warning("job_handed_over", job_id=job_id, model=model, fallback=target)
                 self.wakeups.wake(job_id, target, priority)
+        if refusal is not None and stayed:
+            for job_id in stayed.intersection(self.backlog_store.waiting(model, BATCH)):
+                self.jobs.end_waiting(job_id, JobState.FAILED, refusal)
+                _log.warning("job_refused", job_id=job_id, model=model)
 
     def _return_expired_leases(self) -> None:
         for job_id, attempt, worker in self.leases.expired(BATCH):

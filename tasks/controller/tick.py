@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from tasks.controller.decisions import Action, Code
+from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.demand import Demand
 from tasks.controller.fleet_view import Memo
 from tasks.controller.plan import Plan, plan
@@ -16,6 +16,7 @@ from tasks.controller.policy_state import PolicyState
 from tasks.controller.rescue import Rescue
 from tasks.errors import ModelLoadFailed, ModelQuarantined
 from tasks.failpoints import failpoint
+from tasks.jobs import JobError
 from tasks.store.fleet_store import FleetStore
 from tasks.store.policy_store import PolicyStore
 
@@ -67,11 +68,11 @@ class Controller:
         self._keep(decided, fleet.now_ms)
         for model in set(demand.asks) - decided.waiting():
             self.fleet.take_ask(model)
+        unservable = decided.unservable()
         for model, target in decided.fallbacks.items():
-            self.rescue.hand_over(model, target)
+            self.rescue.hand_over(model, target, refusal=_error(unservable[model]) if model in unservable else None)
         for model, refusal in decided.refused().items():
-            code = ModelQuarantined.code if refusal.code is Code.QUARANTINED else ModelLoadFailed.code
-            self.rescue.refuse(model, refusal.text, code)
+            self.rescue.refuse(model, _error(refusal))
         return decided
 
     def _keep(self, decided: Plan, now_ms: int) -> None:
@@ -91,3 +92,9 @@ class Controller:
             return
         if self.policy.remember(state, news, self.id, self._leadership) and state is not None:
             self._kept = (now_ms, state)
+
+
+def _error(refusal: Decision) -> JobError:
+    """Of the jobs that the decision leaves without an answer."""
+    code = ModelQuarantined.code if refusal.code is Code.QUARANTINED else ModelLoadFailed.code
+    return JobError(code=code, message=refusal.text, param="model")
