@@ -24,6 +24,7 @@ from workers.estimate import need_of_measured
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.model_files import FolderScanner
+from workers.needs import formula_need
 from workers.runner_launch import EngineKind
 from workers.runner_starter import RunnerStarter
 from workers.spare_runner import SpareRunner
@@ -302,3 +303,19 @@ def test_jobs_survive_repeated_kills_without_a_lost_or_doubled_token(make_worker
     for job in jobs:
         chunks = [chunk for chunk in worker.sink.chunks if chunk.job_id == job]
         assert [chunk.seq for chunk in chunks] == list(range(1, len(chunks) + 1))
+
+
+def test_model_that_would_not_fit_gets_fewer_slots_and_says_so(make_worker: MakeWorker, tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    probe.mkdir()
+    write_tiny_model(probe / "a.gguf")
+    (model,) = FolderScanner(probe, default_slots=2).scan().models
+    worker = make_worker(budget_bytes=formula_need(model, CpuDevice()).total_bytes)
+    worker.place("a")
+    assert worker.await_ready("a").slots == 2
+    report = worker.report("a")
+    assert report is not None
+    assert (report.reduced or "").startswith("2 of 4 slots, to fit into ")
+    offer = next(each for each in worker.pool.offers() if each.id == "a")
+    assert (offer.slots, offer.reduced, offer.failure) == (2, report.reduced, None)
+    assert offer.estimate_error is not None

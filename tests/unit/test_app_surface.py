@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from starlette.testclient import TestClient
 
@@ -304,6 +305,15 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         "keepwarm_store_up 1.0",
     ):
         assert line in text
+
+
+def test_how_good_an_estimate_was_and_what_was_reduced_are_shown(client, fake):
+    offer = msgspec.structs.replace(DEMO, estimate_error=0.25, reduced="2 of 8 slots, to fit into 1.0 GiB")
+    runner = msgspec.structs.replace(demo_runner(), reduced=offer.reduced)
+    fake.workers = (demo_worker(runner, offers=(offer,)),)
+    assert 'keepwarm_estimate_error_ratio{model_name="demo",worker="w1"} 0.25' in client.get("/metrics").text
+    assert client.get("/v1/pool").json()["workers"][0]["runners"][0]["reduced"] == offer.reduced
+    assert client.get("/v1/models/demo").json()["keepwarm"]["reduced"] == offer.reduced
 
 
 def test_metrics_survive_a_store_that_is_down(client, fake):

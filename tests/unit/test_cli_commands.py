@@ -295,6 +295,15 @@ def test_ps_shows_runners_workers_and_queues(keepwarm: FakeKeepwarm, capsys: pyt
     assert not any(line[:1] == ["x"] for line in lines)
 
 
+def test_ps_says_what_was_taken_from_a_model_to_make_it_fit(
+    keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    runner = {**RUNNER, "reduced": "2 of 8 slots, to fit into 1.0 GiB"}
+    monkeypatch.setitem(POOL, "workers", [{**POOL["workers"][0], "runners": [runner]}])
+    assert keepwarm_command("ps") == 0
+    assert "warm-one has 2 of 8 slots, to fit into 1.0 GiB." in capsys.readouterr().out
+
+
 def test_ps_of_a_host_without_a_worker_fails(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
     assert keepwarm_command("ps", "--host", "host") == 0
     assert keepwarm_command("ps", "--host", "elsewhere") == 1
