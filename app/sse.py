@@ -9,15 +9,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import structlog
-from fastapi.sse import EventSourceResponse
+from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from tasks.errors import KeepwarmError
 
 KEEP_ALIVE = b": keep-alive\n\n"
 _log = structlog.get_logger(__name__)
-
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # proxies shall pass every chunk on at once
 
 Chunks = AsyncGenerator[bytes, None]
 
@@ -42,15 +40,19 @@ def event(name: str, payload: bytes, seq: int | None = None) -> bytes:
 class SseResponse(EventSourceResponse):
     """Sends chunks as they come and closes their generator however the request ends.
 
-    Nothing stands between a chunk and the server's `send`: whoever makes the chunks watches the client itself."""
+    Headers and status are sse-starlette's. Its sending, with a lock, a deadline and a task group around every chunk, is
+    not: that took more time than all else in a stream, and whoever makes the chunks watches the client itself."""
 
     def __init__(self, chunks: Chunks, headers: Mapping[str, str]) -> None:
-        super().__init__(chunks, headers={**_HEADERS, **headers})
+        super().__init__(chunks, headers=headers, ping=0)
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self.stream_response(send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._chunks.aclose()
 
