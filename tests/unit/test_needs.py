@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.support.scripted_pool import FakeDevice, make_model
+from tests.support.scripted_pool import MIB, FakeDevice, make_model
 from workers.devices import LoadWindow
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
@@ -21,13 +21,13 @@ def test_the_dry_run_takes_the_place_of_the_formula():
 
     def run(config: EngineConfig) -> DryRun:
         asked.append(config)
-        return DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
+        return DryRun(weight_bytes=2 * MIB, kv_bytes=2, compute_bytes=3, output_bytes=4)
 
     needs = Needs(device, config_of, run=run)
     needs.listen(answered.set)
     assert needs.need(model) == formula_need(model, device)
     assert answered.wait(10)
-    assert needs.need(model).total_bytes == 1 + 2 + 3 + 4 + 5
+    assert needs.need(model).total_bytes == 2 * MIB + 2 + 3 + 4 + 5
     assert len(asked) == 1
 
 
