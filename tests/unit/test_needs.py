@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from tests.support.scripted_pool import MIB, FakeDevice, make_model
+from tests.support.scripted_pool import FakeDevice, make_model
+from tests.support.scripted_runner import MIB
 from workers.devices import LoadWindow
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
