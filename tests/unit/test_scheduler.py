@@ -60,51 +60,61 @@ def test_who_is_served_rotates_when_prompts_outnumber_the_chunk():
 
 def test_prefill_takes_a_few_times_as_long_as_the_step_of_those_who_wait_for_it():
     pace = PrefillPace(512)
-    assert pace.chunk(others_generate=True) == PrefillPace.FIRST_CHUNK
+    assert pace.chunk(generating=1, waiting=1) == PrefillPace.FIRST_CHUNK
     pace.measured(0, 4, 0.05)
     pace.measured(128, 0, 0.256)  # 2 ms per token
-    assert pace.chunk(others_generate=True) == 100
-    assert pace.chunk(others_generate=False) == 500
+    assert pace.chunk(generating=1, waiting=1) == 100
+    assert pace.chunk(generating=0, waiting=1) == 500
 
 
 def test_gap_that_nobody_notices_is_always_allowed():
     pace = PrefillPace(512)
     pace.measured(0, 1, 0.001)
     pace.measured(128, 0, 0.0128)  # 0.1 ms per token
-    assert pace.chunk(others_generate=True) == 300
+    assert pace.chunk(generating=1, waiting=1) == 300
 
 
 def test_what_the_others_cost_is_not_counted_against_the_prompt():
     pace = PrefillPace(512)
     pace.measured(0, 8, 0.05)
     pace.measured(100, 8, 0.25)
-    assert pace.chunk(others_generate=True) == 100
+    assert pace.chunk(generating=1, waiting=1) == 100
 
 
 def test_no_step_takes_longer_than_a_cancel_may_wait():
     pace = PrefillPace(512)
     pace.measured(0, 1, 2.0)
     pace.measured(64, 0, 0.64)  # 10 ms per token
-    assert pace.chunk(others_generate=True) == 100
+    assert pace.chunk(generating=1, waiting=1) == 100
 
 
 def test_chunk_of_a_fast_device_is_the_configured_one():
     pace = PrefillPace(512)
     pace.measured(128, 0, 0.001)
-    assert pace.chunk(others_generate=True) == 512
+    assert pace.chunk(generating=1, waiting=1) == 512
 
 
 def test_chunk_never_falls_below_a_useful_size():
     pace = PrefillPace(512)
     pace.measured(128, 0, 60.0)
-    assert pace.chunk(others_generate=True) == PrefillPace.SMALLEST_CHUNK
-    assert PrefillPace(8).chunk(others_generate=True) == 8
+    assert pace.chunk(generating=1, waiting=1) == PrefillPace.SMALLEST_CHUNK
+    assert PrefillPace(8).chunk(generating=1, waiting=1) == 8
+
+
+def test_burst_of_prompts_beside_few_generating_ones_takes_longer_steps() -> None:
+    pace = PrefillPace(512)
+    pace.measured(0, 1, 0.01)  # a step of those who generate
+    pace.measured(100, 0, 0.1)  # 1 ms per prompt token
+    assert pace.chunk(generating=1, waiting=1) == 40
+    assert pace.chunk(generating=1, waiting=3) == 120
+    assert pace.chunk(generating=6, waiting=3) == 40
+    assert pace.chunk(generating=1, waiting=50) == 250  # LONGEST_BESIDE_S
 
 
 def test_short_prompts_do_not_count_as_a_measurement():
     pace = PrefillPace(512)
     pace.measured(3, 1, 1.0)
-    assert pace.chunk(others_generate=True) == PrefillPace.FIRST_CHUNK
+    assert pace.chunk(generating=1, waiting=1) == PrefillPace.FIRST_CHUNK
 
 
 def test_gap_between_busy_slots_is_filled_first():

@@ -37,12 +37,15 @@ class PrefillPace:
     """Bounds the chunk by time: 512 prompt tokens are nothing on a GPU and many seconds on a CPU.
 
     While others wait for their next token, prefill may take GENERATION_STEPS times as long as their step takes anyway:
-    then it gets four fifths of the device, whatever the device. A gap of IMPERCEPTIBLE_S is nobody's loss, so that much
-    is always allowed. And no step takes longer than LONGEST_S, so that a cancel and the proof of life don't wait.
+    then it gets four fifths of the device, whatever the device. When more wait for their first token than for their
+    next one, as after a burst of short prompts, it may take as many times longer, up to LONGEST_BESIDE_S. A gap of
+    IMPERCEPTIBLE_S is nobody's loss, so that much is always allowed. And no step takes longer than LONGEST_S, so that a
+    cancel and the proof of life don't wait.
     """
 
     GENERATION_STEPS = 4
     IMPERCEPTIBLE_S = 0.03
+    LONGEST_BESIDE_S = 0.25
     LONGEST_S = 1.0
     FIRST_CHUNK = 128  # tokens, before anything was measured
     SMALLEST_CHUNK = 32  # below it the weights are read too often for too few tokens
@@ -52,13 +55,16 @@ class PrefillPace:
         self._token_s: float | None = None  # seconds per prompt token; in averages the newest measurement counts half
         self._generation_s = 0.0  # seconds per step without a prompt
 
-    def chunk(self, *, others_generate: bool) -> int:
-        """Prompt tokens for the next step at most."""
+    def chunk(self, *, generating: int, waiting: int) -> int:
+        """Prompt tokens for the next step at most, given how many sequences wait for their next and for their first
+        token."""
         if self._token_s is None:
             return min(self._chunk, self.FIRST_CHUNK)
         budget_s = self.LONGEST_S
-        if others_generate:
-            budget_s = min(budget_s, max(self.IMPERCEPTIBLE_S, self.GENERATION_STEPS * self._generation_s))
+        if generating:
+            fair_s = self.GENERATION_STEPS * self._generation_s
+            burst_s = min(self.LONGEST_BESIDE_S, fair_s * waiting / generating)
+            budget_s = min(budget_s, max(self.IMPERCEPTIBLE_S, fair_s, burst_s))
         return min(self._chunk, max(self.SMALLEST_CHUNK, int(budget_s / self._token_s)))
 
     def measured(self, prompt_tokens: int, others: int, seconds: float) -> None:

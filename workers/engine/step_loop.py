@@ -176,10 +176,10 @@ class StepLoop:
         if max(pending) == 1:
             return pending, self._timed_decode(pending, pending)
         levels = [sequence.priority for sequence in running]
-        others_generate = any(
+        generating = sum(
             wanted == 1 and level is not Priority.BATCH for wanted, level in zip(pending, levels, strict=True)
         )
-        chunk = self._pace.chunk(others_generate=others_generate)
+        chunk = self._pace.chunk(generating=generating, waiting=len(pending) - pending.count(1))
         while True:
             granted = scheduler.shares(pending, levels, chunk, self._steps)
             try:
