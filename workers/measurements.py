@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from tasks.fleet import ModelKind
+
 log = structlog.get_logger(__name__)
 
 MAX_ENTRIES = 2000  # oldest go first
@@ -28,6 +30,8 @@ class MeasurementKey(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     kv_type: str
     device: str
+    kind: ModelKind = ModelKind.GENERATE  # the defaults are those of files from before these were told apart
+    pooling: str | None = None
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):

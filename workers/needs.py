@@ -11,7 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -70,7 +70,7 @@ def dry_run(config: EngineConfig) -> DryRun | None:
 
 
 class Needs:
-    """Thread-safe. One dry run at a time, each setting of a model once."""
+    """Thread-safe. One dry run at a time, each setting of a model once. What is gone from the folder is forgotten."""
 
     def __init__(
         self,
@@ -92,6 +92,13 @@ class Needs:
     def listen(self, on_change: Callable[[], None]) -> None:
         """Call this after each dry run, in a thread of its own."""
         self._on_change = on_change
+
+    def keep_only(self, models: Iterable[ModelFile]) -> None:
+        """Forget all files but these, also what is still asked about others."""
+        current = {model.identity for model in models}
+        with self._lock:
+            for question in [each for each in self._answers if each[0] not in current]:
+                del self._answers[question]
 
     def need(self, model: ModelFile, parked_bytes: int = 0) -> EstimatedNeed:
         answer = self._ask(model)
@@ -123,8 +130,19 @@ class Needs:
     def _answer(self) -> None:
         while True:
             question = self._questions.get()
-            answer = self._run(question[1])
-            if answer is not None:
-                with self._lock:
-                    self._answers[question] = answer
-                self._on_change()
+            try:
+                self._answer_one(question)
+            except Exception:  # the next question is about another model
+                log.exception("dry_run_broke", model=question[1].model_path.name)
+
+    def _answer_one(self, question: tuple[str, EngineConfig]) -> None:
+        with self._lock:
+            is_wanted = question in self._answers
+        answer = self._run(question[1]) if is_wanted else None
+        if answer is None:
+            return
+        with self._lock:
+            if question not in self._answers:  # forgotten meanwhile
+                return
+            self._answers[question] = answer
+        self._on_change()

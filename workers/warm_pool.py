@@ -574,6 +574,7 @@ class WarmPool:
     def _fitted(self, folder: ModelFolder) -> dict[str, ModelFile]:
         with self._lock:
             warm = {model: each.model for model, each in self._residents.items()}
+        self._needs.keep_only(folder.models)
         fitted = fit_models(folder.models, self.budget_bytes, lambda model: self._need(model).total_bytes, warm)
         for each in fitted.values():
             if each.reduced is not None:
@@ -605,6 +606,8 @@ class WarmPool:
             slots=model.slots,
             kv_type=model.kv_type,
             device=self._device.name,
+            kind=model.kind,
+            pooling=model.pooling,
         )
 
     def _offer(self, model: ModelFile) -> ModelOffer:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tasks.fleet import ModelKind
 from workers.measurements import MAX_ENTRIES, MeasurementKey, Measurements, replace_file
 
 
@@ -29,7 +30,16 @@ def test_measurement_survives_a_restart(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"file": "11:1"}, {"context_length": 1}, {"slots": 1}, {"kv_type": "q8_0"}, {"device": "cuda:0"}, {"model": "n"}],
+    [
+        {"file": "11:1"},
+        {"context_length": 1},
+        {"slots": 1},
+        {"kv_type": "q8_0"},
+        {"device": "cuda:0"},
+        {"model": "n"},
+        {"kind": ModelKind.EMBED},
+        {"pooling": "cls"},
+    ],
 )
 def test_other_file_or_settings_are_another_measurement(path: Path, changes: dict[str, object]) -> None:
     measurements = Measurements(path)
@@ -45,6 +55,16 @@ def test_largest_bytes_and_newest_load_time_are_kept(path: Path) -> None:
     found = measurements.get(key())
     assert found is not None
     assert (found.bytes, found.load_ms) == (120, 9)
+
+
+def test_file_from_before_kinds_were_told_apart_is_of_models_that_generate(path: Path) -> None:
+    Measurements(path).record(key(), measured_bytes=100)
+    entries = msgspec.json.decode(path.read_bytes())
+    for entry in entries:
+        del entry["key"]["kind"], entry["key"]["pooling"]
+    path.write_bytes(msgspec.json.encode(entries))
+    assert Measurements(path).get(key()) is not None
+    assert Measurements(path).get(key(kind=ModelKind.EMBED)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'[{"key": {}}]'])

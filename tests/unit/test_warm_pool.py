@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tasks.fleet import RunnerState, WorkerPlacement
+from tasks.fleet import ModelKind, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_pool import PoolBench, make_model
@@ -119,6 +120,21 @@ def test_measured_bytes_replace_the_estimate(make_bench: MakeBench) -> None:
     bench.changes.wait_until(lambda: bench.state("a") is RunnerState.READY)
     assert bench.pool.used_bytes == 60 * MIB
     assert next(offer.bytes for offer in bench.pool.offers()) == need_of_measured(60 * MIB).total_bytes
+
+
+@pytest.mark.parametrize("change", [{"kind": ModelKind.EMBED}, {"pooling": "cls"}])
+def test_bytes_of_a_model_are_measured_anew_when_it_becomes_another_kind(
+    make_bench: MakeBench, change: dict[str, object]
+) -> None:
+    model = make_model("a", mib=100)
+    bench = make_bench(model)
+    bench.place("a")
+    link = bench.starter.await_start("a")
+    bench.device.measured[link.pid] = 60 * MIB
+    link.load()
+    bench.changes.wait_until(lambda: bench.state("a") is RunnerState.READY)
+    bench.pool.update_models(ModelFolder(models=(replace(model, **change),)))  # type: ignore[arg-type]
+    assert next(offer.bytes for offer in bench.pool.offers()) == 100 * MIB
 
 
 def test_model_that_outgrows_its_reservation_and_the_budget_is_stopped(make_bench: MakeBench) -> None:
