@@ -160,6 +160,7 @@ class FolderScanner:
                 unusable[entry.id] = entry
         self._headers = used
         _check_names(models.values())
+        _check_fallbacks(models)
         return ModelFolder(
             models=tuple(models[key] for key in sorted(models)),
             unusable=tuple(unusable[key] for key in sorted(unusable)),
@@ -376,6 +377,27 @@ def _check_names(models: Iterable[ModelFile]) -> None:
                 raise InvalidSetting(
                     MODELS_YAML, f"model '{model.id}': the alias '{alias}' already belongs to '{other}'; choose another"
                 )
+
+
+def _check_fallbacks(models: Mapping[str, ModelFile]) -> None:
+    """Only text may come from another model than was asked. A fallback may be a model that only other workers have; the
+    controller looks at its kind again."""
+    for model in models.values():
+        if model.fallback is None:
+            continue
+        if model.kind is not ModelKind.GENERATE:
+            raise InvalidSetting(
+                MODELS_YAML,
+                f"model '{model.id}': fallback: only a model that generates text may have one, and this one is of kind "
+                f"{model.kind}: what two such models say can't be compared; remove it, or give it more replicas",
+            )
+        target = models.get(model.fallback)
+        if target is not None and target.kind is not ModelKind.GENERATE:
+            raise InvalidSetting(
+                MODELS_YAML,
+                f"model '{model.id}': fallback: '{target.id}' is of kind {target.kind} and can't answer in its place; "
+                "name a model that generates text",
+            )
 
 
 def _description(headers: Sequence[GgufHeader]) -> str:

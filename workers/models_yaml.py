@@ -8,7 +8,7 @@ models:
     kv_type: q8_0            # auto, f16, bf16, q8_0, q4_0; auto is bf16 on a CPU, f16 on a GPU
     pin: true                # never evicted to make room
     ttl: 10m                 # unload after this long without a job: seconds, or 90s, 10m, 2h
-    fallback: other-model
+    fallback: other-model    # answers when this one can't; both generate text
     replicas: 1              # keep at least this many warm
     max_replicas: 2
     device: cuda:1           # or `devices`; cpu, cuda, cuda:N or a list: only workers of these devices load it

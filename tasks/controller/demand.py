@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tasks.controller.rules import Rules
-from tasks.fleet import ClassBacklog, QueueReport
+from tasks.fleet import ClassBacklog, ModelOffer, QueueReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class Demand:
     service_ms: Mapping[str, float] = field(default_factory=dict)  # model → mean run time of a job
     asks: Mapping[str, str] = field(default_factory=dict)  # model → "warm" or "evict"
     quarantined: Mapping[str, str] = field(default_factory=dict)  # model → the reason
+    away: Mapping[str, ModelOffer] = field(default_factory=dict)  # wanted models that only absent workers have offered
 
 
 def classes_of(queue: QueueReport) -> tuple[ClassBacklog, ...]:

@@ -2,14 +2,15 @@
 
 A refusal becomes a hand-over when the fallback can be served; a wait beyond the target does when the fallback has a
 free slot in a ready runner right now. Only jobs without a published token may be handed over: a stream that began in
-one model's words never ends in another's.
+one model's words never ends in another's. And only text goes to another model: vectors and scores of two models can't
+be compared, so a client that got them from the wrong one would not even notice.
 """
 
 from __future__ import annotations
 
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.scene import Scene
-from tasks.fleet import RunnerState
+from tasks.fleet import ModelKind, RunnerState
 
 
 def hand_over(scene: Scene) -> None:
@@ -46,11 +47,13 @@ def _handed(decision: Decision, target: str, code: Code, text: str) -> Decision:
 
 
 def _fallback_of(model: str, scene: Scene) -> str | None:
-    offer = scene.fleet.offer(model)
+    offer = scene.fleet.offer(model) or scene.demand.away.get(model)
     target = offer.fallback if offer is not None else None
-    if target is None or target == model or target in scene.demand.quarantined:
+    if offer is None or target is None or target == model or target in scene.demand.quarantined:
         return None
-    return target
+    other = scene.fleet.offer(target)
+    is_text = offer.kind is ModelKind.GENERATE and other is not None and other.kind is ModelKind.GENERATE
+    return target if is_text else None
 
 
 def _can_serve(target: str, scene: Scene) -> bool:

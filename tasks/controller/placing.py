@@ -98,6 +98,9 @@ def say_why_nowhere(model: str, scene: Scene) -> None:
     offering = by_id(view for view in scene.fleet if model in view.offers)
     if not len(scene.fleet):
         return scene.say(Action.WAIT, Code.NO_WORKER, model, "no worker is alive")
+    if not offering and model in scene.demand.away:
+        text = f"no live worker offers '{model}'; the one that did so lately may come back"
+        return scene.say(Action.WAIT, Code.NO_WORKER, model, text)
     if not offering:
         return scene.say(Action.REFUSE, Code.NOT_OFFERED, model, f"No live worker offers '{model}' any more.")
     allowed = [view for view in offering if _fits_device(view, view.offers[model])]

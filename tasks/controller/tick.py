@@ -16,6 +16,7 @@ from tasks.controller.policy_state import PolicyState
 from tasks.controller.rescue import Rescue
 from tasks.errors import ModelLoadFailed, ModelQuarantined
 from tasks.failpoints import failpoint
+from tasks.fleet import Fleet, ModelOffer
 from tasks.jobs import JobError
 from tasks.store.fleet_store import FleetStore
 from tasks.store.policy_store import PolicyStore
@@ -52,12 +53,14 @@ class Controller:
         placement = self.fleet.placement()
         fleet = self.fleet.fleet()
         quarantined = self.rescue.quarantine_models(fleet)
+        queues, asks = self.fleet.queues(), self.fleet.asks()
         demand = Demand(
-            queues=self.fleet.queues(),
+            queues=queues,
             arrivals=self.policy.take_arrivals(),
             service_ms=self.policy.service_ms(),
-            asks=self.fleet.asks(),
+            asks=asks,
             quarantined=quarantined,
+            away=self._away({queue.model for queue in queues} | set(asks), fleet),
         )
         decided = plan(demand=demand, fleet=fleet, placement=placement, state=self._state, memo=self._memo)
         if decided.placement.epoch != placement.epoch:
@@ -74,6 +77,15 @@ class Controller:
         for model, refusal in decided.refused().items():
             self.rescue.refuse(model, _error(refusal))
         return decided
+
+    def _away(self, wanted: set[str], fleet: Fleet) -> dict[str, ModelOffer]:
+        """Offers outlive their workers for a while, so that the jobs of a worker that restarts wait for it."""
+        if not wanted:
+            return {}
+        live = {offer.id for worker in fleet.workers if not worker.is_draining for offer in worker.offers}
+        if wanted <= live:
+            return {}
+        return {offer.id: offer for offer in self.fleet.known_offers() if offer.id in wanted - live}
 
     def _keep(self, decided: Plan, now_ms: int) -> None:
         """Every decision once, not every tick; the state when it matters to a successor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from tasks.celery_app import create_celery_app
@@ -132,6 +133,21 @@ def test_decisions_are_kept_once_with_their_terms_and_read_by_model(store: Store
     assert len({each.topic for each in decisions}) == len(decisions)
     assert store.policy.decisions(10, model="b") == []
     assert store.policy.decisions(1) == decisions[:1]
+
+
+def test_jobs_wait_while_the_only_worker_with_their_model_restarts(store: Store) -> None:
+    store.beat(offer("b"))
+    other = msgspec.structs.replace(store.fleet.fleet().workers[0], id=WorkerId("restarting"), offers=(offer("a"),))
+    store.fleet.heartbeat(msgspec.structs.replace(other, is_draining=True))
+    job_id, unknown = store.admit("a"), store.admit("never-offered")
+    controller = store.controller("c1")
+    controller.tick()
+    store.fleet.forget_worker(WorkerId("restarting"))
+    controller.tick()
+    assert store.jobs.get(job_id).state is JobState.QUEUED
+    assert store.jobs.get(unknown).state is JobState.FAILED
+    (decision,) = store.policy.decisions(10, model="a")
+    assert decision.code is Code.NO_WORKER
 
 
 def test_jobs_of_a_broken_model_go_to_its_fallback_once(store: Store) -> None:

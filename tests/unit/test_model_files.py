@@ -107,6 +107,25 @@ def test_alias_of_another_model_is_refused(folder: Path) -> None:
         only_model(folder, "models: {tiny-1: {alias: OTHER}}")
 
 
+@pytest.mark.parametrize(
+    ("yaml", "problem"),
+    [
+        (
+            "tiny-1: {kind: embed, fallback: other}",
+            "model 'tiny-1': fallback: only a model that generates text .* embed",
+        ),
+        (
+            "tiny-1: {fallback: other}, other: {kind: rerank}",
+            "'other' is of kind rerank .* name a model that generates",
+        ),
+    ],
+)
+def test_fallback_from_or_to_a_model_that_makes_no_text_is_refused(folder: Path, yaml: str, problem: str) -> None:
+    (folder / "other.gguf").write_bytes(gguf_bytes())
+    with pytest.raises(InvalidSetting, match=problem):
+        only_model(folder, f"models: {{{yaml}}}")
+
+
 def test_misspelt_model_in_models_yaml_is_reported(folder: Path) -> None:
     (folder / "models.yaml").write_text("models: {tini-1: {slots: 2}}")
     assert scan(folder).unmatched == ("tini-1",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.demand import Demand
@@ -12,6 +13,7 @@ from tasks.controller.rules import Rules
 from tasks.fleet import (
     ClassBacklog,
     Fleet,
+    ModelKind,
     ModelOffer,
     Placement,
     QueueReport,
@@ -276,6 +278,27 @@ def test_late_model_hands_over_only_to_a_fallback_with_a_free_slot() -> None:
     for in_flight, expected in ((3, {"a": "b"}), (4, {})):
         here = worker("w", offers, runner("b", 2, in_flight=in_flight, age_s=0.1))
         assert decide(here, queues=(queue("a", 9.5),)).fallbacks == expected
+
+
+@pytest.mark.parametrize("kinds", [(ModelKind.EMBED, ModelKind.GENERATE), (ModelKind.EMBED, ModelKind.EMBED)])
+def test_only_text_goes_to_another_model(kinds: tuple[ModelKind, ModelKind]) -> None:
+    for first, second in (kinds, kinds[::-1]):
+        offers = (offer("a", failure="truncated", fallback="b", kind=first), offer("b", kind=second))
+        decided = decide(worker("w", offers), queues=(queue("a"),))
+        assert decided.fallbacks == {}
+        assert decided.refused()["a"].code is Code.LOAD_FAILED
+
+
+def test_jobs_wait_for_the_worker_that_offered_their_model_lately() -> None:
+    other, away = worker("w", (offer("b"),)), {"a": offer("a")}
+    decided = decide(other, queues=(queue("a"),), away=away)
+    assert only(decided, Action.WAIT).code is Code.NO_WORKER
+    assert decide(other, queues=(queue("a"),)).refused()["a"].code is Code.NOT_OFFERED
+
+
+def test_overdue_jobs_of_a_worker_that_is_away_go_to_the_fallback() -> None:
+    here = worker("w", (offer("b"),), runner("b"))
+    assert decide(here, queues=(queue("a", 99),), away={"a": offer("a", fallback="b")}).fallbacks == {"a": "b"}
 
 
 def test_model_goes_only_to_its_devices() -> None:
