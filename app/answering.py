@@ -52,8 +52,7 @@ async def answer(
 
     Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
     live = await _admit(front, request, work, offer, priority, idempotency_key, fingerprint)
-    form = form_of(live.job)
-    return await (live.stream(form) if is_stream else live.whole(form))
+    return await (live.stream(form_of) if is_stream else live.whole(form_of))
 
 
 async def answer_whole(
@@ -69,7 +68,7 @@ async def answer_whole(
 ) -> Response:
     """`answer` for routes that never stream."""
     live = await _admit(front, request, work, offer, priority, idempotency_key, fingerprint)
-    return await live.whole(form_of(live.job))
+    return await live.whole(form_of)
 
 
 async def _admit(
@@ -107,7 +106,23 @@ async def _admit(
     else:
         await streams.ignore(follower)
         batches = streams.follow_batches(job.id)
-    return LiveAnswer(front, request, work, job, batches, arrived, ends_with_client=idempotency_key is None)
+    return LiveAnswer(
+        front,
+        request,
+        work,
+        job,
+        batches,
+        arrived,
+        may_move=offer.fallback is not None,
+        ends_with_client=idempotency_key is None,
+    )
+
+
+async def serving_job(front: Front, job: Job, *, may_move: bool) -> Job:
+    """The job once its first event is out: with the model that answers it for good (`tasks.controller.fallback`).
+
+    `may_move`: its model has a fallback; else nothing is read."""
+    return await to_thread.run_sync(front.backend.jobs.get, job.id) if may_move else job
 
 
 class LiveAnswer:
@@ -122,11 +137,13 @@ class LiveAnswer:
         batches: AsyncGenerator[Batch, None],
         arrived: float,
         *,
+        may_move: bool,
         ends_with_client: bool,
     ) -> None:
         self._front = front
         self._work = work
-        self.job = job
+        self._job = job
+        self._may_move = may_move
         self._arrived = arrived
         self._meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
         self._headers = {"x-keepwarm-job": job.id}
@@ -135,7 +152,7 @@ class LiveAnswer:
         self._has_text = False  # the client has part of the answer
         self._is_over = False  # nothing more will be sent
 
-    async def whole(self, form: WholeForm) -> Response:
+    async def whole(self, form_of: Callable[[Job], WholeForm]) -> Response:
         """The complete answer in one body."""
         transcript = Transcript()
         timeout_s = self._front.settings.sync_timeout_s
@@ -154,10 +171,11 @@ class LiveAnswer:
         finally:
             await self._watch.finish()
         end = self._success(transcript.end)
+        form = form_of(await self._serving_job())
         body = msgspec.json.encode(form.whole(transcript, end))
         return Response(body, 200, self._headers, "application/json")
 
-    async def stream(self, form: AnswerForm) -> Response:
+    async def stream(self, form_of: Callable[[Job], AnswerForm]) -> Response:
         """Raises what goes wrong before the status is sent."""
         try:
             held_back = await self._hold_back()
@@ -165,7 +183,10 @@ class LiveAnswer:
             await self._watch.finish()
             await self._batches.aclose()
             raise
-        return SseResponse(self._chunks(form, held_back), self._headers)
+        return SseResponse(self._chunks(form_of, held_back), self._headers)
+
+    async def _serving_job(self) -> Job:
+        return await serving_job(self._front, self._job, may_move=self._may_move)
 
     async def _hold_back(self) -> Batch:
         held_back: Batch = []
@@ -173,19 +194,22 @@ class LiveAnswer:
         async for batch in self._batches:
             held_back += batch
             self._meter.saw(batch)
-            if any(seq is not None for seq, _ in batch) or time.monotonic() >= until:
+            if has_begun(batch) or time.monotonic() >= until:
                 break
         first = next((event for seq, event in held_back if seq is not None), None)
         if isinstance(first, End):
             self._success(first)
         return held_back
 
-    async def _chunks(self, form: AnswerForm, batch: Batch) -> Chunks:
+    async def _chunks(self, form_of: Callable[[Job], AnswerForm], batch: Batch) -> Chunks:
         """Bytes to send, one chunk per batch. Ends after the job's end, an error, or the client's leaving."""
-        beat = Beat(self._front.backend.jobs, self.job, keep_alive_s=self._front.settings.keep_alive_s)
+        form: AnswerForm | None = None  # there is none before the first numbered event: it names the model
+        beat = Beat(self._front.backend.jobs, self._job, keep_alive_s=self._front.settings.keep_alive_s)
         self._front.metrics.open_streams.inc()
         try:
             while True:
+                if form is None and has_begun(batch):
+                    form = form_of(await self._serving_job())
                 chunk = self._word(form, batch, beat) if batch else await silence(beat)
                 if self._is_over:
                     await self._watch.finish()
@@ -213,15 +237,15 @@ class LiveAnswer:
         self._meter.saw(batch)
         return batch
 
-    def _word(self, form: AnswerForm, batch: Batch, beat: Beat) -> bytes:
+    def _word(self, form: AnswerForm | None, batch: Batch, beat: Beat) -> bytes:
         parts: list[bytes] = []
         for _, event in batch:
-            if isinstance(event, Tokens):
+            if form is not None and isinstance(event, Tokens):
                 if not self._has_text:
                     self._has_text = True
                     parts.append(form.first())
                 parts.append(form.piece(event))
-            elif isinstance(event, End):
+            elif form is not None and isinstance(event, End):
                 parts.append(self._word_end(form, event))
             elif isinstance(event, Reset):
                 if self._has_text:
@@ -247,7 +271,12 @@ class LiveAnswer:
         return end
 
     async def _cancel(self) -> None:
-        await to_thread.run_sync(self._front.backend.jobs.cancel, self.job.id)
+        await to_thread.run_sync(self._front.backend.jobs.cancel, self._job.id)
+
+
+def has_begun(batch: Batch) -> bool:
+    """Whether it holds more than notices."""
+    return any(seq is not None for seq, _ in batch)
 
 
 async def silence(beat: Beat) -> bytes:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import sse
-from app.answering import STATUS_CLIENT_LEFT, answer, in_band, silence
+from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, serving_job, silence
 from app.backend import Batch
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
 from app.following import Beat, Transcript
@@ -80,9 +80,17 @@ async def answer_with_choices(
 
     jobs = await to_thread.run_sync(submit_all)
     request.state.job_id = jobs[0].id  # from here on errors carry it
-    choices = LiveChoices(front, request, generation, jobs, arrived, ends_with_client=idempotency_key is None)
-    forms = [form_of(jobs[0], index) for index in range(n)]
-    return await (choices.stream(forms) if is_stream else choices.whole(forms))
+    choices = LiveChoices(
+        front,
+        request,
+        generation,
+        jobs,
+        arrived,
+        form_of=form_of,
+        may_move=offer.fallback is not None,
+        ends_with_client=idempotency_key is None,
+    )
+    return await (choices.stream() if is_stream else choices.whole())
 
 
 def choice_requests(generation: GenerationRequest, n: int) -> list[GenerationRequest]:
@@ -118,25 +126,35 @@ class LiveChoices:
         jobs: Sequence[Job],
         arrived: float,
         *,
+        form_of: FormOf,
+        may_move: bool,
         ends_with_client: bool,
     ) -> None:
         self._front = front
         self._generation = generation
         self._jobs = jobs
         self._arrived = arrived
+        self._form_of = form_of
+        self._may_move = may_move
         metrics = front.metrics.of_model(jobs[0].model)
         self._meters = [AnswerMeter(metrics, arrived) for _ in jobs]
         self._headers = {"x-keepwarm-job": ", ".join(job.id for job in jobs)}
         self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)
         self._batches = merged([front.backend.streams.follow_batches(job.id) for job in jobs])
         self._ends: dict[int, End] = {}  # of the choices that are complete, by index
+        self._forms: dict[int, AnswerForm] = {}  # of the choices that are being streamed
         self._has_text = [False] * len(jobs)  # the client has part of this choice
 
     @property
     def _is_over(self) -> bool:
         return len(self._ends) == len(self._jobs)
 
-    async def whole(self, forms: Sequence[AnswerForm]) -> Response:
+    async def _form(self, index: int) -> AnswerForm:
+        """Only once the choice has begun: each names the model that answers it."""
+        job = await serving_job(self._front, self._jobs[index], may_move=self._may_move)
+        return self._form_of(msgspec.structs.replace(self._jobs[0], model=job.model), index)
+
+    async def whole(self) -> Response:
         transcripts = [Transcript() for _ in self._jobs]
         timeout_s = self._front.settings.sync_timeout_s
         try:
@@ -159,6 +177,7 @@ class LiveChoices:
             raise
         finally:
             await self._watch.finish()
+        forms = [await self._form(index) for index in range(len(self._jobs))]
         choices = [
             form.choice(transcript, self._ends[index])
             for index, (form, transcript) in enumerate(zip(forms, transcripts, strict=True))
@@ -166,7 +185,7 @@ class LiveChoices:
         body = msgspec.json.encode(forms[0].body(choices, self._usage()))
         return Response(body, 200, self._headers, "application/json")
 
-    async def stream(self, forms: Sequence[AnswerForm]) -> Response:
+    async def stream(self) -> Response:
         """Raises what goes wrong before the status is sent."""
         held_back: list[tuple[int, Batch]] = []
         until = self._arrived + self._front.settings.hold_back_s
@@ -174,7 +193,7 @@ class LiveChoices:
             async for index, batch in self._batches:
                 held_back.append((index, batch))
                 self._saw(index, batch)
-                if any(seq is not None for seq, _ in batch) or time.monotonic() >= until:
+                if has_begun(batch) or time.monotonic() >= until:
                     break
         except BaseException as error:
             if isinstance(error, KeepwarmError) and not isinstance(error, StoreUnavailable):
@@ -182,18 +201,18 @@ class LiveChoices:
             await self._watch.finish()
             await self._batches.aclose()
             raise
-        return SseResponse(self._chunks(forms, held_back), self._headers)
+        return SseResponse(self._chunks(held_back), self._headers)
 
-    async def _chunks(self, forms: Sequence[AnswerForm], held_back: Sequence[tuple[int, Batch]]) -> Chunks:
+    async def _chunks(self, held_back: Sequence[tuple[int, Batch]]) -> Chunks:
         beat = Beat(self._front.backend.jobs, self._jobs[0], keep_alive_s=self._front.settings.keep_alive_s)
         self._front.metrics.open_streams.inc()
         try:
             for index, batch in held_back:
-                if chunk := self._word(forms[index], index, batch):
+                if chunk := await self._word(index, batch):
                     yield chunk
             while not self._is_over and not self._watch.has_left:
                 index, batch = await self._next_batch()
-                chunk = self._word(forms[index], index, batch)
+                chunk = await self._word(index, batch)
                 if batch:
                     beat.saw(batch[-1][1])
                 elif index == 0:
@@ -203,7 +222,7 @@ class LiveChoices:
                     yield chunk
             await self._watch.finish()
             if self._is_over:
-                yield forms[0].closing(self._usage())
+                yield self._forms[0].closing(self._usage())
         except StoreUnavailable as error:  # away for longer than the reader bridges; the jobs may live
             yield in_band(error)
         except KeepwarmError as error:
@@ -231,16 +250,17 @@ class LiveChoices:
                     raise error_of(event, self._generation)
                 self._ends[index] = event
 
-    def _word(self, form: AnswerForm, index: int, batch: Batch) -> bytes:
+    async def _word(self, index: int, batch: Batch) -> bytes:
+        if index not in self._forms and has_begun(batch):
+            self._forms[index] = await self._form(index)
+        form = self._forms.get(index)
         parts: list[bytes] = []
         for _, event in batch:
-            if isinstance(event, Tokens | End) and not self._has_text[index]:
-                self._has_text[index] = True
-                parts.append(form.first())
-            if isinstance(event, Tokens):
-                parts.append(form.piece(event))
-            elif isinstance(event, End):
-                parts.append(form.finish(event))
+            if form is not None and isinstance(event, Tokens | End):
+                if not self._has_text[index]:
+                    self._has_text[index] = True
+                    parts.append(form.first())
+                parts.append(form.piece(event) if isinstance(event, Tokens) else form.finish(event))
             elif isinstance(event, Reset):
                 if self._has_text[index]:
                     raise StreamReset(event.reason)

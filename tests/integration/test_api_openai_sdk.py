@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -14,6 +15,7 @@ from openai import AsyncOpenAI, OpenAI
 from app.backend import connect_backend
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.fleet import ModelOffer
 from tasks.generation import TokenLogprob
 from tasks.settings import StoreSettings
 from tasks.stream_events import Reset
@@ -123,6 +125,26 @@ def test_several_choices_are_jobs_of_their_own_in_one_answer(sdk, worker, meanwh
     for turn in turns:
         turn.succeed()
     assert texts.result() == ["5a 5b 5c ", "6a 6b 6c ", "7a 7b 7c "]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_answer_names_the_model_that_answered(sdk, worker, meanwhile, stream, n):
+    worker.report(msgspec.structs.replace(DEMO_OFFER, fallback="other"), ModelOffer(
+        id="other", context_length=256, slots=4, bytes=2_000_000, load_ms=50,
+    ))  # fmt: skip
+
+    def read() -> set[str]:
+        answer = sdk.chat.completions.create(model="gpt-demo", messages=HELLO, n=n, stream=stream)
+        return {part.model for part in answer} if stream else {answer.model}
+
+    models = meanwhile(read)
+    for _ in range(n):
+        worker.hand_over("demo", "other")
+    for _ in range(n):
+        worker.take("other").answer("Hel", "lo")
+    assert models.result() == {"other"}
+    assert {job["model"] for job in sdk.get("/jobs", cast_to=object)["data"]} == {"other"}
 
 
 def test_models(sdk):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.celery_app import create_celery_app
 from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerReport
 from tasks.generation import TokenLogprob
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage, WorkerId
@@ -18,9 +19,11 @@ from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
+from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import Notice, NumberedEvent, Tokens
+from tasks.wakeups import Wakeups
 
 PATIENCE_S = 4  # below the reply timeout of the client; what takes longer fails the test
 WORKER_ID = WorkerId("scripted-1")
@@ -31,6 +34,7 @@ DEMO_OFFER = ModelOffer(
 
 class ScriptedWorker:
     def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
         self._client = connect(settings)
         self._leases = LeaseStore(self._client, settings)
         self.writer = TokenWriter(self._client)
@@ -69,14 +73,25 @@ class ScriptedWorker:
 
     def take(self, model: str = "demo") -> Turn:
         """The next job of the model, by its real wake-up message."""
+        job_id = self._pop(model)
+        attempt = self._leases.claim(job_id, model, WORKER_ID)
+        assert attempt, f"{job_id} was not there to claim"
+        return Turn(self, attempt)
+
+    def hand_over(self, model: str, target: str) -> None:
+        """Move the next job of the model to another one, as the controller does, and take its wake-up there."""
+        job_id = self._pop(model)
+        priority = JobStore(self._client, self._settings).hand_over(job_id, model, target)
+        assert priority is not None, f"{job_id} was not there to move"
+        Wakeups(create_celery_app(self._settings)).wake(job_id, target, priority)
+
+    def _pop(self, model: str) -> JobId:
         queue = model_queue(model)
         levels = [queue if level == 0 else f"{queue}\x06\x16{level.value}" for level in Priority]
         popped = self._client.brpop(levels, timeout=PATIENCE_S)
         assert popped, f"no wake-up for {model} within {PATIENCE_S} s"
         (job_id,), _, _ = json.loads(base64.b64decode(json.loads(popped[1])["body"]))
-        attempt = self._leases.claim(JobId(job_id), model, WORKER_ID)
-        assert attempt, f"{job_id} was not there to claim"
-        return Turn(self, attempt)
+        return JobId(job_id)
 
     def await_cancel(self) -> str:
         """Id of the next job whose cancellation this worker is told of."""
