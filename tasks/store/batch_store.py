@@ -20,7 +20,7 @@ from tasks.errors import BatchNotCancellable, BatchNotFound
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import Client, load_script, translated
+from tasks.store.connection import Client, load_script, now_ms, translated
 
 SENT_AGAIN_MS = 10_000  # between two wake-ups of the same batch
 
@@ -42,30 +42,29 @@ class BatchStore:
     @translated
     def create(self, *, endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
         """Write and index the record. The caller sends the wake-up."""
-        seconds, micros = self._client.time()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        now = now_ms(self._client)
         batch = Batch(
             id=new_batch_id(),
             state=BatchState.VALIDATING,
             endpoint=endpoint,
             input_file_id=input_file_id,
-            created_ms=now_ms,
-            expires_ms=now_ms + WINDOW_MS,
+            created_ms=now,
+            expires_ms=now + WINDOW_MS,
             metadata=metadata,
         )
         fields: dict[str, Any] = {
             "state": batch.state.value,
             "endpoint": endpoint,
             "input_file": input_file_id,
-            "created": now_ms,
+            "created": now,
             "expires": batch.expires_ms,
         }
         if metadata is not None:
             fields["metadata"] = _encode(metadata)
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(keys.batch(batch.id), mapping=fields)
-        pipe.zadd(keys.BATCHES, {batch.id: now_ms})
-        pipe.zadd(keys.OPEN_BATCHES, {batch.id: now_ms + SENT_AGAIN_MS})
+        pipe.zadd(keys.BATCHES, {batch.id: now})
+        pipe.zadd(keys.OPEN_BATCHES, {batch.id: now + SENT_AGAIN_MS})
         pipe.execute()
         return batch
 
@@ -173,14 +172,13 @@ class BatchStore:
         """Open batches that nobody feeds, as many as the queue has too few messages for them.
 
         Each is noted as woken, so that it is not found again for a while."""
-        seconds, micros = self._client.time()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        due = self._client.zrangebyscore(keys.OPEN_BATCHES, "-inf", now_ms)
+        now = now_ms(self._client)
+        due = self._client.zrangebyscore(keys.OPEN_BATCHES, "-inf", now)
         if not due:
             return []
         missing = due[: max(0, len(due) - self._client.llen(BATCH_QUEUE))]
         for batch_id in missing:
-            self._client.zadd(keys.OPEN_BATCHES, {batch_id: now_ms + SENT_AGAIN_MS}, xx=True)
+            self._client.zadd(keys.OPEN_BATCHES, {batch_id: now + SENT_AGAIN_MS}, xx=True)
         return [batch_id.decode() for batch_id in missing]
 
     @translated

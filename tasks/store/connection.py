@@ -92,6 +92,17 @@ def ping(client: Client) -> None:
     client.ping()
 
 
+def now_ms(client: Client) -> int:
+    """The server's clock, which every time in the store is by."""
+    return as_ms(client.time())
+
+
+def as_ms(reply: tuple[int, int]) -> int:
+    """The reply to TIME, seconds and microseconds, in milliseconds."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def load_script(client: Client, name: str) -> Script:
     """The script `lua/<name>.lua` behind the common prelude; sent by hash, loaded by the server on first use."""
     folder = resources.files("tasks.store") / "lua"

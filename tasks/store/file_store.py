@@ -9,7 +9,7 @@ import msgspec
 from tasks.errors import FileMissing
 from tasks.files import StoredFile
 from tasks.store import keys
-from tasks.store.connection import Client, translated
+from tasks.store.connection import Client, now_ms, translated
 
 _DECODER = msgspec.json.Decoder(StoredFile)
 _ENCODER = msgspec.json.Encoder()
@@ -21,8 +21,7 @@ class FileStore:
 
     @translated
     def now_ms(self) -> int:
-        seconds, micros = self._client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return now_ms(self._client)
 
     @translated
     def add(self, file: StoredFile) -> None:

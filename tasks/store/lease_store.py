@@ -15,7 +15,7 @@ from tasks.ports import Attempt
 from tasks.quarantine import MAX_RUNNER_LOSSES, PROMPT_QUARANTINED, Suspect, speaks_against_prompt
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import Client, load_script, translated
+from tasks.store.connection import Client, load_script, now_ms, translated
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, Vectors, decode_numbered, encode_event
@@ -166,9 +166,8 @@ class LeaseStore:
     @translated
     def expired(self, limit: int) -> list[tuple[JobId, int, WorkerId]]:
         """Running jobs whose lease has ended by the store's time, with attempt and owner."""
-        seconds, micros = self._client.time()
-        now_ms = seconds * 1000 + micros // 1000
-        ids = [JobId(i.decode()) for i in self._client.zrangebyscore(keys.RUNNING, "-inf", now_ms, 0, limit)]
+        now = now_ms(self._client)
+        ids = [JobId(i.decode()) for i in self._client.zrangebyscore(keys.RUNNING, "-inf", now, 0, limit)]
         pipe = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipe.hmget(keys.job(job_id), "attempt", "worker")
