@@ -23,12 +23,13 @@ from tasks.wakeups import Wakeups
 BATCH = 200  # records per sweep and tick; the next tick is half a second away
 OFFER_RETENTION_MS = 600_000  # a worker that restarts for so long still gets the jobs of its models
 FILE_SWEEP_S = 600
+TIDY_EVERY_MS = 10_000
 INDEX_SLACK_MS = 24 * 3600 * 1000  # the index is by creation, retention begins at the end
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Rescue:
     jobs: JobStore
     leases: LeaseStore
@@ -38,18 +39,29 @@ class Rescue:
     batches: BatchStore
     wakeups: Wakeups
     settings: StoreSettings
+    _tidied_ms: int = 0
 
     def sweep(self) -> None:
-        """All sweeps once. Every one is safe to repeat and to run twice at once."""
-        self._return_expired_leases()
-        self._resend_lost_wakeups()
-        self._expire_late_jobs()
-        self._forget_silent_workers()
-        self._look_after_batches()
-        self._trim()
+        """All sweeps that would find something. Every one is safe to repeat and to run twice at once."""
+        due = self.backlog_store.due()
+        if due.leases:
+            self._return_expired_leases()
+        if due.lines:
+            self._resend_lost_wakeups()
+        if due.deadlines:
+            self._expire_late_jobs()
+        if due.workers:
+            self._forget_silent_workers()
+        if due.batches:
+            self._wake_batches()
+        if due.now_ms - self._tidied_ms >= TIDY_EVERY_MS:
+            self._tidied_ms = due.now_ms
+            self._tidy()
 
     def quarantine_models(self, fleet: Fleet) -> dict[str, str]:
         """Quarantine models that cost too many workers. All that are in quarantine, with the reason."""
+        if self.quarantine.is_idle():
+            return {}
         losses = self.quarantine.losses()
         succeeded_ms = self.quarantine.succeeded_ms({loss.model for loss in losses})
         for model, workers in suspicious_models(losses, fleet, succeeded_ms).items():
@@ -108,14 +120,15 @@ class Rescue:
                     self.quarantine.add_loss(runner.model, worker_id, runner.since_ms)
             self.fleet.forget_worker(worker_id)
 
-    def _look_after_batches(self) -> None:
+    def _wake_batches(self) -> None:
         for batch_id in self.batches.lost():
             _log.info("batch_woken", batch_id=batch_id)
             self.wakeups.feed(batch_id)
+
+    def _tidy(self) -> None:
+        """What nobody waits for: retention is minutes and more."""
         if self.batches.is_sweep_due(FILE_SWEEP_S):
             self.wakeups.sweep_files(FILE_SWEEP_S)
-
-    def _trim(self) -> None:
         retention_ms, dead_retention_ms = self.settings.retention_s * 1000, self.settings.dead_retention_s * 1000
         self.backlog_store.trim_index(max(retention_ms, dead_retention_ms) + INDEX_SLACK_MS)
         if num_beyond := self.backlog_store.trim_dead(dead_retention_ms, retention_ms):

@@ -57,7 +57,7 @@ class Controller:
         demand = Demand(
             queues=queues,
             arrivals=self.policy.take_arrivals(),
-            service_ms=self.policy.service_ms(),
+            service_ms=self.policy.service_ms() if queues else {},
             asks=asks,
             quarantined=quarantined,
             away=self._away({queue.model for queue in queues} | set(asks), fleet),

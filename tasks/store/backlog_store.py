@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from tasks.jobs import JobId, Priority
 from tasks.routing import model_queue
 from tasks.store import keys
-from tasks.store.connection import Client, load_script, translated
-from tasks.store.fleet_store import SCORE_PER_PRIORITY
+from tasks.store.connection import Client, as_ms, load_script, now_ms, translated
+from tasks.store.fleet_store import SCORE_PER_PRIORITY, WORKER_TTL_MS
 
 # kombu keeps priority p > 0 of a queue in the list `queue\x06\x16p` (kombu.transport.redis, `sep`).
 TRANSPORT_SEPARATOR = "\x06\x16"
@@ -15,10 +18,42 @@ RESEND_LIMIT = 200  # per model and tick
 MAX_DEAD_LETTERS = 1000  # each keeps its prompt and its text in memory
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """What a sweep would find something in; most of the time that is nothing."""
+
+    now_ms: int
+    leases: bool
+    lines: bool  # jobs wait, whose wake-ups may be lost
+    deadlines: bool
+    workers: bool  # that are silent
+    batches: bool
+
+
 class BacklogStore:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._forget_line = load_script(client, "forget_line")
+
+    @translated
+    def due(self) -> Due:
+        """One look at the head of every index that sweeps go through."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.time()
+        pipe.exists(keys.WAITING_MODELS)
+        for index in (keys.RUNNING, keys.DEADLINES, keys.WORKERS_SEEN, keys.OPEN_BATCHES):
+            pipe.zrange(index, 0, 0, withscores=True)
+        time, lines, *heads = pipe.execute()
+        now = as_ms(time)
+        lease_ms, deadline_ms, seen_ms, batch_ms = (head[0][1] if head else math.inf for head in heads)
+        return Due(
+            now_ms=now,
+            leases=lease_ms <= now,
+            lines=bool(lines),
+            deadlines=deadline_ms <= now,
+            workers=seen_ms < now - WORKER_TTL_MS,
+            batches=batch_ms <= now,
+        )
 
     @translated
     def lost(self) -> list[tuple[JobId, str, Priority]]:
@@ -40,8 +75,7 @@ class BacklogStore:
 
     def _oldest_woken(self, model: str, count: int) -> list[tuple[JobId, str, Priority]]:
         jobs = self._client.zrange(keys.waiting(model), 0, -1, withscores=True)
-        seconds, micros = self._client.time()
-        long_ago = seconds * 1000 + micros // 1000 - LOST_AFTER_MS
+        long_ago = now_ms(self._client) - LOST_AFTER_MS
         woken = self._client.zmscore(keys.QUEUED, [job_id for job_id, _ in jobs])
         overdue = sorted(
             (woken_ms, job_id.decode(), Priority(int(score) // SCORE_PER_PRIORITY))
@@ -53,14 +87,12 @@ class BacklogStore:
     @translated
     def mark_woken(self, job_id: JobId) -> None:
         """Note the time of a repeated wake-up, if the job still waits."""
-        seconds, micros = self._client.time()
-        self._client.zadd(keys.QUEUED, {job_id: seconds * 1000 + micros // 1000}, xx=True)
+        self._client.zadd(keys.QUEUED, {job_id: now_ms(self._client)}, xx=True)
 
     @translated
     def late(self, limit: int) -> list[JobId]:
         """Open jobs whose deadline has passed."""
-        seconds, micros = self._client.time()
-        ids = self._client.zrangebyscore(keys.DEADLINES, "-inf", seconds * 1000 + micros // 1000, 0, limit)
+        ids = self._client.zrangebyscore(keys.DEADLINES, "-inf", now_ms(self._client), 0, limit)
         return [JobId(job_id.decode()) for job_id in ids]
 
     @translated
@@ -71,15 +103,13 @@ class BacklogStore:
     @translated
     def trim_index(self, older_than_ms: int) -> None:
         """Drop the ids of long gone jobs from the list of all jobs."""
-        seconds, micros = self._client.time()
-        self._client.zremrangebyscore(keys.JOBS, "-inf", seconds * 1000 + micros // 1000 - older_than_ms)
+        self._client.zremrangebyscore(keys.JOBS, "-inf", now_ms(self._client) - older_than_ms)
 
     @translated
     def trim_dead(self, older_than_ms: int, retention_ms: int) -> int:
         """Forget dead letters past their retention, and those beyond the bound, whose records get the plain
         retention. How many were beyond."""
-        seconds, micros = self._client.time()
-        self._client.zremrangebyscore(keys.DEAD, "-inf", seconds * 1000 + micros // 1000 - older_than_ms)
+        self._client.zremrangebyscore(keys.DEAD, "-inf", now_ms(self._client) - older_than_ms)
         beyond = [JobId(job_id.decode()) for job_id in self._client.zrange(keys.DEAD, 0, -1 - MAX_DEAD_LETTERS)]
         if beyond:
             pipe = self._client.pipeline(transaction=False)

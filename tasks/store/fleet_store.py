@@ -10,7 +10,7 @@ import msgspec
 from tasks.fleet import ClassBacklog, Fleet, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
 from tasks.jobs import Priority, WorkerId
 from tasks.store import keys
-from tasks.store.connection import Client, load_script, translated
+from tasks.store.connection import Client, as_ms, load_script, now_ms, translated
 
 WORKER_TTL_MS = 5_000  # a worker without a heartbeat for this long is gone
 SCORE_PER_PRIORITY = 10**13  # see kw:waiting in keys
@@ -42,13 +42,13 @@ class FleetStore:
 
         `withdrawn` are models that it has offered and offers no more; another worker may offer them still, and does so
         again with its next heartbeat."""
-        now_ms = self._time_ms()
+        now = now_ms(self._client)
         pipe = self._client.pipeline(transaction=False)
         pipe.hset(keys.WORKERS, report.id, msgspec.json.encode(report))
-        pipe.zadd(keys.WORKERS_SEEN, {report.id: now_ms})
+        pipe.zadd(keys.WORKERS_SEEN, {report.id: now})
         if report.offers:
             pipe.hset(keys.OFFERS, mapping={offer.id: msgspec.json.encode(offer) for offer in report.offers})
-            pipe.zadd(keys.OFFERS_SEEN, {offer.id: now_ms for offer in report.offers})
+            pipe.zadd(keys.OFFERS_SEEN, {offer.id: now for offer in report.offers})
         if withdrawn:
             _remove_offers(pipe, withdrawn)
         pipe.execute()
@@ -63,13 +63,15 @@ class FleetStore:
     @translated
     def fleet(self) -> Fleet:
         """Workers with a fresh heartbeat, in order of their ids."""
-        now_ms = self._time_ms()
         pipe = self._client.pipeline(transaction=False)
-        pipe.zrangebyscore(keys.WORKERS_SEEN, now_ms - WORKER_TTL_MS, "+inf")
+        pipe.time()
+        pipe.zrange(keys.WORKERS_SEEN, 0, -1, withscores=True)
         pipe.hgetall(keys.WORKERS)
-        alive, reports = pipe.execute()
+        time, seen, reports = pipe.execute()
+        now = as_ms(time)
+        alive = [worker_id for worker_id, seen_ms in seen if seen_ms >= now - WORKER_TTL_MS]
         self._reports = {each: self._report(each, reports[each]) for each in sorted(alive) if each in reports}
-        return Fleet(now_ms=now_ms, workers=tuple(report for _, report in self._reports.values()))
+        return Fleet(now_ms=now, workers=tuple(report for _, report in self._reports.values()))
 
     def _report(self, worker_id: bytes, payload: bytes) -> tuple[bytes, WorkerReport]:
         known = self._reports.get(worker_id)
@@ -83,7 +85,7 @@ class FleetStore:
     @translated
     def silent_workers(self, for_ms: int = WORKER_TTL_MS) -> list[WorkerId]:
         """Workers without a heartbeat for this long, still on record."""
-        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({self._time_ms() - for_ms}")
+        ids = self._client.zrangebyscore(keys.WORKERS_SEEN, "-inf", f"({now_ms(self._client) - for_ms}")
         return [WorkerId(worker_id.decode()) for worker_id in ids]
 
     @translated
@@ -100,10 +102,10 @@ class FleetStore:
     @translated
     def forget_old_offers(self, older_than_ms: int) -> tuple[str, ...]:
         """Remove the offers that no worker has made for so long; all stay while no worker is there to make any."""
-        now_ms = self._time_ms()
-        if not self._client.zcount(keys.WORKERS_SEEN, now_ms - WORKER_TTL_MS, "+inf"):
+        now = now_ms(self._client)
+        if not self._client.zcount(keys.WORKERS_SEEN, now - WORKER_TTL_MS, "+inf"):
             return ()
-        models = self._client.zrangebyscore(keys.OFFERS_SEEN, "-inf", f"({now_ms - older_than_ms}")
+        models = self._client.zrangebyscore(keys.OFFERS_SEEN, "-inf", f"({now - older_than_ms}")
         old = tuple(model.decode() for model in models)
         if old:
             pipe = self._client.pipeline(transaction=False)
@@ -114,8 +116,13 @@ class FleetStore:
     @translated
     def queues(self) -> tuple[QueueReport, ...]:
         """Depth and age of the oldest job of every model that has waiting jobs."""
-        now_ms = self._time_ms()
-        models = sorted(model.decode() for model in self._client.smembers(keys.WAITING_MODELS))
+        pipe = self._client.pipeline(transaction=False)
+        pipe.time()
+        pipe.smembers(keys.WAITING_MODELS)
+        time, waiting = pipe.execute()
+        now, models = as_ms(time), sorted(model.decode() for model in waiting)
+        if not models:
+            return ()
         pipe = self._client.pipeline(transaction=False)
         for model in models:
             for priority in Priority:
@@ -129,7 +136,7 @@ class FleetStore:
             for priority in Priority:
                 depth, head = next(replies), next(replies)
                 if head:
-                    age_ms = max(0, now_ms - int(head[0][1]) % SCORE_PER_PRIORITY)
+                    age_ms = max(0, now - int(head[0][1]) % SCORE_PER_PRIORITY)
                     classes.append(ClassBacklog(priority=int(priority), depth=depth, oldest_age_ms=age_ms))
             if classes:
                 depth, age_ms = sum(each.depth for each in classes), max(each.oldest_age_ms for each in classes)
@@ -205,8 +212,4 @@ class FleetStore:
     @translated
     def now_ms(self) -> int:
         """The store's clock."""
-        return self._time_ms()
-
-    def _time_ms(self) -> int:
-        seconds, micros = self._client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return now_ms(self._client)

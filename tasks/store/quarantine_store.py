@@ -10,7 +10,7 @@ from tasks.errors import NotQuarantined
 from tasks.quarantine import LOSS_WINDOW_MS, Quarantine, Suspect, WorkerLoss
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import Client, translated
+from tasks.store.connection import Client, now_ms, translated
 from tasks.store.gauges import decode_service
 
 MIN_PREFIX = len("prompt:") + 8  # the start of a digest that is enough to name it
@@ -26,10 +26,18 @@ class QuarantineStore:
     @translated
     def all(self) -> list[Quarantine]:
         """What is in quarantine now, the newest first."""
-        now_ms = self._now_ms()
+        now = now_ms(self._client)
         entries = [decode_entry(entry) for entry in self._client.hvals(keys.QUARANTINE)]
-        current = [entry for entry in entries if entry.until_ms > now_ms]
+        current = [entry for entry in entries if entry.until_ms > now]
         return sorted(current, key=lambda entry: (-entry.since_ms, entry.id))
+
+    @translated
+    def is_idle(self) -> bool:
+        """Nothing is in quarantine, and no lost worker is remembered."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.exists(keys.QUARANTINE)
+        pipe.exists(keys.WORKER_LOSSES)
+        return not any(pipe.execute())
 
     def models(self) -> dict[str, Quarantine]:
         """Quarantined models by id."""
@@ -56,8 +64,8 @@ class QuarantineStore:
         """Quarantine a model from now on, and start counting its losses anew. None: quarantine is switched off."""
         if not self._quarantine_ms:
             return None
-        now_ms = self._now_ms()
-        entry = Quarantine(suspect=suspect, since_ms=now_ms, until_ms=now_ms + self._quarantine_ms)
+        now = now_ms(self._client)
+        entry = Quarantine(suspect=suspect, since_ms=now, until_ms=now + self._quarantine_ms)
         members = [member for member, loss in self._losses() if loss.model == suspect.model]
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(keys.QUARANTINE, entry.id, encode_entry(entry))
@@ -69,9 +77,9 @@ class QuarantineStore:
     @translated
     def release_expired(self) -> list[Quarantine]:
         """Those whose time is over; they are forgotten."""
-        now_ms = self._now_ms()
+        now = now_ms(self._client)
         entries = [decode_entry(entry) for entry in self._client.hvals(keys.QUARANTINE)]
-        over = [entry for entry in entries if entry.until_ms <= now_ms]
+        over = [entry for entry in entries if entry.until_ms <= now]
         if over:
             self._client.hdel(keys.QUARANTINE, *(entry.id for entry in over))
         return over
@@ -79,13 +87,13 @@ class QuarantineStore:
     @translated
     def losses(self) -> list[WorkerLoss]:
         """Lost workers of the last ten minutes."""
-        self._client.zremrangebyscore(keys.WORKER_LOSSES, "-inf", self._now_ms() - LOSS_WINDOW_MS)
+        self._client.zremrangebyscore(keys.WORKER_LOSSES, "-inf", now_ms(self._client) - LOSS_WINDOW_MS)
         return [loss for _, loss in self._losses()]
 
     @translated
     def add_loss(self, model: str, worker: str, busy_since_ms: int) -> None:
         """A worker vanished while it loaded the model."""
-        self._client.zadd(keys.WORKER_LOSSES, {f"{model} {worker} {busy_since_ms}": self._now_ms()})
+        self._client.zadd(keys.WORKER_LOSSES, {f"{model} {worker} {busy_since_ms}": now_ms(self._client)})
 
     @translated
     def succeeded_ms(self, models: Iterable[str]) -> dict[str, int]:
@@ -103,10 +111,6 @@ class QuarantineStore:
             loss = WorkerLoss(model=model, worker=worker, busy_since_ms=int(busy_since), lost_ms=int(lost_ms))
             found.append((member, loss))
         return found
-
-    def _now_ms(self) -> int:
-        seconds, micros = self._client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
 
 
 def encode_entry(entry: Quarantine) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import msgspec
 import pytest
@@ -102,6 +102,36 @@ def test_what_has_not_changed_is_the_same_object(store: Store) -> None:
     first, again = store.fleet.fleet(), store.fleet.fleet()
     assert first.workers[0] is again.workers[0]
     assert store.fleet.placement() is store.fleet.placement()
+
+
+def test_one_look_tells_which_sweeps_have_work(store: Store) -> None:
+    backlog = BacklogStore(store.client)
+
+    def due() -> set[str]:
+        look = asdict(backlog.due())
+        return {name for name, is_due in look.items() if is_due is True}
+
+    store.beat(offer("a"))
+    later_ms = store.fleet.now_ms() + 60_000
+    for index in (keys.RUNNING, keys.DEADLINES, keys.OPEN_BATCHES):
+        store.client.zadd(index, {"x": later_ms})
+    assert due() == set()
+    for index in (keys.RUNNING, keys.DEADLINES, keys.OPEN_BATCHES, keys.WORKERS_SEEN):
+        store.client.zadd(index, {"y": 1})
+    store.admit("a")
+    assert due() == {"leases", "deadlines", "batches", "workers", "lines"}
+
+
+def test_a_tick_with_nothing_to_do_is_few_round_trips(store: Store) -> None:
+    store.beat(offer("a"))
+    controller = store.controller("c1")
+    controller.tick()
+    before = store.client.info("commandstats")
+    controller.tick()
+    after = store.client.info("commandstats")
+    names = [name for name in after if name != "cmdstat_info"]
+    calls = {name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in names}
+    assert sum(calls.values()) <= 24, calls
 
 
 def test_new_leader_goes_on_with_rates_and_says_nothing_twice(store: Store) -> None:
