@@ -55,6 +55,7 @@ class JobStore:
         self._admit = load_script(client, "admit")
         self._end_unclaimed = load_script(client, "end_unclaimed")
         self._hand_over = load_script(client, "hand_over")
+        self._forget = load_script(client, "forget")
 
     @translated
     def admit(
@@ -239,18 +240,15 @@ class JobStore:
     @translated
     def forget(self, ended: Mapping[str, JobId]) -> None:
         """Let go of jobs whose outcome is safe elsewhere, by idempotency key: the records stay for a minute only, the
-        keys not at all. Dead letters stay."""
+        keys not at all. Dead letters stay, and so does a job that has not ended: it was only asked to."""
         if not ended:
             return
-        dead = self._client.zmscore(keys.DEAD, list(ended.values()))
-        pipe = self._client.pipeline(transaction=False)
-        for (key, job_id), died_ms in zip(ended.items(), dead, strict=True):
-            pipe.delete(keys.idempotency(_key_digest(key)))
-            if died_ms is None:
-                pipe.pexpire(keys.job(job_id), FORGET_AFTER_MS, lt=True)
-                pipe.pexpire(keys.stream(job_id), FORGET_AFTER_MS, lt=True)
-                pipe.zrem(keys.JOBS, job_id)
-        pipe.execute()
+        per_job = [
+            key
+            for idempotency_key, job_id in ended.items()
+            for key in (keys.job(job_id), keys.stream(job_id), keys.idempotency(_key_digest(idempotency_key)))
+        ]
+        self._forget(keys=[keys.JOBS, keys.DEAD, *per_job], args=[FORGET_AFTER_MS, *ended.values()])
 
     def cancel(self, job_id: JobId) -> Job:
         """End a waiting job at once; ask the worker of a running one. Terminal jobs stay as they are.

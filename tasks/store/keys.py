@@ -7,7 +7,7 @@
 | kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed, hand_over | app (position), controller (depth, age) | when empty |
 | kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; cleaned by the controller | controller, app | – |
 | kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, hand_over, rewake | admit (bound), controller | when empty |
-| kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release | controller (rescue), metrics | when empty |
+| kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release, expired (orphans) | controller (rescue), metrics | when empty |
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
 | kw:jobs | zset | ids of known jobs; score = created ms | admit; trimmed by the controller | app (lists) | trimmed by age |
 | kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit | admit | retention |

@@ -13,7 +13,7 @@ from tasks.store import keys
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
-from tasks.store.job_store import JobStore
+from tasks.store.job_store import FORGET_AFTER_MS, JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
@@ -350,3 +350,24 @@ def test_leases_of_a_dead_worker_end_and_no_others(jobs: JobStore, leases: Lease
     assert leases.expired(10) == [(orphan, 1, W1)]
     assert leases.rescue(orphan, 1, W1) is not None
     assert leases.disown(W1) == 0
+
+
+def test_only_jobs_that_have_ended_are_forgotten(jobs: JobStore, leases: LeaseStore, client: Client):
+    running, ended = admit(jobs, idempotency_key="r"), admit(jobs, idempotency_key="e")
+    leases.claim(running, MODEL, W1)
+    leases.claim(ended, MODEL, W1)
+    leases.finish(ended, 1, JobState.CANCELLED)
+    jobs.cancel(running)  # flagged only
+    jobs.forget({"r": running, "e": ended})
+    assert client.pttl(keys.job(running)) == -1
+    assert 0 < client.pttl(keys.job(ended)) <= FORGET_AFTER_MS
+    assert 0 < client.pttl(keys.stream(ended)) <= FORGET_AFTER_MS
+    assert jobs.of_keys(["r", "e"]) == [running, None]
+
+
+def test_orphans_among_running_jobs_hide_no_lease_that_has_ended(jobs: JobStore, leases: LeaseStore, client: Client):
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    client.zadd(keys.RUNNING, {f"gone-{number}": number for number in range(5)} | {job_id: 10})
+    assert leases.expired(2) == [(job_id, 1, W1)]
+    assert client.zrange(keys.RUNNING, 0, -1) == [job_id.encode()]
