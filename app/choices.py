@@ -13,13 +13,14 @@ from contextlib import aclosing
 from functools import partial
 
 import msgspec
+import structlog
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import sse
 from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, serving_job, silence
-from app.backend import Batch
+from app.backend import Batch, Jobs
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
@@ -34,6 +35,7 @@ from tasks.jobs import Job, JobState, Priority, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, Tokens
 
 FormOf = Callable[[Job, int], AnswerForm]  # of the first job, whose id the answer has, and of the choice's index
+_log = structlog.get_logger(__name__)
 _READ_AHEAD = 4  # batches per choice
 
 
@@ -72,9 +74,8 @@ async def answer_with_choices(
             for index, choice in enumerate(choice_requests(generation, n)):
                 key = idempotency_key and choice_key(idempotency_key, index)
                 jobs.append(submit(choice, idempotency_key=key, fingerprint=fingerprint).job)
-        except KeepwarmError:
-            for job in jobs:
-                front.backend.jobs.cancel(job.id)
+        except BaseException:  # whatever it is: nobody waits for these any more
+            cancel_all(front.backend.jobs, jobs)
             raise
         return jobs
 
@@ -101,6 +102,15 @@ def choice_requests(generation: GenerationRequest, n: int) -> list[GenerationReq
     return [
         msgspec.structs.replace(generation, sampling=msgspec.structs.replace(sampling, seed=seed)) for seed in seeds
     ]
+
+
+def cancel_all(records: Jobs, jobs: Sequence[Job]) -> None:
+    """Those that have ended stay as they are. One that can't be cancelled keeps none of the others alive."""
+    for job in jobs:
+        try:
+            records.cancel(job.id)
+        except Exception as error:
+            _log.warning("choice_not_cancelled", job_id=job.id, error=repr(error))
 
 
 def usage_of_all(ends: Sequence[End]) -> Usage | None:
@@ -275,8 +285,7 @@ class LiveChoices:
 
     async def _cancel(self) -> None:
         """Those that have ended stay as they are."""
-        for job in self._jobs:
-            await to_thread.run_sync(self._front.backend.jobs.cancel, job.id)
+        await to_thread.run_sync(cancel_all, self._front.backend.jobs, self._jobs)
 
 
 async def merged(streams: Sequence[AsyncGenerator[Batch, None]]) -> AsyncGenerator[tuple[int, Batch], None]:

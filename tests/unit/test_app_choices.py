@@ -14,7 +14,7 @@ from app.settings import ApiSettings
 from tasks.errors import QueueFull, StoreUnavailable
 from tasks.generation import MAX_SEED, GenerationRequest, SamplingParams
 from tasks.job_request import JobRequest
-from tasks.jobs import JobError, JobId, JobState, Usage
+from tasks.jobs import Job, JobError, JobId, JobState, Usage
 from tasks.store.token_reader import Follower
 from tasks.stream_events import End, Reset, Tokens
 from tests.support.front_fakes import FakeBackend, RawRequest, Submission, chat, front_client, numbered, sse_data
@@ -35,10 +35,11 @@ class Several(FakeBackend):
         self.plays = plays
         self.refuse_after: int | None = None
         self.breaks: Exception | None = None  # raised to whoever follows
+        self.refusal: Exception = QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
 
     def submit(self, request: JobRequest, **options) -> Submission:
         if len(self.submitted) == self.refuse_after:
-            raise QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
+            raise self.refusal
         return super().submit(request, **options)
 
     async def follow_batches(
@@ -123,6 +124,28 @@ def test_refused_choice_leaves_none_of_the_others_behind(client, fake):
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
     assert fake.cancelled == list(fake.jobs)
     assert len(fake.jobs) == 2
+
+
+def test_choice_that_breaks_at_admission_leaves_none_of_the_others_behind(client, fake):
+    fake.refuse_after, fake.refusal = 2, RuntimeError("a bug")
+    assert ask(client, "/v1/chat/completions", n=4).status_code == 500
+    assert fake.cancelled == list(fake.jobs)
+    assert len(fake.jobs) == 2
+
+
+@pytest.mark.parametrize("refused_after", [2, None])
+def test_choice_that_cannot_be_cancelled_keeps_no_other_alive(client, fake, refused_after):
+    fake.refuse_after, fake.plays, fake.stays_open = refused_after, (numbered(FAILED), []), True
+    cancelled: list[JobId] = []
+
+    def cancel(job_id: JobId) -> Job:
+        cancelled.append(job_id)
+        raise StoreUnavailable("away")
+
+    fake.cancel = cancel
+    reply = ask(client, "/v1/chat/completions", n=3)
+    assert reply.json()["error"]["code"] == ("runner_crashed" if refused_after is None else "queue_full")
+    assert cancelled == list(fake.jobs)
 
 
 @pytest.mark.parametrize("stream", [False, True])
