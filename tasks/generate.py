@@ -32,7 +32,7 @@ from tasks.routing import model_of_queue
 from tasks.settings import StoreSettings, load_settings
 from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
-from tasks.store.lease_store import JobIsLate, JobIsQuarantined, LeaseStore
+from tasks.store.lease_store import JobIsLate, JobIsQuarantined, JobIsUnreadable, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import Reset
 from tasks.wakeups import Wakeups
@@ -96,6 +96,9 @@ def _claim(job_id: JobId, model: str, slot: Slot, host: ModelHost, stores: Attem
         stores.jobs.end_waiting(job_id, JobState.EXPIRED, deadline_error())
     except JobIsQuarantined as quarantined:
         stores.jobs.end_waiting(job_id, JobState.FAILED, quarantined.error)
+    except JobIsUnreadable as unreadable:
+        _log.error("record_unreadable", job_id=job_id, error=str(unreadable))
+        stores.leases.finish(job_id, unreadable.number, JobState.FAILED, error=unreadable.error)
     finally:
         if attempt is None:
             slot.give_back()

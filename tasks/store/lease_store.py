@@ -15,7 +15,7 @@ from tasks.ports import Attempt
 from tasks.quarantine import MAX_RUNNER_LOSSES, PROMPT_QUARANTINED, Suspect, speaks_against_prompt
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import Client, load_script, now_ms, translated
+from tasks.store.connection import Client, load_script, translated
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, Vectors, decode_numbered, encode_event
@@ -50,6 +50,15 @@ class JobIsQuarantined(Exception):
         self.error = error
 
 
+class JobIsUnreadable(Exception):
+    """Its record can't be decoded, now or later; the caller ends attempt `number` with this error."""
+
+    def __init__(self, number: int, error: JobError) -> None:
+        super().__init__(error.message)
+        self.number = number
+        self.error = error
+
+
 class LeaseStore:
     def __init__(self, client: Client, settings: StoreSettings) -> None:
         self._client = client
@@ -63,13 +72,14 @@ class LeaseStore:
         self._finish = load_script(client, "finish")
         self._release = load_script(client, "release")
         self._disown = load_script(client, "disown")
+        self._expired = load_script(client, "expired")
 
     @translated
     def claim(self, job_id: JobId, model: str, worker: WorkerId) -> Attempt | None:
         """Start the next attempt, with what earlier ones published. None when the job is not there to take
         (a duplicate wake-up, a cancelled job), or has to wait until another suspect was tried.
 
-        Raises JobIsLate, JobIsQuarantined."""
+        Raises JobIsLate, JobIsQuarantined, JobIsUnreadable."""
         verdict, *rest = self._claim(
             keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE, keys.PROBATION],
             args=[job_id, worker, self._lease_ms, secrets.token_hex(8), keys.live(job_id)],
@@ -81,12 +91,15 @@ class LeaseStore:
         if verdict != b"claimed":
             return None
         number, seq, payload, deadline = rest
-        published = self._published(job_id) if seq else Published()
+        try:
+            request, published = decode_request(payload), self._published(job_id) if seq else Published()
+        except msgspec.DecodeError as error:
+            raise JobIsUnreadable(number, _unreadable(error)) from None
         return Attempt(
             job_id=job_id,
             number=number,
             model=model,
-            request=decode_request(payload),
+            request=request,
             last_seq=seq,
             forced_ids=published.ids,
             emitted_text=published.text,
@@ -166,13 +179,9 @@ class LeaseStore:
     @translated
     def expired(self, limit: int) -> list[tuple[JobId, int, WorkerId]]:
         """Running jobs whose lease has ended by the store's time, with attempt and owner."""
-        now = now_ms(self._client)
-        ids = [JobId(i.decode()) for i in self._client.zrangebyscore(keys.RUNNING, "-inf", now, 0, limit)]
-        pipe = self._client.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hmget(keys.job(job_id), "attempt", "worker")
-        rows = zip(ids, pipe.execute(), strict=True)
-        return [(job_id, int(n), WorkerId(worker.decode())) for job_id, (n, worker) in rows if n is not None]
+        flat = self._expired(keys=[keys.RUNNING], args=[limit, keys.job(JobId(""))])
+        rows = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        return [(JobId(job_id.decode()), int(number), WorkerId(worker.decode())) for job_id, number, worker in rows]
 
     @translated
     def disown(self, worker: WorkerId) -> int:
@@ -240,6 +249,12 @@ class LeaseStore:
         event = encode_event(End(state=JobState.FAILED, error=error))
         entry = msgspec.json.encode(suspect)
         return (MAX_RUNNER_LOSSES, event, _json(error), self._quarantine_ms, suspect.id, entry)
+
+
+def _unreadable(error: msgspec.DecodeError) -> JobError:
+    advice = "It was written by another version of Keepwarm; send the request again."
+    message = f"The job's record can't be read ({error}). {advice}"
+    return JobError(code="record_unreadable", message=message)
 
 
 def _json(value: JobResult | JobError | None) -> bytes:

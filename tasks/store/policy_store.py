@@ -68,10 +68,10 @@ class PolicyStore:
 
     @translated
     def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:
-        """The newest first; of one model if given."""
+        """The newest first; of one model if given. What another version wrote and this one can't read is left out."""
         entries = self._client.xrevrange(keys.DECISIONS, count=limit if model is None else MAX_READ)
-        found = [_DECISION.decode(fields[b"d"]) for _, fields in entries]
-        return [each for each in found if model is None or each.model == model][:limit]
+        found = [_decision(fields[b"d"]) for _, fields in entries]
+        return [each for each in found if each is not None and model in (None, each.model)][:limit]
 
     @translated
     def decision_counts(self) -> dict[tuple[str, str], int]:
@@ -79,3 +79,10 @@ class PolicyStore:
         counts = self._client.hgetall(keys.DECISION_COUNTS)
         named = [(*name.decode().split(" ", 1), int(count)) for name, count in counts.items()]
         return {(action, code): count for action, code, count in named}
+
+
+def _decision(payload: bytes) -> Decision | None:
+    try:
+        return _DECISION.decode(payload)
+    except msgspec.DecodeError:
+        return None

@@ -153,3 +153,23 @@ def test_a_new_attempt_knows_how_many_rows_are_out(bench: Bench) -> None:
     for _ in range(3):
         bench.run(host)
     assert [attempt.published_rows for attempt in host.seen] == [0, 2, 4]
+
+
+def test_job_admitted_before_requests_had_a_tag_is_read(bench):
+    bench.client.hset(keys.job(bench.job_id), "request", b'{"model":"demo","prompt":"old"}')
+    host = ScriptedHost(
+        [lambda _: Finished(text="", finish_reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=0))]
+    )
+    bench.run(host)
+    assert host.seen[0].request == GenerationRequest(model=MODEL, prompt="old")
+
+
+def test_job_whose_record_nobody_can_read_fails_at_once(bench):
+    bench.client.hset(keys.job(bench.job_id), "request", b'{"type":"paint","model":"demo"}')
+    host = ScriptedHost([])
+    bench.run(host)
+    job = bench.stores.jobs.get(bench.job_id)
+    assert (job.state, job.attempt, job.error.code) == (JobState.FAILED, 1, "record_unreadable")
+    assert "another version" in job.error.message
+    assert host.given_back == 1
+    assert bench.stores.leases.expired(10) == []

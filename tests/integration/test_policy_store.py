@@ -7,6 +7,7 @@ import pytest
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.policy_state import PolicyState
 from tasks.settings import StoreSettings
+from tasks.store import keys
 from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.policy_store import PolicyStore
@@ -33,6 +34,12 @@ def test_decisions_are_read_newest_first_and_counted(policy: PolicyStore, fleet:
     assert [each.model for each in policy.decisions(10)] == ["a", "b", "a"]
     assert policy.decisions(1, model="b") == [decision("b", Code.REPLICA)]
     assert policy.decision_counts() == {("load", "room"): 2, ("load", "replica"): 1}
+
+
+def test_decisions_of_another_version_are_left_out(policy: PolicyStore, store_settings: StoreSettings) -> None:
+    client = connect(store_settings)
+    client.xadd(keys.DECISIONS, {"d": b'{"action":"load","code":"a code of tomorrow"}'})
+    assert policy.decisions(10) == []
 
 
 def test_who_no_longer_leads_writes_nothing(policy: PolicyStore, fleet: FleetStore) -> None:
