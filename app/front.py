@@ -24,7 +24,8 @@ class Front:
     grammars: GrammarCheck
 
 
-def get_front(request: Request) -> Front:
+async def get_front(request: Request) -> Front:
+    """Async, because FastAPI calls any other dependency in a thread."""
     front: Front = request.app.state.front
     return front
 

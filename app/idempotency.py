@@ -55,13 +55,14 @@ def fingerprint(key: str | None, path: str, body: BaseModel) -> str | None:
     return hashlib.sha256(f"{path}\n{body.model_dump_json(warnings=False)}".encode()).hexdigest()
 
 
-def _idempotency_key(
+async def idempotency_key(
     request: Request,
     idempotency_key: Annotated[
         str | None, Header(description="A repeat of the request with the same key gets the same job.")
     ] = None,
 ) -> str | None:
+    """Async, because FastAPI calls any other dependency in a thread."""
     return parse_key(request.headers.getlist(HEADER))
 
 
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]

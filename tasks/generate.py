@@ -81,7 +81,6 @@ def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHos
     if attempt is None:
         return
     failpoint("after_claim")
-    _log.info("attempt_started", job_id=job_id, attempt=attempt.number, model=model, forced=len(attempt.forced_ids))
     outcome = slot.run(attempt)
     failpoint("before_finish")
     insist(lambda: conclude_attempt(attempt, outcome, stores))

@@ -271,6 +271,13 @@ class Runner:
         if outcome is not None:
             self.release_slot(priority)
             return outcome
+        log.info(  # while the runner is at work already: a line costs as much time as handing the work over
+            "attempt_started",
+            job_id=attempt.job_id,
+            attempt=attempt.number,
+            model=self.model,
+            forced=len(attempt.forced_ids),
+        )
         return flight.wait()
 
     def release_slot(self, priority: Priority) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from workers.messages import Done, Output, Step
 
-FRAME_INTERVAL_S = 0.005  # no reader sees the difference; a step of a model that is worth its memory takes longer
+FRAME_INTERVAL_S = 0.010  # shorter than a picture on a 60 Hz screen: nobody sees the difference
 
 
 class StepFrames:

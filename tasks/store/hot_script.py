@@ -1,7 +1,7 @@
-"""A script that is called for every engine step, over a connection of its own per thread, past redis-py's client.
+"""A script that is called for every engine step or job, over a connection of its thread, past redis-py's client.
 
 The client takes a connection from its pool, probes it, counts and retries around every command; that costs more than
-the command itself. Here a broken connection is the caller's to try again.
+the command itself. Here a broken connection is the caller's to try again; `RetriedScript` leaves that to the client.
 """
 
 from __future__ import annotations
@@ -15,11 +15,29 @@ import redis
 from tasks.store.connection import Client, load_script
 
 
-class HotScript:
-    def __init__(self, client: Client, name: str) -> None:
-        self._script = load_script(client, name)
+class ThreadConnections:
+    """One connection for each thread that asks, for as long as the thread lives."""
+
+    def __init__(self, client: Client) -> None:
         self._pool = client.connection_pool
         self._of_thread = threading.local()
+
+    def get(self) -> Any:
+        """Connected; closed with its thread.
+
+        Not made by the pool: it counts every connection that it ever made, and refuses to make more than a hundred,
+        however many of them are closed by now."""
+        if not hasattr(self._of_thread, "connection"):
+            self._of_thread.connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        self._of_thread.connection.connect()  # by itself a send would not ask the sentinels where to
+        return self._of_thread.connection
+
+
+class HotScript:
+    def __init__(self, client: Client, name: str, connections: ThreadConnections | None = None) -> None:
+        """`connections`: shared with other scripts that the same threads call."""
+        self._script = load_script(client, name)
+        self._connections = connections or ThreadConnections(client)
 
     def __call__(self, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
         """The script's reply. Raises redis-py's errors; the next call connects again."""
@@ -30,16 +48,17 @@ class HotScript:
             return self._call(keys, args)
 
     def _call(self, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
-        connection = self._connection()
+        connection = self._connections.get()
         connection.send_command("EVALSHA", self._script.sha, len(keys), *keys, *args)
         return connection.read_response()
 
-    def _connection(self) -> Any:
-        """Connected; closed with its thread.
 
-        Not made by the pool: it counts every connection that it ever made, and refuses to make more than a hundred,
-        however many of them are closed by now."""
-        if not hasattr(self._of_thread, "connection"):
-            self._of_thread.connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        self._of_thread.connection.connect()  # by itself a send would not ask the sentinels where to
-        return self._of_thread.connection
+class RetriedScript(HotScript):
+    """Over the thread's connection first, and with the client's retries where that is broken. For scripts that know a
+    call which is sent again because its reply got lost."""
+
+    def __call__(self, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
+        try:
+            return super().__call__(keys, args)
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
+            return self._script(keys, args)

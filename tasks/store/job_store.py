@@ -25,6 +25,7 @@ from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
 from tasks.store.fleet_store import SCORE_PER_PRIORITY
+from tasks.store.hot_script import RetriedScript
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.records import job_from_fields
 from tasks.stream_events import End, encode_event
@@ -52,7 +53,7 @@ class JobStore:
         self._settings = settings
         self._retention_ms = settings.retention_s * 1000
         self._dead_retention_ms = settings.dead_retention_s * 1000
-        self._admit = load_script(client, "admit")
+        self._admit = RetriedScript(client, "admit")
         self._end_unclaimed = load_script(client, "end_unclaimed")
         self._hand_over = load_script(client, "hand_over")
         self._forget = load_script(client, "forget")

@@ -16,6 +16,7 @@ from tasks.quarantine import MAX_RUNNER_LOSSES, PROMPT_QUARANTINED, Suspect, spe
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
+from tasks.store.hot_script import RetriedScript, ThreadConnections
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, Vectors, decode_numbered, encode_event
@@ -67,9 +68,10 @@ class LeaseStore:
         self._retention_ms = settings.retention_s * 1000
         self._dead_retention_ms = settings.dead_retention_s * 1000
         self._quarantine_ms = settings.quarantine_s * 1000
-        self._claim = load_script(client, "claim")
+        connections = ThreadConnections(client)
+        self._claim = RetriedScript(client, "claim", connections)
         self._renew = load_script(client, "renew")
-        self._finish = load_script(client, "finish")
+        self._finish = RetriedScript(client, "finish", connections)
         self._release = load_script(client, "release")
         self._disown = load_script(client, "disown")
         self._expired = load_script(client, "expired")

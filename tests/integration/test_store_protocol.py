@@ -371,3 +371,21 @@ def test_orphans_among_running_jobs_hide_no_lease_that_has_ended(jobs: JobStore,
     client.zadd(keys.RUNNING, {f"gone-{number}": number for number in range(5)} | {job_id: 10})
     assert leases.expired(2) == [(job_id, 1, W1)]
     assert client.zrange(keys.RUNNING, 0, -1) == [job_id.encode()]
+
+
+def test_broken_connections_cost_no_job_its_admission_claim_or_end(
+    client: Client, store_settings: StoreSettings, jobs: JobStore, leases: LeaseStore
+):
+    def break_connections() -> None:
+        connect(store_settings).execute_command("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes")
+
+    first = admit(jobs)
+    leases.claim(first, MODEL, W1)
+    break_connections()
+    second = admit(jobs)
+    break_connections()
+    assert leases.claim(second, MODEL, W2) is not None
+    break_connections()
+    leases.finish(first, 1, JobState.SUCCEEDED, result=JobResult(text="", finish_reason="stop", usage=None))
+    assert (jobs.get(first).state, jobs.get(second).state) == (JobState.SUCCEEDED, JobState.RUNNING)
+    assert jobs.get(second).attempt == 1

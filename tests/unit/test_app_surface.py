@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from starlette.testclient import TestClient
 from app.error_handlers import STATUS, facts_of, field_name, speaks_openai
 from app.fleet_view import FleetView
 from app.following import Beat
+from app.front import get_front
+from app.idempotency import idempotency_key
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
@@ -402,3 +405,11 @@ def test_page_loads_nothing_from_elsewhere_and_has_no_inline_script(client):
     assert not re.search(r"<script(?! src=\"/static/)|<style|\son\w+=|style=", reply.text)
     for path in re.findall(r"(?:src|href)=\"(/[^\"]*)\"", reply.text):
         assert client.get(path).status_code == 200
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize("dependency", [get_front, idempotency_key])
+def test_dependencies_of_every_request_cost_no_thread(dependency: object):
+    assert inspect.iscoroutinefunction(dependency)
