@@ -15,25 +15,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
 import structlog
 
 from tasks.errors import KeepwarmError, ModelDoesNotFit, ModelLoadFailed
 from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority, WorkerId
+from workers.accounting import Accounting
 from workers.clock import Clock
-from workers.devices import Device, LoadWindow, ModelMapping
-from workers.estimate import MemoryNeed, estimate_load_ms, need_of_measured
+from workers.costs import ModelCosts
+from workers.devices import Device
 from workers.eviction import Candidate, UseRate, keep_value
 from workers.fitting import fit_models
 from workers.lease_keeper import RunningAttempt
 from workers.ledger import Ledger
 from workers.load_failures import LoadFailures
-from workers.measurements import Measurement, MeasurementKey, Measurements
-from workers.messages import Ready
+from workers.measurements import Measurements
 from workers.model_files import ModelFile, ModelFolder
-from workers.needs import Needs, overhead_bytes
+from workers.needs import Needs
+from workers.offers import offer_of, offer_of_unusable
 from workers.residency import ResidencySteps, Wanted, plan_residency
+from workers.resident import Resident
 from workers.runner import Runner, RunnerSlot
 
 log = structlog.get_logger(__name__)
@@ -57,24 +58,6 @@ class PoolLimits:
     stop_s: float = 5.0  # between the request to exit and the kill
     first_backoff_s: float = 1.0  # after a failed load; doubles with each failure
     last_backoff_s: float = 60.0
-
-
-@dataclass(slots=True, eq=False)
-class _Resident:
-    """A runner and its account. `runner` is None until the process is spawned."""
-
-    model: ModelFile
-    since_ms: int
-    runner: Runner | None = None
-    is_leaving: bool = False
-    has_worked: bool = False
-    is_remeasured: bool = False  # after its first work, when it has touched its buffers
-    outdated_since_s: float | None = None  # monotonic; its file or its settings have changed since it was loaded
-
-    @property
-    def state(self) -> RunnerState:
-        state = self.runner.state if self.runner else RunnerState.STARTING
-        return RunnerState.DRAINING if self.is_leaving and state is RunnerState.READY else state
 
 
 @dataclass(slots=True)
@@ -122,17 +105,15 @@ class WarmPool:
         self._folder = folder
         self._ledger = ledger
         self._device = device
-        self._measurements = measurements
         self._start_runner = start_runner
         self._clock = clock
         self._limits = limits
-        self._parked_memory = parked_memory
         self._listener = on_change
         self._count_load = on_load
         self._lock = threading.Lock()
         self._updating = threading.Lock()  # of the models; taken before `_lock`
         self._emptier = threading.Condition(self._lock)  # a runner is gone
-        self._residents: dict[str, _Resident] = {}
+        self._residents: dict[str, Resident] = {}
         self._unreleased: dict[str, int] = {}  # model → pid of a gone process whose memory the device still holds
         self._failures = LoadFailures(first_pause_s=limits.first_backoff_s, last_pause_s=limits.last_backoff_s)
         self._refusals: dict[str, str] = {}  # held by the placement, but they don't fit
@@ -140,10 +121,11 @@ class WarmPool:
         self._placement = WorkerPlacement()
         self._epoch = 0
         self._is_draining = False
-        self._needs = needs or Needs(device)
+        needs = needs or Needs(device)
+        self._costs = ModelCosts(device=device, measurements=measurements, needs=needs, parked_memory=parked_memory)
+        self._accounting = Accounting(device=device, ledger=ledger, costs=self._costs)
         self._models = self._fitted(folder)  # as they would be loaded here
-        self._num_moves = 0  # runners that began to take or to give back memory
-        self._needs.listen(self._refit)
+        needs.listen(self._refit)
 
     # ---- what it is
 
@@ -193,26 +175,14 @@ class WarmPool:
     def report(self) -> tuple[RunnerReport, ...]:
         with self._lock:
             residents = sorted(self._residents.values(), key=lambda each: each.model.id)
-        return tuple(self._report_of(resident) for resident in residents)
+        return tuple(each.report(self._ledger.bytes_of(each.model.id)) for each in residents)
 
     def offers(self) -> tuple[ModelOffer, ...]:
         """Every model of the folder, with its cost here and, if it can't serve, the reason."""
         with self._lock:
             models = list(self._models.values())
             unusable = self._folder.unusable
-        broken = [
-            ModelOffer(
-                id=file.id,
-                context_length=0,
-                slots=0,
-                bytes=0,
-                load_ms=0,
-                file_bytes=file.file_bytes,
-                failure=file.reason,
-            )
-            for file in unusable
-        ]
-        return tuple(sorted([*map(self._offer, models), *broken], key=lambda offer: offer.id))
+        return tuple(sorted([*map(self._offer, models), *map(offer_of_unusable, unusable)], key=lambda offer: offer.id))
 
     # ---- jobs
 
@@ -276,7 +246,7 @@ class WarmPool:
             steps = self._plan()
             arriving = [resident for model in steps.load if (resident := self._admit(self._models[model]))]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
-            grown = [each for each in self._residents.values() if self._is_due_for_remeasuring(each)]
+            grown = [each for each in self._residents.values() if each.take_remeasuring()]
         for resident in grown:
             _in_background(f"measure-{resident.model.id}", self._measure_again, resident)
         for resident in leaving:
@@ -326,7 +296,9 @@ class WarmPool:
             if model not in going and model not in evicted
         ]
         steps = plan_residency(
-            wanted=[Wanted(model=model, bytes=self._need(self._models[model]).total_bytes) for model in self._absent()],
+            wanted=[
+                Wanted(model=model, bytes=self._costs.need(self._models[model]).total_bytes) for model in self._absent()
+            ],
             residents=candidates,
             free_bytes=self._ledger.free_bytes,
             leaving_bytes=sum(self._ledger.bytes_of(model) for model in going.union(evicted)),
@@ -348,49 +320,49 @@ class WarmPool:
             and not self._failures.is_pausing(model, self._models[model].identity, now_s)
         ]
 
-    def _is_due_for_replacement(self, resident: _Resident) -> bool:
+    def _is_due_for_replacement(self, resident: Resident) -> bool:
         if resident.outdated_since_s is None or resident.runner is None:
             return False
         is_over = self._clock.monotonic_s() - resident.outdated_since_s >= OUTDATED_GRACE_S
         return is_over or resident.runner.in_flight == 0
 
-    def _candidate(self, resident: _Resident, held: set[str], now_ms: int) -> Candidate:
+    def _candidate(self, resident: Resident, held: set[str], now_ms: int) -> Candidate:
         model = resident.model
         rate = self._usage.rate_per_s(model.id, now_ms)
         return Candidate(
             model=model.id,
             bytes=self._ledger.bytes_of(model.id),
-            keep_value=keep_value(rate_per_s=rate, load_ms=self._load_ms(model)),
+            keep_value=keep_value(rate_per_s=rate, load_ms=self._costs.load_ms(model)),
             is_idle=resident.runner is not None and resident.runner.in_flight == 0,
             is_held=model.id in held,
             is_pinned=model.is_pinned,
             is_settled=resident.state is RunnerState.READY,
         )
 
-    def _admit(self, model: ModelFile) -> _Resident | None:
+    def _admit(self, model: ModelFile) -> Resident | None:
         """Reserve before anything is spawned: from here on the model counts as resident, so nobody loads it twice."""
-        need = self._need(model)
+        need = self._costs.need(model)
         try:
             self._ledger.reserve(model.id, need, is_pinned=model.is_pinned)
         except ModelDoesNotFit as error:  # a measurement came in since the plan was made: the next one knows it
             log.info("load_postponed", model=model.id, reason=str(error))
             return None
-        resident = _Resident(model, self._clock.now_ms())
+        resident = Resident(model, self._clock.now_ms())
         self._residents[model.id] = resident
         log.info("load_started", model=model.id, reserved_bytes=need.total_bytes, epoch=self._epoch)
         return resident
 
-    def _dismiss(self, resident: _Resident) -> _Resident:
+    def _dismiss(self, resident: Resident) -> Resident:
         resident.is_leaving = True
         log.info("eviction_started", model=resident.model.id, epoch=self._epoch, is_draining=self._is_draining)
         return resident
 
     def _refusal(self, model: str, reason: str) -> str:
-        return f"{self._ledger.refusal(model, self._need(self._models[model]))}; {reason}."
+        return f"{self._ledger.refusal(model, self._costs.need(self._models[model]))}; {reason}."
 
     # ---- the keeper: one thread per runner, from spawn to release
 
-    def _keep(self, resident: _Resident) -> None:
+    def _keep(self, resident: Resident) -> None:
         try:
             self._live(resident)
         except KeepwarmError as error:
@@ -401,17 +373,14 @@ class WarmPool:
         finally:
             self._forget(resident)
 
-    def _live(self, resident: _Resident) -> None:
+    def _live(self, resident: Resident) -> None:
         started_s = self._clock.monotonic_s()
-        with self._lock:
-            self._num_moves += 1
-            num_moves = self._num_moves
-        window = LoadWindow(self._device.free_mark(), num_moves)  # the mark last: another load in between is seen
+        window = self._accounting.open_window()
         runner = self._spawn(resident)
         try:
             ready = runner.wait_loaded()
             load_ms = int(self._lived_s(started_s) * 1000)
-            self._account(resident, runner, ready, window, load_ms=load_ms)
+            self._accounting.settle(resident.model, runner, ready, window, load_ms=load_ms)
             if runner.open():
                 self._count_load(resident.model.id, load_ms)
                 self._record_success(resident, is_proven=False)
@@ -427,7 +396,7 @@ class WarmPool:
     def _lived_s(self, started_s: float) -> float:
         return self._clock.monotonic_s() - started_s
 
-    def _spawn(self, resident: _Resident) -> Runner:
+    def _spawn(self, resident: Resident) -> Runner:
         model = resident.model
         try:
             runner = self._start_runner(model, need_bytes=self._ledger.bytes_of(model.id), on_change=self._notify)
@@ -440,35 +409,11 @@ class WarmPool:
             runner.stop(self._limits.stop_s)
         return runner
 
-    def _account(self, resident: _Resident, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> None:
-        """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
-        model = resident.model
-        reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
-        told = self._measure(resident, runner, ready)
-        if told is None:
-            told = window.taken_bytes(self._device.free_mark(), self._num_moves)
-        # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
-        measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
-        self._measurements.record(
-            self._key(model),
-            measured_bytes=measured,
-            load_ms=load_ms,
-            estimated_bytes=self._needs.need(model).total_bytes,  # what is parked comes later
-        )
-        self._ledger.commit(model.id, measured + self._parked_bytes(model))
-        log.info("load_finished", model=model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
-
-    def _measure(self, resident: _Resident, runner: Runner, ready: Ready) -> int | None:
-        mapping = ModelMapping(
-            paths=(resident.model.path,), weight_bytes=ready.weight_bytes, copied_bytes=ready.copied_weight_bytes
-        )
-        return self._device.runner_bytes(runner.pid, mapping)
-
-    def _record_success(self, resident: _Resident, *, is_proven: bool) -> None:
+    def _record_success(self, resident: Resident, *, is_proven: bool) -> None:
         with self._lock:
             self._failures.loaded(resident.model.id, is_proven=is_proven)
 
-    def _record_failure(self, resident: _Resident, error: KeepwarmError) -> None:
+    def _record_failure(self, resident: Resident, error: KeepwarmError) -> None:
         """A load that was stopped on purpose has not failed."""
         model = resident.model
         with self._lock:
@@ -485,13 +430,13 @@ class WarmPool:
             "load_failed", model=model.id, reason=failure.reason, count=failure.count, retry_in_s=failure.pause_s
         )
 
-    def _forget(self, resident: _Resident) -> None:
+    def _forget(self, resident: Resident) -> None:
         """The process is gone: give its bytes back if the device agrees, and see who waited for them."""
         model, runner = resident.model.id, resident.runner
         is_released = runner is None or self._device.has_released(runner.pid)
         with self._emptier:
             del self._residents[model]
-            self._num_moves += 1
+            self._accounting.note_end()
             if is_released:
                 self._ledger.release(model)
             elif runner is not None:
@@ -512,7 +457,7 @@ class WarmPool:
 
     # ---- the retirer: one thread per runner that goes
 
-    def _retire(self, resident: _Resident, grace_s: float) -> None:
+    def _retire(self, resident: Resident, grace_s: float) -> None:
         runner = resident.runner
         if runner is None:
             return  # its keeper sees `is_leaving` right after the spawn
@@ -523,35 +468,9 @@ class WarmPool:
         self._measure_again(resident)
         runner.stop(self._limits.stop_s)
 
-    # ---- measuring again
-
-    def _is_due_for_remeasuring(self, resident: _Resident) -> bool:
-        """Once per residency, when the first work is over."""
-        is_due = (
-            resident.has_worked
-            and not resident.is_remeasured
-            and not resident.is_leaving
-            and resident.runner is not None
-            and resident.runner.in_flight == 0
-        )
-        resident.is_remeasured |= is_due
-        return is_due
-
-    def _measure_again(self, resident: _Resident) -> None:
-        """A runner that has worked has touched buffers that were only reserved when it became ready."""
-        runner = resident.runner
-        if runner is None or runner.ready is None:
-            return
-        measured = self._measure(resident, runner, runner.ready)
-        if measured is None or measured <= self._ledger.bytes_of(resident.model.id):
-            return
-        without_parked = measured - self._parked_bytes(resident.model)
-        self._measurements.record(self._key(resident.model), measured_bytes=without_parked)
-        try:
-            self._ledger.grow(resident.model.id, measured)
+    def _measure_again(self, resident: Resident) -> None:
+        if resident.runner is not None and self._accounting.measure_again(resident.model, resident.runner):
             self._notify()
-        except ModelDoesNotFit as error:  # it runs already; the next load of it will reserve enough
-            log.warning("budget_exceeded", model=resident.model.id, reason=str(error))
 
     def _kill_all(self) -> None:
         with self._lock:
@@ -565,17 +484,11 @@ class WarmPool:
 
     # ---- figures
 
-    def _need(self, model: ModelFile) -> MemoryNeed:
-        measured = self._measured(model)
-        if measured is not None:
-            return need_of_measured(measured.bytes, self._parked_bytes(model))
-        return self._needs.need(model, self._parked_bytes(model))
-
     def _fitted(self, folder: ModelFolder) -> dict[str, ModelFile]:
         with self._lock:
             warm = {model: each.model for model, each in self._residents.items()}
-        self._needs.keep_only(folder.models)
-        fitted = fit_models(folder.models, self.budget_bytes, lambda model: self._need(model).total_bytes, warm)
+        self._costs.keep_only(folder.models)
+        fitted = fit_models(folder.models, self.budget_bytes, lambda model: self._costs.need(model).total_bytes, warm)
         for each in fitted.values():
             if each.reduced is not None:
                 log.info("model_reduced", model=each.id, to=each.reduced)
@@ -588,52 +501,8 @@ class WarmPool:
         self.reconcile()
         self._notify()
 
-    def _parked_bytes(self, model: ModelFile) -> int:
-        return model.parked_bytes(self._parked_memory)
-
-    def _load_ms(self, model: ModelFile) -> int:
-        measured = self._measured(model)
-        return measured.load_ms if measured and measured.load_ms else estimate_load_ms(model.shape.weight_bytes)
-
-    def _measured(self, model: ModelFile) -> Measurement | None:
-        return self._measurements.get(self._key(model))
-
-    def _key(self, model: ModelFile) -> MeasurementKey:
-        return MeasurementKey(
-            model=model.id,
-            file=model.identity,
-            context_length=model.context_length,
-            slots=model.slots,
-            kv_type=model.kv_type,
-            device=self._device.name,
-            kind=model.kind,
-            pooling=model.pooling,
-        )
-
     def _offer(self, model: ModelFile) -> ModelOffer:
-        return ModelOffer(
-            id=model.id,
-            aliases=model.aliases,
-            context_length=model.context_length,
-            slots=model.slots,
-            bytes=self._need(model).total_bytes,
-            load_ms=self._load_ms(model),
-            file_bytes=model.file_bytes,
-            description=model.description,
-            pinned=model.is_pinned,
-            ttl_s=model.ttl_s,
-            replicas=model.replicas,
-            max_replicas=model.max_replicas,
-            fallback=model.fallback,
-            devices=model.devices,
-            failure=self._failure_of(model),
-            may_retry=self._may_retry(model),
-            kind=model.kind,
-            embedding_length=model.shape.embedding_length,
-            is_matryoshka=model.is_matryoshka,
-            estimate_error=measured.estimate_error if (measured := self._measured(model)) else None,
-            reduced=model.reduced,
-        )
+        return offer_of(model, self._costs, failure=self._failure_of(model), may_retry=self._may_retry(model))
 
     def _may_retry(self, model: ModelFile) -> bool:
         with self._lock:
@@ -649,27 +518,9 @@ class WarmPool:
                 return self._refusals[model.id]
             if model.id in self._residents:
                 return None
-        need = self._need(model)
+        need = self._costs.need(model)
         pinned = sum(each.bytes for each in self._ledger.accounts() if each.is_pinned and each.model != model.id)
         return f"{self._ledger.refusal(model.id, need)}." if need.total_bytes > self.budget_bytes - pinned else None
-
-    def _report_of(self, resident: _Resident) -> RunnerReport:
-        held = self._ledger.bytes_of(resident.model.id)
-        if resident.runner is None:
-            return RunnerReport(
-                pid=0,
-                model=resident.model.id,
-                state=RunnerState.STARTING,
-                bytes=held,
-                slots=resident.model.slots,
-                in_flight=0,
-                since_ms=resident.since_ms,
-                idle_since_ms=resident.since_ms,
-                progress=0.0,
-                reduced=resident.model.reduced,
-            )
-        report = resident.runner.report(held, state=resident.state)
-        return msgspec.structs.replace(report, reduced=resident.model.reduced)
 
     def _serving(self) -> dict[str, Runner]:
         """Runners that may get new work."""

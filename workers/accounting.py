@@ -1,0 +1,75 @@
+"""Measure what a runner takes, and put it into the ledger in place of what was reserved. Effects, no decisions."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from tasks.errors import ModelDoesNotFit
+from workers.costs import ModelCosts
+from workers.devices import Device, LoadWindow, ModelMapping
+from workers.ledger import Ledger
+from workers.messages import Ready
+from workers.model_files import ModelFile
+from workers.needs import overhead_bytes
+from workers.runner import Runner
+
+log = structlog.get_logger(__name__)
+
+
+class Accounting:
+    """Thread-safe."""
+
+    def __init__(self, *, device: Device, ledger: Ledger, costs: ModelCosts) -> None:
+        self._device = device
+        self._ledger = ledger
+        self._costs = costs
+        self._lock = threading.Lock()
+        self._num_moves = 0  # runners that began to take or to give back memory
+
+    def open_window(self) -> LoadWindow:
+        """A load begins; `settle` takes the window back when it is done."""
+        with self._lock:
+            self._num_moves += 1
+            num_moves = self._num_moves
+        return LoadWindow(self._device.free_mark(), num_moves)  # the mark last: another load in between is seen
+
+    def note_end(self) -> None:
+        """A runner is gone: what is free now says nothing about the loads that are under way."""
+        with self._lock:
+            self._num_moves += 1
+
+    def settle(self, model: ModelFile, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> None:
+        """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
+        reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
+        told = self._measure(model, runner, ready)
+        if told is None:
+            told = window.taken_bytes(self._device.free_mark(), self._num_moves)
+        # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
+        measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
+        self._costs.record_load(model, measured_bytes=measured, load_ms=load_ms)
+        self._ledger.commit(model.id, measured + self._costs.parked_bytes(model))
+        log.info("load_finished", model=model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
+
+    def measure_again(self, model: ModelFile, runner: Runner) -> bool:
+        """A runner that has worked has touched buffers that were only reserved when it became ready. Whether its
+        account has grown."""
+        if runner.ready is None:
+            return False
+        measured = self._measure(model, runner, runner.ready)
+        if measured is None or measured <= self._ledger.bytes_of(model.id):
+            return False
+        self._costs.record_growth(model, measured_bytes=measured - self._costs.parked_bytes(model))
+        try:
+            self._ledger.grow(model.id, measured)
+        except ModelDoesNotFit as error:  # it runs already; the next load of it will reserve enough
+            log.warning("budget_exceeded", model=model.id, reason=str(error))
+            return False
+        return True
+
+    def _measure(self, model: ModelFile, runner: Runner, ready: Ready) -> int | None:
+        mapping = ModelMapping(
+            paths=(model.path,), weight_bytes=ready.weight_bytes, copied_bytes=ready.copied_weight_bytes
+        )
+        return self._device.runner_bytes(runner.pid, mapping)

@@ -1,0 +1,58 @@
+"""A runner in the warm pool, from the decision to load it until its process is gone, and how heartbeats tell of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tasks.fleet import RunnerReport, RunnerState
+from workers.model_files import ModelFile
+from workers.runner import Runner
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """Mutable; the pool's lock guards it. `runner` is None until the process is spawned."""
+
+    model: ModelFile
+    since_ms: int
+    runner: Runner | None = None
+    is_leaving: bool = False
+    has_worked: bool = False
+    is_remeasured: bool = False  # after its first work, when it has touched its buffers
+    outdated_since_s: float | None = None  # monotonic; its file or its settings have changed since it was loaded
+
+    @property
+    def state(self) -> RunnerState:
+        state = self.runner.state if self.runner else RunnerState.STARTING
+        return RunnerState.DRAINING if self.is_leaving and state is RunnerState.READY else state
+
+    def take_remeasuring(self) -> bool:
+        """True once in its life, when the first work is over."""
+        is_due = (
+            self.has_worked
+            and not self.is_remeasured
+            and not self.is_leaving
+            and self.runner is not None
+            and self.runner.in_flight == 0
+        )
+        self.is_remeasured |= is_due
+        return is_due
+
+    def report(self, held_bytes: int) -> RunnerReport:
+        if self.runner is None:
+            return RunnerReport(
+                pid=0,
+                model=self.model.id,
+                state=RunnerState.STARTING,
+                bytes=held_bytes,
+                slots=self.model.slots,
+                in_flight=0,
+                since_ms=self.since_ms,
+                idle_since_ms=self.since_ms,
+                progress=0.0,
+                reduced=self.model.reduced,
+            )
+        report = self.runner.report(held_bytes, state=self.state)
+        return msgspec.structs.replace(report, reduced=self.model.reduced)
