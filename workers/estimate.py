@@ -1,7 +1,8 @@
 """How much memory a model will need and how long it takes to load, before it was ever loaded. Pure.
 
 The formulas follow llama.cpp's allocations: tensors as stored, a KV cache of f16 or quantised rows per layer, compute
-buffers that grow with the batch and the vocabulary, one row of logits per sequence.
+buffers that grow with the batch and the vocabulary, one row of logits per sequence and drafted
+token.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workers.byte_text import format_bytes, format_sum
+from workers.engine.base import DRAFT_TOKENS
 
 MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
 MEASURED_SLACK = 64  # reserve a 64th more than was measured
@@ -99,14 +101,15 @@ def estimate_need(
     """Memory of one runner with `slots` sequences of `context_length` tokens each."""
     tokens = context_length * slots
     batch = min(MICRO_BATCH, tokens)
-    logits = min(slots, batch) * shape.vocabulary_size * 4
+    rows = slots + DRAFT_TOKENS
+    logits = min(rows, batch) * shape.vocabulary_size * 4
     activations = 4 * batch * max(shape.feed_forward_length, shape.embedding_length) * 4
     attention_mask = context_length * batch * 2  # each slot's tokens see its own context only
     return EstimatedNeed(
         weight_bytes=shape.weight_bytes,
         kv_bytes=kv_bytes(shape, tokens, kv_type),
         compute_bytes=max(logits, activations) + attention_mask,
-        output_bytes=slots * shape.vocabulary_size * 4,
+        output_bytes=rows * shape.vocabulary_size * 4,
         runner_bytes=runner_bytes,
         parked_bytes=parked_bytes,
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from workers.byte_text import format_bytes, format_sum
+from workers.engine.base import DRAFT_TOKENS
 from workers.estimate import (
     LOAD_BASE_MS,
     EstimatedNeed,
@@ -54,8 +55,8 @@ def test_layers_without_attention_have_no_kv() -> None:
     assert need(hybrid).kv_bytes * 4 == need().kv_bytes
 
 
-def test_output_is_one_row_of_logits_per_slot() -> None:
-    assert need(slots=8).output_bytes == 8 * 128_256 * 4
+def test_output_is_one_row_of_logits_per_slot_and_drafted_token() -> None:
+    assert need(slots=8).output_bytes == (8 + DRAFT_TOKENS) * 128_256 * 4
 
 
 def test_compute_holds_activations_and_the_attention_mask() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tasks.errors import CannotResume, GrammarFailed, InvalidRequest
 from tasks.generation import GenerationRequest, SamplingParams
-from workers.engine.sequence import Sequence, TextAssembler, possible_overlap
+from workers.engine.sequence import Sequence
+from workers.engine.text_assembler import TextAssembler, possible_overlap
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Generate, TokenOut
 

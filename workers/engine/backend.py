@@ -47,6 +47,11 @@ class Backend(Protocol):
         """False where a slot's last tokens can't be forgotten (recurrent models): all of it is kept, or nothing."""
         ...
 
+    @property
+    def max_drafted(self) -> int:
+        """Drafted tokens that a batch may carry, each with a row of logits; 0 where they can't be forgotten at once."""
+        ...
+
     def decode(self, batch: Items[Slice]) -> Floats:
         """One row of logits per wanted output, in order, valid until the next call.
 

@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar
 from tasks.fleet import ModelKind
 from workers.messages import Encode, Generate, Output, Ready
 
+DRAFT_TOKENS = 8  # of speculative decoding per step; each costs a row of logits in the output buffer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -25,6 +27,7 @@ class EngineConfig:
     tensor_split: tuple[float, ...] = ()  # shares of the GPUs; (): all alike
     use_extra_bufts: bool = True  # False where AMX kills the process
     prefill_chunk: int = 512  # prompt tokens per step at most
+    draft_tokens: int = DRAFT_TOKENS  # per step, of all sequences together; 0: no speculative decoding
     model_kind: ModelKind = ModelKind.GENERATE
     adapter_path: Path | None = None  # a LoRA adapter over the weights
     adapter_scale: float = 1.0

@@ -35,7 +35,7 @@ def main() -> None:
 def run(config: EngineConfig) -> DryRun:
     """Raises ModelLoadFailed."""
     from tasks.fleet import ModelKind
-    from workers.engine.llama_cpp import generating_context
+    from workers.engine.llama_cpp import drafted_bytes, generating_context
     from workers.engine.llama_encoder import encoding_context
     from workers.engine.llama_log import LlamaLog
     from workers.engine.llama_model import LlamaModel
@@ -51,14 +51,15 @@ def run(config: EngineConfig) -> DryRun:
         use_extra_bufts=False,  # they need the weights
         is_dry=True,
     )
-    create = generating_context if config.model_kind is ModelKind.GENERATE else encoding_context
+    generates = config.model_kind is ModelKind.GENERATE
+    create = generating_context if generates else encoding_context
     create(model, config, log)
     buffers = log.buffer_bytes()
     return DryRun(
         weight_bytes=model.weight_bytes,
         kv_bytes=log.cache_bytes(),
         compute_bytes=buffers["compute"],
-        output_bytes=buffers["output"],
+        output_bytes=buffers["output"] + (drafted_bytes(model, config) if generates else 0),
     )
 
 

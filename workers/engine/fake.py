@@ -66,6 +66,7 @@ class FakeBackend:
 
     vocabulary = VOCABULARY
     cuts_tails = True
+    max_drafted = 0  # its text doesn't repeat itself
 
     def __init__(self, slots: int, behaviour: FakeBehaviour) -> None:
         self._kv: list[list[int]] = [[] for _ in range(slots)]

@@ -26,7 +26,7 @@ from workers.engine.grammars import Grammars
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_log import LlamaLog
-from workers.engine.llama_memory import LlamaMemory
+from workers.engine.llama_memory import LlamaMemory, cuts_any_tail
 from workers.engine.llama_model import LlamaModel
 from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.probe import extra_buffers_are_safe
@@ -40,8 +40,18 @@ _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with 
 
 
 def batch_capacity(config: EngineConfig) -> int:
-    """Tokens of the largest step: every slot has one, and the whole chunk of a prompt comes on top."""
-    return config.prefill_chunk + config.slots
+    """Tokens of the largest step: every slot has one, and the whole chunk of a prompt, or drafts, come on top."""
+    return max(config.prefill_chunk, config.draft_tokens) + config.slots
+
+
+def max_drafted(model: LlamaModel, config: EngineConfig) -> int:
+    """Tokens per step; none where a cache loses more than the newest tokens when these are cut off."""
+    return config.draft_tokens if cuts_any_tail(model.pointer) else 0
+
+
+def drafted_bytes(model: LlamaModel, config: EngineConfig) -> int:
+    """What the output buffer grows by with the first drafts: llama.cpp begins with a row of logits per slot."""
+    return max_drafted(model, config) * len(model.vocabulary) * 4
 
 
 def generating_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> Any:
@@ -53,7 +63,7 @@ def generating_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -
     params.kv_unified = False  # each slot has its own stream: a guaranteed context, no search for room
     params.n_batch = capacity
     params.n_ubatch = min(capacity, _LARGEST_UBATCH)
-    params.n_outputs_max = config.slots
+    params.n_outputs_max = config.slots + max_drafted(model, config)
     params.n_threads = params.n_threads_batch = config.threads
     params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
     params.type_k = params.type_v = KV_TYPES[config.kv_type]
@@ -83,6 +93,7 @@ class LlamaContext:
             is_on_device=config.gpu_layers != 0,
         )
         self.cuts_tails = self._memory.cuts_tails
+        self.max_drafted = max_drafted(model, config)
         self.length = self._memory.length
         self.keep_prefix = self._memory.keep_prefix
         self.copy = self._memory.copy
@@ -179,7 +190,7 @@ class LlamaEngine(LoopedEngine):
             load_ms=round((time.monotonic() - started) * 1e3),
             weight_bytes=model.weight_bytes,
             kv_bytes=buffers["KV"] + buffers["RS"],
-            compute_bytes=buffers["compute"] + buffers["output"],
+            compute_bytes=buffers["compute"] + buffers["output"] + drafted_bytes(model, config),
             copied_weight_bytes=copied,
         )
 

@@ -37,9 +37,9 @@ class LlamaMemory:
         self._context = context
         self._memory: Any = api.llama_get_memory(context)
         self._context_length = context_length
-        self.cuts_tails = not (api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))
+        self.cuts_tails = _cuts_tails(model)
         # A saved state leaves out what a sliding window has passed, so that nothing could be cut off its copy.
-        self._copies_buffers = is_on_device or not self.cuts_tails or api.llama_model_n_swa(model) > 0
+        self._copies_buffers = is_on_device or not cuts_any_tail(model)
         self._to_be_read: set[int] = set()  # by copies that the next decode begins with
         self._to_be_written: set[int] = set()
 
@@ -96,3 +96,12 @@ class LlamaMemory:
         data = state.data
         read = api.llama_state_seq_set_data_ext(self._context, data.ctypes.data_as(_BYTES), data.nbytes, slot, 0)
         return bool(read == data.nbytes)
+
+
+def cuts_any_tail(model: Any) -> bool:
+    """Whether a slot can always be cut to a prefix: not once a sliding window has passed its beginning."""
+    return _cuts_tails(model) and not api.llama_model_n_swa(model)
+
+
+def _cuts_tails(model: Any) -> bool:
+    return not (api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))

@@ -1,72 +1,18 @@
-"""One generation: its ids, the text they make, and when it ends. Pure: no llama.cpp, no clock.
-
-Text leaves a sequence only when later tokens can't take it back: bytes wait until their character is complete,
-and characters wait while they may be the start of a stop string.
-"""
+"""One generation: its ids, the text they make, and when it ends. Pure: no llama.cpp, no clock."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence as Ids
 
 from tasks.errors import CannotResume, GrammarFailed
 from tasks.generation import FinishReason, TokenLogprob
 from tasks.jobs import JobError
 from workers.engine.constraint import Constraint
+from workers.engine.lookup import PromptLookup
 from workers.engine.sampling import Floats, Sampler
+from workers.engine.text_assembler import TextAssembler
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Done, Generate, TokenOut
-
-
-class TextAssembler:
-    """Turns pieces into text that may be shown: whole characters, cut before the first stop string."""
-
-    __slots__ = ("_decoder", "_has_part", "_stops", "held", "stopped")
-
-    def __init__(self, stops: Ids[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._has_part = False  # the decoder holds the first bytes of a character
-        self.held = ""  # whole characters that may be the start of a stop string
-        self.stopped = False
-
-    def push(self, piece: bytes, whole_text: str | None = None) -> str:
-        """The text that became certain with this piece. Sets `stopped` when a stop string is complete.
-
-        `whole_text`: the piece as text, where it is whole characters; it saves the decoding."""
-        if whole_text is None or self._has_part:
-            text = self._decoder.decode(piece)
-            self._has_part = bool(self._decoder.getstate()[0])
-        else:
-            text = whole_text
-        if not self._stops or not text:
-            return text
-        return self._release(self.held + text)
-
-    def flush(self) -> str:
-        """All that was held back, at the end of a generation; an incomplete character becomes U+FFFD."""
-        if self.stopped:
-            return ""
-        text = self.held + self._decoder.decode(b"", True)
-        self.held = ""
-        return text
-
-    def _release(self, text: str) -> str:
-        found = [at for at in map(text.find, self._stops) if at >= 0]
-        if found:
-            self.stopped, self.held = True, ""
-            return text[: min(found)]
-        certain = len(text) - max(possible_overlap(text, stop) for stop in self._stops)
-        self.held = text[certain:]
-        return text[:certain]
-
-
-def possible_overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper start of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
 
 
 class Sequence:
@@ -89,9 +35,11 @@ class Sequence:
         "arrival",
         "cached_tokens",
         "decoded",
+        "draft",
         "error",
         "finish_reason",
         "key",
+        "lookup",
         "priority",
         "prompt_tokens",
         "sampler",
@@ -118,6 +66,8 @@ class Sequence:
         self.tokens = list(prompt_ids)
         self.prompt_tokens = len(self.tokens)
         self.decoded = 0
+        self.lookup = PromptLookup(self.tokens)
+        self.draft: list[int] = []  # guessed to come next, and decoded with the last token in the step under way
         self.cached_tokens: int | None = None  # of the prompt, found when the sequence got its first slot
         self.finish_reason: FinishReason | None = None
         self.error: JobError | None = None  # why it can't go on
@@ -150,8 +100,26 @@ class Sequence:
         return len(self.tokens) - self.decoded
 
     @property
+    def room(self) -> int:
+        """How many tokens may still come."""
+        return self._limit - len(self.tokens)
+
+    @property
     def is_over(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    def sample_all(self, likeliest: Ids[int], logits: Floats) -> list[TokenOut]:
+        """Take the next token by the first row of logits, then one by each further row, as long as the draft, of which
+        there is a row behind each token, says what was sampled. The draft is gone then."""
+        draft, self.draft = self.draft, []
+        outputs = []
+        for row, choice in enumerate(likeliest):
+            output = self.sample(choice, logits[row])
+            if output is not None:
+                outputs.append(output)
+            if self.is_over or row == len(draft) or self.tokens[-1] != draft[row]:
+                break
+        return outputs
 
     def sample(self, likeliest: int, logits: Floats) -> TokenOut | None:
         """Choose the next token by this row of logits, whose argmax is known, and take it; see `accept`."""

@@ -21,6 +21,7 @@ from workers.engine import scheduler
 from workers.engine.backend import Backend, Interrupted, NoRoom, Slice
 from workers.engine.base import EngineFailed
 from workers.engine.constraint import Constraint
+from workers.engine.drafting import Drafting, drop_drafts
 from workers.engine.parked_states import ParkedStates
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
@@ -47,6 +48,7 @@ class StepLoop:
         self._backend = backend
         self._context_length = context_length
         self._pace = scheduler.PrefillPace(prefill_chunk)
+        self._drafting = Drafting(backend.max_drafted)
         self._monotonic_s = monotonic_s
         self._waiting = WaitingLine()
         self._slots = Slots(backend, slots, ParkedStates(parked_bytes))
@@ -141,10 +143,18 @@ class StepLoop:
         if math.isnan(logits[:, 0].sum()):  # where one logit is NaN, practically all are
             raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
         likeliest = logits.argmax(axis=1).tolist()
-        for row, sequence in enumerate(sampled):
-            output = sequence.sample(likeliest[row], logits[row])
-            if output is not None:
-                outputs.append(output)
+        row = 0
+        for sequence in sampled:
+            if sequence.draft:
+                rows = slice(row, row + 1 + len(sequence.draft))
+                outputs += sequence.sample_all(likeliest[rows], logits[rows])
+                sequence.decoded = self._backend.keep_prefix(sequence.slot, len(sequence.tokens) - 1)
+                row = rows.stop
+            else:
+                output = sequence.sample(likeliest[row], logits[row])
+                if output is not None:
+                    outputs.append(output)
+                row += 1
             if sequence.is_over:
                 self._release(sequence)
                 outputs.append(sequence.done())
@@ -174,7 +184,7 @@ class StepLoop:
         """With less prefill while the KV cache has no room for it. Raises NoRoom when even a token is too much."""
         running = self._slots.running
         if max(pending) == 1:
-            return pending, self._timed_decode(pending, pending)
+            return pending, self._decode_with_drafts(pending)
         levels = [sequence.priority for sequence in running]
         generating = sum(
             wanted == 1 and level is not Priority.BATCH for wanted, level in zip(pending, levels, strict=True)
@@ -188,6 +198,17 @@ class StepLoop:
                 if chunk <= 1:
                     raise
                 chunk //= 2
+
+    def _decode_with_drafts(self, pending: list[int]) -> Floats:
+        """Of sequences that all generate. Raises NoRoom when there is none even without the drafts."""
+        running = self._slots.running
+        self._drafting.prepare(running)
+        try:
+            return self._timed_decode(pending, pending)
+        except NoRoom:
+            if not drop_drafts(running):
+                raise
+            return self._timed_decode(pending, pending)
 
     def _make_room(self) -> None:
         """The KV cache has no room for another token: 1 idle slots are emptied, 2 the last in rank is parked until
@@ -208,6 +229,7 @@ class StepLoop:
 
     def _take_stock(self) -> None:
         """After an interruption: go on from what is in the cache, with at least the last token still to decode."""
+        drop_drafts(self._slots.running)
         for sequence in self._slots.running:
             length = min(self._backend.length(sequence.slot), len(sequence.tokens) - 1)
             sequence.decoded = self._backend.keep_prefix(sequence.slot, length)
@@ -217,8 +239,8 @@ class StepLoop:
             Slice(
                 sequence.slot,
                 sequence.decoded,
-                sequence.tokens[sequence.decoded : sequence.decoded + count],
-                int(count == wanted),
+                sequence.tokens[sequence.decoded : sequence.decoded + count] + sequence.draft,
+                int(count == wanted) + len(sequence.draft),
             )
             for sequence, wanted, count in zip(self._slots.running, pending, granted, strict=True)
             if count
@@ -233,8 +255,11 @@ class StepLoop:
             logits = self._backend.decode(batch)
         finally:
             self._prefilling = frozenset()
+        seconds = self._monotonic_s() - started_s
         others = pending.count(1)
-        self._pace.measured(sum(granted) - others, others, self._monotonic_s() - started_s)
+        if max(pending) == 1:
+            self._drafting.measured(self._slots.running, seconds)
+        self._pace.measured(sum(granted) - others, others, seconds)
         return logits
 
 
