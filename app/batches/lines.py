@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
@@ -52,11 +52,12 @@ class Lines:
     around: Surroundings
     must_end: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
-    _in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # → bytes of its request
+    _in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # → entry
     _jobs: dict[int, tuple[JobId, ...]] = field(default_factory=dict)  # of results that are not written down yet
     _is_winding_down: bool = False
     _cut_short: set[int] = field(default_factory=set)  # lines whose jobs were cancelled because the batch ends
     _flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # the source has one position
     _flushed_at: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,22 +89,23 @@ class Lines:
     async def wind_down(self, end: BatchState) -> None:
         """Stop what runs, keep what has been answered, and say of every other line why it was not."""
         self._is_winding_down = True
-        while True:
-            with_jobs = await self._cancel_jobs()
-            if not self._in_flight:
-                break
+        with_jobs = await self._cancel_jobs(range(len(self.index)))
+        own = list(self._in_flight.values())  # only these can have got a job since
+        while self._in_flight:
             await asyncio.wait(self._in_flight, timeout=WIND_DOWN_TURN_S)
-        for entry in with_jobs:  # of a feeder that died: answered, or cancelled just now
-            if not self.results.is_done(self.index.numbers[entry]):
+            with_jobs |= await self._cancel_jobs(own)
+        for entry in sorted(with_jobs):  # of a feeder that died: answered, or cancelled just now
+            if self._is_open(entry):
                 while len(self._in_flight) >= self.around.window:
                     await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 self._start(entry)
         while self._in_flight:
             await asyncio.wait(self._in_flight)
-        for entry, number in enumerate(self.index.numbers):
-            if not self.results.is_done(number):
-                custom_id = self.index.read(self.source, entry).custom_id
-                self.results.add(unanswered(self.batch.id, number, custom_id, end))
+        rest = [entry for entry, number in enumerate(self.index.numbers) if not self.results.is_done(number)]
+        for start in range(0, len(rest), LOOKUP):
+            some = rest[start : start + LOOKUP]
+            for entry, custom_id in zip(some, await self._custom_ids(some), strict=True):
+                self.results.add(unanswered(self.batch.id, self.index.numbers[entry], custom_id, end))
 
     async def flush(self) -> None:
         """Write results down, and let their jobs go from the store."""
@@ -138,17 +140,19 @@ class Lines:
     async def _await_room(self, count: int, num_bytes: int = 0) -> None:
         """Until no more than `count` requests of together no more than `num_bytes` are under way, or an end is near."""
         while self._in_flight and not self.must_end():
-            if len(self._in_flight) <= count and sum(self._in_flight.values()) <= max(num_bytes, 0):
+            if len(self._in_flight) <= count and self._bytes_in_flight() <= max(num_bytes, 0):
                 return
             await asyncio.wait(self._in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             is_due = self.clock() - self._flushed_at >= FLUSH_S
             if is_due or self.results.num_pending >= FLUSH_COUNT:
                 await self.flush()
 
+    def _bytes_in_flight(self) -> int:
+        return sum(self.index.sizes[entry] for entry in self._in_flight.values())
+
     def _start(self, entry: int) -> None:
-        line = self.index.read(self.source, entry)
-        task = asyncio.create_task(self._answer(self.index.numbers[entry], line))
-        self._in_flight[task] = self.index.sizes[entry]
+        task = asyncio.create_task(self._answer(entry))
+        self._in_flight[task] = entry
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -156,7 +160,8 @@ class Lines:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("line_broke", batch_id=self.batch.id, error=repr(error))  # the line is not done
 
-    async def _answer(self, number: int, line: Line) -> None:
+    async def _answer(self, entry: int) -> None:
+        number, line = self.index.numbers[entry], await self._read(entry)
         key = line_key(self.batch.id, number)
         while True:
             answer = await self.caller.call(self.batch.endpoint, line.body, key)
@@ -171,18 +176,30 @@ class Lines:
             return
         self.results.add(answered(self.batch.id, number, line.custom_id, answer))
 
-    async def _cancel_jobs(self) -> list[int]:
-        """Cancel the jobs of lines that are not done; the entries that have one."""
-        entries = [
-            entry
-            for entry, number in enumerate(self.index.numbers)
-            if not self.results.is_done(number) and number not in self._cut_short
-        ]
-        found: list[int] = []
+    async def _read(self, entry: int) -> Line:
+        """In a thread: the source may lie far away, and the lease is kept by this loop."""
+        async with self._reading:
+            return await to_thread.run_sync(self.index.read, self.source, entry)
+
+    async def _custom_ids(self, entries: Sequence[int]) -> list[str]:
+        def read() -> list[str]:
+            return [self.index.read(self.source, entry).custom_id for entry in entries]
+
+        async with self._reading:
+            return await to_thread.run_sync(read)
+
+    def _is_open(self, entry: int) -> bool:
+        number = self.index.numbers[entry]
+        return not self.results.is_done(number) and number not in self._cut_short
+
+    async def _cancel_jobs(self, of: Iterable[int]) -> set[int]:
+        """Cancel the jobs of those of the entries whose line is not done; the entries that have one."""
+        entries = [entry for entry in of if self._is_open(entry)]
+        found: set[int] = set()
         for start in range(0, len(entries), LOOKUP):
             some = entries[start : start + LOOKUP]
             keys = [line_key(self.batch.id, self.index.numbers[entry]) for entry in some]
-            found += await to_thread.run_sync(self._cancel_some, some, keys)
+            found.update(await to_thread.run_sync(self._cancel_some, some, keys))
         return found
 
     def _cancel_some(self, entries: list[int], keys: list[str]) -> list[int]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ class Jobs:
 
     by_key: dict[str, JobId] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
+    looked_up: list[str] = field(default_factory=list)
 
     def of_keys(self, idempotency_keys: list[str]) -> list[JobId | None]:
+        self.looked_up += idempotency_keys
         return [self.by_key.get(key) for key in idempotency_keys]
 
     def forget(self, ended: dict[str, JobId]) -> None:
@@ -141,7 +144,7 @@ async def test_no_more_lines_than_the_window_are_under_way(contents: Contents):
     lines = stage.lines(*["m"] * 10)
     feeding = asyncio.create_task(lines.feed())
     while not feeding.done():
-        await until(lambda: feeding.done() or len(stage.open) > 0)
+        await until(lambda: feeding.done() or len(stage.open) == 3 or (len(stage.asked) == 10 and stage.open))
         stage.answer_all()
         await asyncio.sleep(0)
     assert stage.most_at_once == 3
@@ -159,7 +162,7 @@ async def test_long_requests_are_bounded_by_their_bytes_too(contents: Contents, 
     monkeypatch.setattr("app.batches.lines.MAX_WINDOW_BYTES", lines.index.sizes[0] * 2)
     feeding = asyncio.create_task(lines.feed())
     while not feeding.done():
-        await until(lambda: feeding.done() or len(stage.open) > 0)
+        await until(lambda: feeding.done() or len(stage.open) == 2)
         stage.answer_all()
         await asyncio.sleep(0)
     assert stage.most_at_once == 2
@@ -211,6 +214,7 @@ async def test_wind_down_cancels_what_runs_and_names_every_other_line(contents: 
     stage.open[first].set_result(answer(200, first))
     await until(lambda: first not in stage.open and len(stage.open) == 2)
     stage.is_ending = True
+    stage.jobs.looked_up.clear()
     stage.open[line_key(BATCH.id, 2)].set_result(answer(400, line_key(BATCH.id, 2), "invalid_request"))
     await feeding
     await lines.wind_down(BatchState.CANCELLED)
@@ -222,6 +226,33 @@ async def test_wind_down_cancels_what_runs_and_names_every_other_line(contents: 
     assert errors["r2"]["response"]["status_code"] == 400
     assert {errors[name]["error"]["code"] for name in ("r3", "r4", "r5")} == {"batch_cancelled"}
     assert len(stage.asked) == 3
+    # All that is open once, and then only what was under way: the rest can't have got a job.
+    own = line_key(BATCH.id, 3)
+    assert stage.jobs.looked_up[:3] == [own, line_key(BATCH.id, 4), line_key(BATCH.id, 5)]
+    assert set(stage.jobs.looked_up[3:]) <= {own}
+
+
+async def test_input_is_never_read_in_the_event_loop(contents: Contents):
+    stage = Stage(contents)
+    lines = stage.lines("m", "m", "m")
+    readers: set[int] = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    lines.source.seek(0)
+    lines.source = Watched(lines.source.read())
+    feeding = asyncio.create_task(lines.feed())
+    await until(lambda: len(stage.open) == 3)
+    stage.is_ending = True
+    stage.open[line_key(BATCH.id, 1)].set_result(answer(200, line_key(BATCH.id, 1)))
+    await feeding
+    await lines.wind_down(BatchState.CANCELLED)
+    assert lines.is_complete()
+    assert readers
+    assert threading.get_ident() not in readers
 
 
 async def test_wind_down_after_a_crash_asks_for_the_answers_of_jobs_that_were_under_way(contents: Contents):
