@@ -14,6 +14,7 @@ import msgspec
 
 MAX_LINES = 50_000
 WINDOW_MS = 24 * 3600 * 1000  # the only completion window that OpenAI knows, too
+MAX_BREAKS = 5  # feeders that break one after the other without any progress; then the batch has failed
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # as far as the front has them
 
 
@@ -35,13 +36,14 @@ class BatchState(StrEnum):
 
 
 # Who moves it: its feeder, but for `cancelling`, which the front writes. Failed means that the input can't be used:
-# a malformed line, no line, or a file that is gone.
+# a malformed line, no line, a file that is gone, or one that no feeder gets through. A finalizing batch expires when
+# the results that it had are lost.
 NEXT: dict[BatchState, frozenset[BatchState]] = {
     BatchState.VALIDATING: frozenset({BatchState.IN_PROGRESS, BatchState.FAILED, BatchState.CANCELLING}),
     BatchState.IN_PROGRESS: frozenset(
         {BatchState.FINALIZING, BatchState.FAILED, BatchState.EXPIRED, BatchState.CANCELLING}
     ),
-    BatchState.FINALIZING: frozenset({BatchState.COMPLETED, BatchState.FAILED}),
+    BatchState.FINALIZING: frozenset({BatchState.COMPLETED, BatchState.FAILED, BatchState.EXPIRED}),
     BatchState.CANCELLING: frozenset({BatchState.CANCELLED, BatchState.FAILED}),
     BatchState.COMPLETED: frozenset(),
     BatchState.FAILED: frozenset(),
@@ -90,6 +92,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[LineError, ...] = ()
     output_file_id: str | None = None
     error_file_id: str | None = None
+    breaks: int = 0  # feeders that ended by an exception, since there was progress
+    broke_by: str = ""  # the last of them: what kind of exception
     entered_ms: dict[BatchState, int] = {}  # when it came into each state that it has been in
 
 

@@ -14,7 +14,7 @@ import structlog
 from celery import shared_task
 
 from app.backend import connect_backend
-from app.batches.feeder import Feeder
+from app.batches.feeder import Feeder, describe
 from app.batches.line_call import line_caller, patient_front
 from app.batches.surroundings import Surroundings, connect_surroundings
 from app.batches.sweep import sweep_expired
@@ -29,16 +29,31 @@ _log = structlog.get_logger(__name__)
 
 @shared_task(name=BATCH)  # type: ignore[untyped-decorator]
 def feed_batch(batch_id: str) -> None:
-    """Feed until the batch ends; a second message finds it taken. Whatever breaks: the controller sends another one."""
+    """Feed until the batch ends; a second message finds it taken. Whatever breaks: the controller sends another one,
+    until so many broke that the batch has failed."""
+    around, epoch = surroundings(), None
     try:
-        around = surroundings()
         feeder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        epoch = None if is_stopping.is_set() else around.batches.claim(batch_id, feeder)
+        if not is_stopping.is_set():
+            epoch = around.batches.claim(batch_id, feeder)
         if epoch is not None:
             _log.info("feeder_started", batch_id=batch_id, epoch=epoch)
             asyncio.run(_feed(batch_id, epoch, around))
     except StoreUnavailable as error:
         _log.warning("feeder_gave_up", batch_id=batch_id, error=str(error))
+    except Exception as error:
+        if epoch is None:
+            raise
+        _note_break(batch_id, epoch, error, around)
+
+
+def _note_break(batch_id: str, epoch: int, error: Exception, around: Surroundings) -> None:
+    reason = describe(error)
+    try:
+        breaks = around.batches.note_break(batch_id, epoch, reason)
+    except StoreUnavailable:
+        breaks = 0
+    _log.error("feeder_broke", batch_id=batch_id, epoch=epoch, breaks=breaks, exc_info=error)
 
 
 @shared_task(name=SWEEP_FILES)  # type: ignore[untyped-decorator]

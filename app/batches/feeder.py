@@ -27,7 +27,7 @@ from app.batches.input_file import InputIndex, index_lines
 from app.batches.lines import Caller, Lines
 from app.batches.results import Results
 from app.batches.surroundings import Surroundings
-from tasks.batches import Batch, BatchCounts, BatchState, LineError
+from tasks.batches import MAX_BREAKS, Batch, BatchCounts, BatchState, LineError
 from tasks.errors import FileMissing, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.files import BATCH_OUTPUT, StoredFile, output_file_id
@@ -39,6 +39,12 @@ _log = structlog.get_logger(__name__)
 
 class FeederStopped(Exception):
     """Another feeder has the batch, or this process ends: leave everything as it is."""
+
+
+def describe(error: Exception) -> str:
+    """What broke, for whoever made the batch: no path, and nothing of the input, as messages of exceptions may have."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__} ({reason})" if reason else type(error).__name__
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +85,9 @@ class Feeder:
     # ---- 1, 2, 5: from the first line to the files
 
     async def _work(self) -> None:
+        if self.batch.breaks >= MAX_BREAKS:
+            await self._give_up()
+            return
         try:
             with self.around.contents.reading(content_path(self.batch.input_file_id)) as source:
                 await self._through(source)
@@ -137,6 +146,22 @@ class Feeder:
         if self._state is not BatchState.VALIDATING:
             await to_thread.run_sync(self._results.load)
         await self._end(BatchState.FAILED, errors=errors)
+
+    async def _give_up(self) -> None:
+        """After feeder upon feeder broke: fail, with the files if they can be written, which may be what broke."""
+        message = (
+            f"{self.batch.breaks} attempts at this batch broke one after the other, the last one by "
+            f"{self.batch.broke_by}; the log of the batcher has the details."
+        )
+        errors = (LineError(code="batch_broken", message=message),)
+        try:
+            await self._fail(errors)
+        except FeederStopped:
+            raise
+        except Exception as error:
+            _log.exception("batch_files_not_written", batch_id=self.batch.id, reason=describe(error))
+            if await self._move(BatchState.FAILED, errors=errors) is not BatchState.FAILED:
+                raise FeederStopped(f"the batch became {self._state}") from error
 
     async def _end(self, end: BatchState, **fields: Any) -> None:
         output = await to_thread.run_sync(partial(self._store_file, "output", is_ok=True))

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tasks.batches import (
+    MAX_BREAKS,
     WINDOW_MS,
     Batch,
     BatchCounts,
@@ -22,6 +23,7 @@ from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, now_ms, translated
 
+BREAK_PAUSE_MS = 20_000  # after a feeder's first exception; in all five minutes: a file system may come back
 SENT_AGAIN_MS = 10_000  # between two wake-ups of the same batch
 
 _ERRORS = msgspec.json.Decoder(tuple[LineError, ...])
@@ -37,6 +39,7 @@ class BatchStore:
         self._retention_ms = settings.file_retention_s * 1000
         self._claim = load_script(client, "batch_claim")
         self._write = load_script(client, "batch_write")
+        self._break = load_script(client, "batch_break")
         self._cancel = load_script(client, "batch_cancel")
 
     @translated
@@ -165,6 +168,12 @@ class BatchStore:
         )
         return BatchState(state.decode()) if state else None
 
+    @translated
+    def note_break(self, batch_id: str, epoch: int, reason: str) -> int:
+        """This feeder ended by an exception. How many did without progress in between; 0: another one took over."""
+        break_keys = [keys.batch(batch_id), keys.OPEN_BATCHES]
+        return int(self._break(keys=break_keys, args=[batch_id, epoch, BREAK_PAUSE_MS, MAX_BREAKS, reason]))
+
     # ---- the controller's sweep
 
     @translated
@@ -219,6 +228,8 @@ def _batch(batch_id: str, fields: Mapping[bytes, bytes]) -> Batch:
         errors=_ERRORS.decode(fields[b"errors"]) if b"errors" in fields else (),
         output_file_id=text(b"output_file"),
         error_file_id=text(b"error_file"),
+        breaks=int(fields.get(b"breaks", 0)),
+        broke_by=text(b"broke_by") or "",
         entered_ms={
             state: int(at_ms) for state in BatchState if (at_ms := fields.get(f"{state.value}_at".encode())) is not None
         },

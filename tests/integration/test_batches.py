@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -15,18 +16,21 @@ import pytest
 from openai import OpenAI
 
 from app.backend import connect_backend
+from app.batches import doors
+from app.batches.contents import Contents
 from app.batches.feeder import Feeder
 from app.batches.line_call import LineAnswer
 from app.batches.surroundings import Surroundings, connect_surroundings
 from app.batches.sweep import sweep_expired
 from app.main import create_app
 from app.settings import ApiSettings
-from tasks.batches import BatchState
+from tasks.batches import MAX_BREAKS, BatchCounts, BatchState
 from tasks.files import StoredFile
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import connect
+from tasks.store.batch_store import BREAK_PAUSE_MS
+from tasks.store.connection import Client, connect, now_ms
 from tests.support.front_server import FrontServer
 from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker
 from tests.support.stack import wait_until
@@ -292,6 +296,72 @@ async def test_input_that_vanishes_fails_the_batch(sdk, around, feed):
     await feed(batch_id, Answering())
     batch = sdk.batches.retrieve(batch_id)
     assert (batch.status, batch.errors.data[0].code) == ("failed", "input_file_missing")
+
+
+def wake_until_it_ends(batch_id: str, around: Surroundings, client: Client) -> int:
+    """Feed as messages do, pauses between them left out; how often."""
+    for times in range(1, 10):
+        doors.feed_batch(batch_id)
+        if not around.batches.is_open(batch_id):
+            return times
+        client.hset(keys.batch(batch_id), "lease", 0)
+    raise AssertionError("the batch is fed for ever")
+
+
+@pytest.fixture
+def batcher(around: Surroundings, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> Surroundings:
+    """Surroundings of the Celery tasks, on the store of this test."""
+    monkeypatch.setattr(doors, "surroundings", lambda: around)
+    monkeypatch.setenv("KEEPWARM_REDIS_URL", store_settings.store_url)
+    return around
+
+
+def test_batch_whose_input_nobody_may_read_fails_after_five_attempts(sdk, batcher, store_settings, monkeypatch):
+    batch_id = new_batch(sdk, requests("demo"))
+
+    def refuse(self: Contents, path: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", "/secret/place")
+
+    monkeypatch.setattr(Contents, "reading", refuse)
+    client = connect(store_settings)
+    doors.feed_batch(batch_id)
+    pause_ms = int(client.hget(keys.batch(batch_id), "lease")) - now_ms(client)
+    assert BREAK_PAUSE_MS - 10_000 < pause_ms <= BREAK_PAUSE_MS
+    assert batcher.batches.claim(batch_id, "too early") is None
+    client.hset(keys.batch(batch_id), "lease", 0)
+    assert wake_until_it_ends(batch_id, batcher, client) == MAX_BREAKS
+    batch = sdk.batches.retrieve(batch_id)
+    assert (batch.status, batch.errors.data[0].code) == ("failed", "batch_broken")
+    assert "5 attempts" in batch.errors.data[0].message
+    assert "PermissionError (Permission denied)" in batch.errors.data[0].message
+    assert "secret" not in batch.errors.data[0].message
+
+
+def test_batch_with_a_damaged_segment_fails_without_files(sdk, batcher, store_settings):
+    batch_id = new_batch(sdk, requests("demo"))
+    with batcher.contents.writing(f"batches/{batch_id}/00000001-00000000.jsonl") as sink:
+        sink.write(b"half of a li")
+    client = connect(store_settings)
+    client.hset(keys.batch(batch_id), mapping={"state": "in_progress"})
+    assert wake_until_it_ends(batch_id, batcher, client) == MAX_BREAKS + 1
+    batch = sdk.batches.retrieve(batch_id)
+    assert (batch.status, batch.errors.data[0].code, batch.output_file_id) == ("failed", "batch_broken", None)
+
+
+def test_breaks_are_counted_anew_after_progress(sdk, around):
+    batch_id = new_batch(sdk, requests("demo", "demo"))
+    epoch = around.batches.claim(batch_id, "one")
+    assert [around.batches.note_break(batch_id, epoch, "x") for _ in range(2)] == [1, 2]
+    around.batches.write(batch_id, epoch, counts=BatchCounts(total=2, completed=1))
+    assert [around.batches.note_break(batch_id, epoch, "x") for _ in range(2)] == [1, 2]
+    assert around.batches.note_break(batch_id, epoch - 1, "late") == 0
+
+
+async def test_finalizing_batch_that_lost_its_results_expires(sdk, feed, store_settings):
+    batch_id = new_batch(sdk, requests("demo"))
+    connect(store_settings).hset(keys.batch(batch_id), "state", "finalizing")
+    await feed(batch_id, Answering())
+    assert sdk.batches.retrieve(batch_id).status == "expired"
 
 
 async def test_batch_past_its_window_expires_with_a_reason_for_every_line(sdk, feed):
