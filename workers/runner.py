@@ -55,6 +55,7 @@ from workers.messages import (
     ToRunner,
 )
 from workers.oom import kernel_oom_kills
+from workers.places import Places
 from workers.runner_link import LinkClosed, RunnerLink
 from workers.token_sink import TokenSink
 
@@ -106,7 +107,7 @@ class Runner:
         self._begin_lock = threading.Lock()  # keeps a Cancel from overtaking its Generate
         self._state = RunnerState.STARTING
         self._since_ms = self._idle_since_ms = clock.now_ms()
-        self._taken = {priority: 0 for priority in Priority}
+        self._places = Places(slots)
         self._flights: dict[int, Flight] = {}
         self._next_key = 1
         self._progress = 0.0
@@ -135,8 +136,8 @@ class Runner:
 
     @property
     def in_flight(self) -> int:
-        """Attempts that hold a place, whether they have begun or not. More than `slots` while batch work is parked."""
-        return sum(self._taken.values())
+        """Attempts that hold a place, whether they have begun or not."""
+        return self._places.in_flight
 
     @property
     def free_slots(self) -> int:
@@ -196,26 +197,17 @@ class Runner:
     def take_slot(self, priority: Priority) -> RunnerSlot | None:
         """Reserve a place for one attempt; None when full for its priority, or not ready."""
         with self._lock:
-            if self._room(priority) <= 0:
+            before = self._places.openness
+            if self._state is not RunnerState.READY or not self._places.take(priority):
                 return None
-            before = self._openness()
-            self._taken[priority] += 1
-            has_changed = self._openness() != before
+            has_changed = self._places.openness != before
         if has_changed:
             self._on_change()
         return RunnerSlot(self, priority)
 
     def _room(self, priority: Priority) -> int:
-        """The caller holds the lock. The engine parks batch sequences for others, so that these never count them."""
-        if self._state is not RunnerState.READY:
-            return 0
-        batch = self._taken[Priority.BATCH]
-        others = self.in_flight - batch
-        return max(0, self.slots - others - (batch if priority is Priority.BATCH else 0))
-
-    def _openness(self) -> tuple[bool, bool]:
-        """What the queues of this model depend on."""
-        return self._room(Priority.BATCH) > 0, self._room(Priority.DEFAULT) > 0
+        """The caller holds the lock."""
+        return self._places.room(priority) if self._state is RunnerState.READY else 0
 
     def cancel(self, job_id: JobId) -> bool:
         """End all attempts of the job here; False when there are none."""
@@ -282,9 +274,9 @@ class Runner:
 
     def release_slot(self, priority: Priority) -> None:
         with self._idle:
-            before = self._openness()
-            self._taken[priority] -= 1
-            has_changed = self._openness() != before
+            before = self._places.openness
+            self._places.give_back(priority)
+            has_changed = self._state is RunnerState.READY and self._places.openness != before
             if self.in_flight == 0:
                 self._idle_since_ms = self._clock.now_ms()
                 self._idle.notify_all()
