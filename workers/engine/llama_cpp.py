@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -25,11 +24,11 @@ from workers.engine.chat_template import ChatTemplate
 from workers.engine.grammars import Grammars
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
+from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import LlamaMemory, cuts_any_tail
 from workers.engine.llama_model import LlamaModel
 from workers.engine.looped import LoopedEngine, only_generate
-from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
 from workers.engine.step_loop import StepLoop
@@ -152,22 +151,10 @@ class LlamaEngine(LoopedEngine):
         self._context: LlamaContext | None = None
 
     def load(self, progress: ProgressCallback) -> Ready:
-        started = time.monotonic()
+        return load(self._config, self._log, progress, self._use)
+
+    def _use(self, model: LlamaModel) -> int:
         config = self._config
-        if config.kv_type not in KV_TYPES:
-            raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(KV_TYPES)}.")
-        api.llama_backend_init()
-        model = LlamaModel(
-            config.model_path,
-            self._log,
-            gpu_layers=config.gpu_layers,
-            main_gpu=config.main_gpu,
-            adapter=(config.adapter_path, config.adapter_scale) if config.adapter_path else None,
-            split_mode=config.split_mode,
-            tensor_split=config.tensor_split,
-            use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
-            progress=progress,
-        )
         self._model = model
         context = LlamaContext(model, config, self._log)
         self._context = context
@@ -182,17 +169,7 @@ class LlamaEngine(LoopedEngine):
             prefill_chunk=config.prefill_chunk,
             parked_bytes=config.parked_bytes,
         )
-        buffers, copied = self._log.buffer_bytes(), self._log.copied_weight_bytes()
-        self._log.forget()
-        return Ready(
-            context_length=config.context_length,
-            slots=config.slots,
-            load_ms=round((time.monotonic() - started) * 1e3),
-            weight_bytes=model.weight_bytes,
-            kv_bytes=buffers["KV"] + buffers["RS"],
-            compute_bytes=buffers["compute"] + buffers["output"] + drafted_bytes(model, config),
-            copied_weight_bytes=copied,
-        )
+        return drafted_bytes(model, config)
 
     def prepare(self, message: Generate | Encode) -> Sequence:
         message = only_generate(message)

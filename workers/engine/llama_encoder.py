@@ -7,7 +7,6 @@ micro-batch is as long as the longest input. Nothing is kept between batches.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from typing import Any
@@ -25,9 +24,9 @@ from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.encoding import EncodeLoop, Encoding, Rows
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
+from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
-from workers.engine.probe import extra_buffers_are_safe
 from workers.messages import Encode, Generate, Output, Ready
 
 MAX_INPUTS = 64  # per batch
@@ -111,20 +110,10 @@ class LlamaEncoder:
         self._context: EncoderContext | None = None
 
     def load(self, progress: ProgressCallback) -> Ready:
-        started = time.monotonic()
+        return load(self._config, self._log, progress, self._use)
+
+    def _use(self, model: LlamaModel) -> int:
         config = self._config
-        api.llama_backend_init()
-        model = LlamaModel(
-            config.model_path,
-            self._log,
-            gpu_layers=config.gpu_layers,
-            main_gpu=config.main_gpu,
-            adapter=(config.adapter_path, config.adapter_scale) if config.adapter_path else None,
-            split_mode=config.split_mode,
-            tensor_split=config.tensor_split,
-            use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
-            progress=progress,
-        )
         self._model = model
         context = self._context = EncoderContext(model, config, self._log)
         if config.model_kind is ModelKind.RERANK and not context.num_classes:
@@ -134,17 +123,7 @@ class LlamaEncoder:
             )
         self._pairs = model.pair_parts()
         self._loop = EncodeLoop(context, max_tokens=config.context_length, max_inputs=MAX_INPUTS)
-        buffers, copied = self._log.buffer_bytes(), self._log.copied_weight_bytes()
-        self._log.forget()
-        return Ready(
-            context_length=config.context_length,
-            slots=config.slots,
-            load_ms=round((time.monotonic() - started) * 1e3),
-            weight_bytes=model.weight_bytes,
-            kv_bytes=buffers["KV"] + buffers["RS"],
-            compute_bytes=buffers["compute"] + buffers["output"],
-            copied_weight_bytes=copied,
-        )
+        return 0
 
     def prepare(self, message: Generate | Encode) -> Encoding:
         kind = self._config.model_kind
