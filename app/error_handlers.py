@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from app.errors import AnswerTookTooLong, JobEnded, StreamReset
+from app.errors import AnswerTookTooLong, FormatNotTried, JobEnded, StreamReset
 from tasks import errors
 from tasks.errors import KeepwarmError
 from tasks.jobs import JobState
@@ -38,6 +38,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.RunnerError: 500,
     errors.LeaseLost: 500,
     AnswerTookTooLong: 504,
+    FormatNotTried: 503,
     StreamReset: 500,
     KeepwarmError: 500,
 }

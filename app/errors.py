@@ -18,6 +18,17 @@ class NotSupportedYet(InvalidRequest):
         super().__init__(f"'{param}' is not supported yet: {advice}", param=param)
 
 
+class FormatNotTried(KeepwarmError):
+    """Nobody knows yet whether the requested format can be used: the machine is too busy to try it."""
+
+    code = "format_not_tried"
+    is_retryable = True
+
+    def __init__(self, reason: str) -> None:
+        self.retry_after_s = 5
+        super().__init__(f"{reason}: this machine is busy. Retry in about {self.retry_after_s} s.")
+
+
 class JobEnded(KeepwarmError):
     """The job of a waiting client ended without an answer. Its code is the job's, not the class's."""
 

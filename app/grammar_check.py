@@ -1,7 +1,8 @@
 """Refuse a grammar that can't be compiled before its job is admitted.
 
 Grammars come from clients and are compiled by native code, so each new one is tried in a process that may die of it
-(`app.grammar_trial`). What came out is remembered: clients send the same schema over and over.
+(`app.grammar_trial`). What came out is remembered: clients send the same schema over and over. That the machine was
+too busy to find out is not.
 """
 
 from __future__ import annotations
@@ -14,87 +15,122 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.grammar_trial import CPU_S, MEMORY_BYTES
+from app.errors import FormatNotTried
+from app.grammar_trial import CPU_S, MEMORY_BYTES, Verdict
 from tasks.errors import InvalidRequest
 from tasks.generation import AnswerFormat, GenerationRequest
 
-WALL_S = 10.0  # a grammar has 2 s of CPU time; a machine may be busy
+WALL_S = 30.0  # CPU time is what bounds a grammar; this bounds how long a busy machine may keep a client waiting
 START_S = 30.0
 PROCESSES = 2  # at once: one client's slow grammars hold up nobody else's
 COMMAND = (sys.executable, "-m", "app.grammar_trial")
 _REMEMBERED = 4096
 
-_TOO_HARD = f"it can't be compiled within {CPU_S} s and {MEMORY_BYTES >> 20} MiB, or is nested too deeply"
+_LIMITS = f"can't be compiled within {CPU_S} s and {MEMORY_BYTES >> 20} MiB"
 
 
 class GrammarCheck:
     """One per application, used by one event loop. Processes start when they are first needed."""
 
-    def __init__(self, command: Sequence[str] = COMMAND, *, wall_s: float = WALL_S) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND, *, wall_s: float = WALL_S, start_s: float = START_S) -> None:
         self._command = command
         self._wall_s = wall_s
-        self._verdicts: OrderedDict[bytes, str] = OrderedDict()
+        self._start_s = start_s
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._idle: list[asyncio.subprocess.Process] = []
         self._places = asyncio.Semaphore(PROCESSES)
 
     async def check(self, request: GenerationRequest) -> None:
-        """Raises InvalidRequest for a format that can't be used."""
-        if request.answer_format is not None:
-            param = "grammar" if request.answer_format.kind == "gbnf" else "response_format"
-            await self._check(request.answer_format, param)
-        for index, tool in enumerate(request.tools):
-            schema = AnswerFormat(kind="json_schema", text=tool.parameters)
-            await self._check(schema, f"tools[{index}].function.parameters")
+        """All formats of a request at once, since a runner compiles them into one grammar.
 
-    async def _check(self, answer_format: AnswerFormat, param: str) -> None:
-        line = msgspec.json.encode(answer_format)
+        Raises InvalidRequest for what can't be used, FormatNotTried when that could not be found out."""
+        formats, params = [], []
+        if request.answer_format is not None:
+            formats.append(request.answer_format)
+            params.append("grammar" if request.answer_format.kind == "gbnf" else "response_format")
+        for index, tool in enumerate(request.tools):
+            formats.append(AnswerFormat(kind="json_schema", text=tool.parameters))
+            params.append(f"tools[{index}].function.parameters")
+        if not formats:
+            return
+        verdict = await self._verdict(formats)
+        if verdict.problem:
+            param = "tools" if verdict.index is None else params[verdict.index]
+            raise InvalidRequest(f"{param}: {verdict.problem.rstrip('.')}.", param=param)
+
+    async def _verdict(self, formats: list[AnswerFormat]) -> Verdict:
+        line = msgspec.json.encode(formats)
         digest = hashlib.sha256(line).digest()
-        problem = self._verdicts.get(digest)
-        if problem is None:
-            problem = self._verdicts[digest] = await self._try(line)
+        verdict = self._verdicts.get(digest)
+        if verdict is None:
+            verdict = await self._try(line) or _deadly(len(formats))
+            self._verdicts[digest] = verdict
             if len(self._verdicts) > _REMEMBERED:
                 self._verdicts.popitem(last=False)
         self._verdicts.move_to_end(digest)
-        if problem:
-            raise InvalidRequest(f"{param}: {problem.rstrip('.')}.", param=param)
+        return verdict
 
     async def close(self) -> None:
         for process in self._idle:
             await _end(process)
         self._idle.clear()
 
-    async def _try(self, line: bytes) -> str:
+    async def _try(self, line: bytes) -> Verdict | None:
+        """None: the process died of it. Raises FormatNotTried, after which nothing is known of these formats."""
         async with self._places:
-            process = self._idle.pop() if self._idle else await self._start()
-            problem = None
+            process = await self._process()
+            verdict = None
             try:
                 async with asyncio.timeout(self._wall_s):
-                    problem = await _ask(process, line)
+                    verdict = await _ask(process, line)
             except TimeoutError:
-                pass
+                raise FormatNotTried(f"The requested format was not tried within {self._wall_s:g} s") from None
             finally:
-                if problem is None:
+                if verdict is None:
                     await _end(process)
                 else:
                     self._idle.append(process)
-            return _TOO_HARD if problem is None else problem
+            return verdict
+
+    async def _process(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+        return await self._start()
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe)
-        async with asyncio.timeout(START_S):
-            assert process.stdout is not None
-            await process.stdout.readline()
+        is_ready = False
+        try:
+            async with asyncio.timeout(self._start_s):
+                assert process.stdout is not None
+                is_ready = bool(await process.stdout.readline())
+        except TimeoutError:
+            pass
+        finally:
+            if not is_ready:
+                await _end(process)
+        if not is_ready:
+            reason = f"The process that tries requested formats was not ready within {self._start_s:g} s"
+            raise FormatNotTried(reason)
         return process
 
 
-async def _ask(process: asyncio.subprocess.Process, line: bytes) -> str | None:
+def _deadly(num_formats: int) -> Verdict:
+    if num_formats == 1:
+        return Verdict(f"it {_LIMITS}, or is nested too deeply", 0)
+    return Verdict(f"these formats together {_LIMITS}, or one is nested too deeply", None)
+
+
+async def _ask(process: asyncio.subprocess.Process, line: bytes) -> Verdict | None:
     """None when the process died of it."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(line + b"\n")
     answer = await process.stdout.readline()
-    return msgspec.json.decode(answer, type=str) if answer else None
+    return msgspec.json.decode(answer, type=Verdict) if answer else None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -1,7 +1,8 @@
 """Compile grammars of clients where nobody is harmed: a process of its own, `python -m app.grammar_trial`.
 
-One line of JSON in is an AnswerFormat, one line out says what is wrong with it (an empty text: nothing). The process
-may die of a grammar: of memory, of CPU time, or of an overflowing stack. `app.grammar_check` then starts another.
+One line of JSON in is a list of formats, to be compiled as one grammar when there are several; one line out says what
+is wrong with them, see Verdict. The process may die of a grammar: of memory, of CPU time, or of an overflowing stack.
+`app.grammar_check` then starts another.
 """
 
 from __future__ import annotations
@@ -13,11 +14,26 @@ import threading
 import msgspec
 
 from tasks.generation import AnswerFormat
-from tasks.grammars import problem_of
+from tasks.grammars import problem_among, problem_of
 
 MEMORY_BYTES = 1024**3  # of address space, 200 MiB of which Python and its libraries have
 STACK_BYTES = 2 * 1024**2  # a quarter of what a runner's threads have: what passes here has room there
-CPU_S = 2  # per grammar; the ten largest schemas of JSONSchemaBench take 0.1 to 1 s by its authors' figures
+CPU_S = 2  # per line; the ten largest schemas of JSONSchemaBench take 0.1 to 1 s by its authors' figures
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What is wrong (empty: nothing), and with which of the formats; None when only all together are."""
+
+    problem: str = ""
+    index: int | None = None
+
+
+def try_formats(formats: list[AnswerFormat]) -> Verdict:
+    """May take long, take much memory, or crash the process."""
+    if len(formats) == 1:
+        return Verdict(problem_of(formats[0]), 0)
+    index, problem = problem_among(formats)
+    return Verdict(problem, index)
 
 
 def main() -> None:
@@ -30,11 +46,11 @@ def main() -> None:
 
 
 def _compile_lines() -> None:
-    decode = msgspec.json.Decoder(AnswerFormat).decode
-    _answer("")  # ready
+    decode = msgspec.json.Decoder(list[AnswerFormat]).decode
+    _answer(Verdict())  # ready
     for line in sys.stdin.buffer:
         _grant_cpu_time()
-        _answer(problem_of(decode(line)))
+        _answer(try_formats(decode(line)))
 
 
 def _grant_cpu_time() -> None:
@@ -44,8 +60,8 @@ def _grant_cpu_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
 
 
-def _answer(problem: str) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(problem) + b"\n")
+def _answer(verdict: Verdict) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
     sys.stdout.buffer.flush()
 
 

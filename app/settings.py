@@ -28,6 +28,7 @@ class ApiSettings(BaseSettings):
     batch_window: int = Field(default=128, ge=1, le=1024)  # requests of one batch that wait or run at once
     max_messages: int = Field(default=4096, ge=1)
     max_tools: int = Field(default=128, ge=0)  # per request
+    max_tools_bytes: Bytes = Field(default=256 * 1024, ge=0)  # of the schemas of a request's tools together
     max_choices: int = Field(default=16, ge=1)  # n
     max_stop: int = Field(default=8, ge=0)  # stop strings per request
     max_stop_chars: int = Field(default=256, ge=1)  # length of one stop string

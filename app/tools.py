@@ -39,6 +39,10 @@ def tool_use(body: ChatFields, limits: ApiSettings) -> ToolUse:
     if len(body.tools) > limits.max_tools:
         raise InvalidRequest(f"tools: at most {limits.max_tools}, not {len(body.tools)}.", param="tools")
     tools = tuple(_tool(index, tool, limits) for index, tool in enumerate(body.tools))
+    size = sum(len(tool.parameters.encode()) for tool in tools)
+    if size > limits.max_tools_bytes:
+        message = f"tools: their parameters have {size} bytes together; at most {limits.max_tools_bytes}."
+        raise InvalidRequest(message, param="tools")
     names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
         raise InvalidRequest("tools: two have the same name.", param="tools")

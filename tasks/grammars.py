@@ -7,6 +7,7 @@ clients: the front tries each in a process of its own (`app.grammar_trial`), and
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLParserLimits
 
@@ -50,9 +51,26 @@ def grammar_of(answer_format: AnswerFormat) -> str:
 def problem_of(answer_format: AnswerFormat) -> str:
     """Why this format can't be used; empty when it can. May take long, take much memory, or crash the process."""
     try:
-        grammar = grammar_of(answer_format)
+        return _problem(grammar_of(answer_format))
     except InvalidGrammar as invalid:
         return str(invalid)
+
+
+def problem_among(schemas: Sequence[AnswerFormat]) -> tuple[int | None, str]:
+    """The same for JSON schemas that become one grammar, as the tools of a request do: each may be fine, and all
+    together too much. Which one is to blame, None: none alone; and why."""
+    rules = [f"part_{number}: %json {schema.text}" for number, schema in enumerate(schemas)]
+    start = " | ".join(f'"{number}" part_{number}' for number in range(len(schemas)))
+    problem = _problem(NO_FORCING + "\n".join([*rules, f"start: {start}"]))
+    if not problem:
+        return None, ""
+    for number, schema in enumerate(schemas):
+        if own := problem_of(schema):
+            return number, own
+    return None, problem
+
+
+def _problem(grammar: str) -> str:
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
     return first_line(messages[0]) if is_error else ""
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from app.backend import Backend
 from app.error_handlers import ErrorFacts
+from app.errors import FormatNotTried
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
@@ -26,7 +27,8 @@ from tasks.jobs import JobId
 
 # The line is not to blame, and the same call can work later. The last one: its record ended while nobody followed it.
 _TRY_AGAIN = frozenset(
-    kind.code for kind in (errors.QueueFull, errors.StoreFull, errors.StoreUnavailable, errors.JobNotFound)
+    kind.code
+    for kind in (errors.QueueFull, errors.StoreFull, errors.StoreUnavailable, errors.JobNotFound, FormatNotTried)
 )
 _RETRY_AFTER_S = 1.0
 _MAX_RETRY_AFTER_S = 30.0

@@ -13,13 +13,13 @@ from starlette.testclient import TestClient
 
 from app.backend import Backend, Batch
 from app.grammar_check import GrammarCheck
+from app.grammar_trial import Verdict, try_formats
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.generation import AnswerFormat
-from tasks.grammars import problem_of
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
@@ -274,8 +274,8 @@ class FakeBackend:
 class InlineGrammarCheck(GrammarCheck):
     """Without the second of starting its process, and without what that protects from."""
 
-    async def _try(self, line: bytes) -> str:
-        return problem_of(msgspec.json.decode(line, type=AnswerFormat))
+    async def _try(self, line: bytes) -> Verdict:
+        return try_formats(msgspec.json.decode(line, type=list[AnswerFormat]))
 
 
 def numbered(*events: StreamEvent) -> list[Batch]:

@@ -117,12 +117,20 @@ def with_parameters(parameters: object, **fields) -> dict:
     return {"type": "function", "function": {"name": "f", "parameters": parameters} | fields}
 
 
+LONG = {"properties": {"a": {"enum": ["x" * 32_000]}}}  # within the bounds of one schema
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "word"),
     [
         ({"tools": [WEATHER, WEATHER]}, "tools", "same name"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
+        (
+            {"tools": [{"type": "function", "function": {"name": f"t{n}", "parameters": LONG}} for n in range(9)]},
+            "tools",
+            "bytes together; at most 262144",
+        ),
         ({"tools": [PING] * 129}, "tools", "at most 128, not 129"),
         ({"tools": [with_parameters({"type": "string"})]}, "tools[0].function.parameters", "object"),
         ({"tools": [with_parameters({"$ref": "http://x"})]}, "tools[0].function.parameters", "references"),
