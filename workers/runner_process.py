@@ -1,8 +1,8 @@
 """The main program of a runner: one process, one model, one socket to its worker.
 
 Threads: `receive` parses frames and notices at once that the worker is gone; `prepare` renders and tokenises, so that a
-long prompt never stalls a step; the main thread owns the engine and loops over its steps. Signals are ignored: the
-worker decides, by Shutdown, by closing the socket, or with SIGKILL.
+long prompt never stalls a step (for a short one `receive` does it); the main thread owns the engine and loops over its
+steps. Signals are ignored: the worker decides, by Shutdown, by closing the socket, or with SIGKILL.
 
 Exit codes: 0 told to go (or the worker is gone), 3 the model could not be loaded, 4 the engine failed.
 """
@@ -50,6 +50,7 @@ from workers.step_frames import StepFrames
 
 EXIT_OK, EXIT_LOAD_FAILED, EXIT_ENGINE_FAILED = 0, 3, 4
 PROGRESS_INTERVAL_S = 0.1
+QUICK_MESSAGES, QUICK_CHARS = 8, 2_000  # up to so many the thread that reads the socket prepares itself
 
 Request = Generate | Encode
 Work = Prepared | Cancel | Shutdown  # what reaches the engine thread
@@ -199,7 +200,9 @@ class RunnerProcess:
 
 
 class Intake:
-    """Prepares requests in their own thread and keeps each Cancel behind the work that it ends."""
+    """Prepares requests in their own thread and keeps each Cancel behind the work that it ends.
+
+    A request that is quickly prepared, while no other one is, doesn't wait for that thread to wake up."""
 
     def __init__(self, work: queue.SimpleQueue[Work], send: Send) -> None:
         self._work = work
@@ -207,11 +210,16 @@ class Intake:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._preparing: dict[int, Cancel | None] = {}  # key → the Cancel that came meanwhile
+        self._prepare_call: Prepare | None = None  # None until the model is loaded
 
     def take(self, message: Request) -> None:
         with self._lock:
             self._preparing[message.key] = None
-        self._requests.put(message)
+            is_alone = len(self._preparing) == 1
+        if is_alone and self._prepare_call is not None and is_quickly_prepared(message):
+            self._prepare(message, self._prepare_call)
+        else:
+            self._requests.put(message)
 
     def cancel(self, message: Cancel) -> None:
         with self._lock:
@@ -221,6 +229,7 @@ class Intake:
         self._work.put(message)
 
     def prepare_forever(self, prepare: Prepare) -> None:
+        self._prepare_call = prepare
         while True:
             self._prepare(self._requests.get(), prepare)
 
@@ -238,6 +247,14 @@ class Intake:
             if cancel is not None:
                 self._work.put(cancel)
         self._send(Accepted(message.key, prepared.prompt_tokens))  # the engine works on it by now
+
+
+def is_quickly_prepared(message: Request) -> bool:
+    """Whether that takes less than a millisecond: little text, and no grammar, schema or tools to compile."""
+    if isinstance(message, Encode) or message.forced_ids or message.request.answer_format or message.request.tools:
+        return False
+    texts = [message.request.prompt or "", *(each.content for each in message.request.messages or ())]
+    return len(texts) <= QUICK_MESSAGES and sum(map(len, texts)) <= QUICK_CHARS
 
 
 class ThrottledProgress:
