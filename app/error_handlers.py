@@ -33,6 +33,8 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.NotFound: 404,
     errors.CapacityError: 503,
     errors.QueueFull: 429,
+    errors.FilesFull: 413,
+    errors.TooManyBatches: 429,
     errors.StoreUnavailable: 503,
     errors.ModelError: 503,
     errors.RunnerError: 500,

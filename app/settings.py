@@ -25,6 +25,7 @@ class ApiSettings(BaseSettings):
 
     max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
     max_file_bytes: Bytes = Field(default=200 * 1024**2, ge=1024)  # of one uploaded file
+    max_files_bytes: Bytes = Field(default=10 * 1024**3, ge=1024)  # of all files together, when one is uploaded
     batch_window: int = Field(default=128, ge=1, le=1024)  # requests of one batch that wait or run at once
     max_messages: int = Field(default=4096, ge=1)
     max_tools: int = Field(default=128, ge=0)  # per request

@@ -24,6 +24,8 @@
     ├── CapacityError             it could work, but not now or not here
     │   ├── QueueFull
     │   ├── StoreFull
+    │   ├── FilesFull
+    │   ├── TooManyBatches
     │   └── ModelDoesNotFit
     ├── StoreUnavailable
     ├── ModelError
@@ -302,6 +304,35 @@ class StoreFull(CapacityError):
         )
         self.fill = round(fill, 3)
         self.retry_after_s = retry_after_s
+
+
+class FilesFull(CapacityError):
+    """All files together have as many bytes as may be kept, or would have with this one."""
+
+    code = "files_full"
+
+    def __init__(self, *, total_bytes: int, limit: int) -> None:
+        super().__init__(
+            f"The stored files have {total_bytes} bytes together, and with this one they would have more than {limit} "
+            "(KEEPWARM_MAX_FILES_BYTES). Delete files that nobody needs, or wait until some expire."
+        )
+        self.total_bytes = total_bytes
+        self.limit = limit
+
+
+class TooManyBatches(CapacityError):
+    """As many batches as may be open have not ended yet."""
+
+    code = "too_many_batches"
+
+    def __init__(self, *, open_batches: int, limit: int) -> None:
+        self.retry_after_s = 60
+        super().__init__(
+            f"{open_batches} batches are open (limit {limit}, KEEPWARM_MAX_OPEN_BATCHES). "
+            f"Cancel one, or retry in about {self.retry_after_s} s."
+        )
+        self.open_batches = open_batches
+        self.limit = limit
 
 
 class ModelDoesNotFit(CapacityError):

@@ -72,6 +72,7 @@ class StoreSettings(BaseSettings):
     quarantine_s: int = Field(default=3600, ge=0)  # prompts and models that kill are kept away this long; 0 = never
     max_queue_per_model: int = Field(default=10_000, ge=1)
     max_queue_total: int = Field(default=50_000, ge=1)
+    max_open_batches: int = Field(default=1000, ge=1)  # batches that have not ended
     max_store_fill: float = Field(default=0.8, gt=0, le=1)  # admission stops when the store's memory is used so far
 
     @field_validator("home")

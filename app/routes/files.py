@@ -26,7 +26,7 @@ from app.schemas.batches import (
     file_object,
 )
 from app.upload import Form, receive_form
-from tasks.errors import FileInUse, InvalidRequest
+from tasks.errors import FileInUse, FilesFull, FileTooLarge, InvalidRequest
 from tasks.files import StoredFile, new_file_id
 
 router = APIRouter(tags=["OpenAI"])
@@ -53,11 +53,19 @@ _FORM: dict[str, Any] = {
 async def create_file(request: Request, front: FrontDep) -> Response | FileObject:
     """The content is written down as it comes in; an upload that breaks leaves nothing."""
     file_id = new_file_id()
+    limits = front.settings
+    total = await to_thread.run_sync(front.backend.files.total_bytes)
+    room = max(0, limits.max_files_bytes - total)
     try:
         async with AsyncExitStack() as stack:
             sink = await _open(stack, front, file_id)
-            form = await receive_form(request, sink, max_file_bytes=front.settings.max_file_bytes)
+            # What has no room is read and never written.
+            form = await receive_form(request, sink, max_file_bytes=min(limits.max_file_bytes, room))
             lifetime_ms = _checked(form, front)
+    except FileTooLarge:
+        if room >= limits.max_file_bytes:
+            raise
+        raise FilesFull(total_bytes=total, limit=limits.max_files_bytes) from None
     except ClientDisconnect:
         return Response(status_code=STATUS_CLIENT_LEFT)
     now_ms = await to_thread.run_sync(front.backend.files.now_ms)
@@ -70,7 +78,9 @@ async def create_file(request: Request, front: FrontDep) -> Response | FileObjec
         expires_ms=now_ms + lifetime_ms,
     )
     try:
-        await to_thread.run_sync(front.backend.files.add, file)
+        # Several uploads may have seen the same room.
+        add = partial(front.backend.files.add, file, max_total_bytes=limits.max_files_bytes)
+        await to_thread.run_sync(add)
     except BaseException:
         await to_thread.run_sync(front.backend.contents.delete, content_path(file_id))
         raise

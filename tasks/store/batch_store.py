@@ -17,7 +17,7 @@ from tasks.batches import (
     new_batch_id,
     states_before,
 )
-from tasks.errors import BatchNotCancellable, BatchNotFound
+from tasks.errors import BatchNotCancellable, BatchNotFound, TooManyBatches
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings
 from tasks.store import keys
@@ -37,6 +37,7 @@ class BatchStore:
         self._client = client
         self._lease_ms = int(settings.lease_s * 1000)
         self._retention_ms = settings.file_retention_s * 1000
+        self._max_open = settings.max_open_batches
         self._claim = load_script(client, "batch_claim")
         self._write = load_script(client, "batch_write")
         self._break = load_script(client, "batch_break")
@@ -44,7 +45,10 @@ class BatchStore:
 
     @translated
     def create(self, *, endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
-        """Write and index the record. The caller sends the wake-up."""
+        """Write and index the record. The caller sends the wake-up. Raises TooManyBatches."""
+        open_batches = self._client.zcard(keys.OPEN_BATCHES)
+        if open_batches >= self._max_open:
+            raise TooManyBatches(open_batches=open_batches, limit=self._max_open)
         now = now_ms(self._client)
         batch = Batch(
             id=new_batch_id(),

@@ -6,10 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from tasks.errors import FileMissing
+from tasks.errors import FileMissing, FilesFull
 from tasks.files import StoredFile
 from tasks.store import keys
-from tasks.store.connection import Client, now_ms, translated
+from tasks.store.connection import Client, load_script, now_ms, translated
 
 _DECODER = msgspec.json.Decoder(StoredFile)
 _ENCODER = msgspec.json.Encoder()
@@ -18,19 +18,31 @@ _ENCODER = msgspec.json.Encoder()
 class FileStore:
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._count_file = load_script(client, "count_file")
 
     @translated
     def now_ms(self) -> int:
         return now_ms(self._client)
 
+    def add(self, file: StoredFile, *, max_total_bytes: int | None = None) -> None:
+        """Record a file whose content is in place. Repeating it changes nothing.
+
+        `max_total_bytes` bounds all files together: raises FilesFull. None for what must be kept in any case."""
+        bound: list[int | str] = ["" if max_total_bytes is None else max_total_bytes]
+        args = [_ENCODER.encode(file), file.bytes, file.created_ms, file.expires_ms, *bound]
+        is_done, total = self._count(file.id, *args)
+        if not is_done:
+            raise FilesFull(total_bytes=total, limit=max_total_bytes or 0)
+
+    def total_bytes(self) -> int:
+        """Of all files that have a record."""
+        return self._count("", "", 0, 0, 0, "")[1]
+
     @translated
-    def add(self, file: StoredFile) -> None:
-        """Record a file whose content is in place. Repeating it changes nothing."""
-        pipe = self._client.pipeline(transaction=True)
-        pipe.set(keys.file(file.id), _ENCODER.encode(file))
-        pipe.zadd(keys.FILES, {file.id: file.created_ms})
-        pipe.zadd(keys.FILE_EXPIRY, {file.id: file.expires_ms})
-        pipe.execute()
+    def _count(self, file_id: str, *args: bytes | int | str) -> tuple[bool, int]:
+        file_keys = [keys.file(file_id), keys.FILES, keys.FILE_EXPIRY, keys.FILE_BYTES]
+        is_done, total = self._count_file(keys=file_keys, args=[file_id, *args, keys.file("")])
+        return bool(is_done), int(total)
 
     @translated
     def get(self, file_id: str) -> StoredFile:
@@ -63,14 +75,9 @@ class FileStore:
             found += [file for file in files if purpose in (None, file.purpose)]
         return found[:limit], len(found) > limit
 
-    @translated
     def remove(self, file_id: str) -> None:
         """Forget a file. Its content goes afterwards: one without a record is swept, a record without one misleads."""
-        pipe = self._client.pipeline(transaction=True)
-        pipe.delete(keys.file(file_id))
-        pipe.zrem(keys.FILES, file_id)
-        pipe.zrem(keys.FILE_EXPIRY, file_id)
-        pipe.execute()
+        self._count(file_id, "", 0, 0, 0, "")
 
     @translated
     def without_record(self, file_ids: list[str]) -> list[str]:

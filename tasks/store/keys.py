@@ -22,6 +22,7 @@
 | kw:open-batches | zset | batches that have not ended; score = ms at which somebody must look whether they are fed | app, feeders, controller | feeders, controller, app | at the end |
 | kw:file:{file} | string | StoredFile JSON | app, feeders | app, feeders | deleted with the file |
 | kw:files, kw:file-expiry | zset | ids of files; score = created ms, ms at which the content is deleted | app, feeders | app (lists), batchers (sweep) | idem |
+| kw:file-bytes | string | bytes of all files that have a record | count_file | app (bound) | – |
 | kw:files-swept | string | set for one period: expired files were looked for | controller | controller | the period |
 | kw:workers | hash | worker id → WorkerReport JSON | workers' heartbeat | app, controller | removed with the worker |
 | kw:workers-seen | zset | worker ids; score = ms of the last heartbeat | workers' heartbeat | app, controller | idem |
@@ -62,6 +63,7 @@ BATCHES = "kw:batches"
 OPEN_BATCHES = "kw:open-batches"
 FILES = "kw:files"
 FILE_EXPIRY = "kw:file-expiry"
+FILE_BYTES = "kw:file-bytes"
 FILES_SWEPT = "kw:files-swept"
 WORKERS = "kw:workers"
 WORKERS_SEEN = "kw:workers-seen"

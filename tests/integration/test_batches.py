@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import openai
 import pytest
 from openai import OpenAI
@@ -25,12 +26,14 @@ from app.batches.sweep import sweep_expired
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.batches import MAX_BREAKS, BatchCounts, BatchState
+from tasks.errors import FilesFull
 from tasks.files import StoredFile
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.batch_store import BREAK_PAUSE_MS
 from tasks.store.connection import Client, connect, now_ms
+from tasks.store.file_store import FileStore
 from tests.support.front_server import FrontServer
 from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker
 from tests.support.stack import wait_until
@@ -116,6 +119,49 @@ def test_one_byte_too_much_is_refused_and_leaves_nothing(sdk: OpenAI, store_sett
     assert refused.value.status_code == 413
     assert left_on_disk(store_settings) == []
     assert list(sdk.files.list()) == []
+
+
+def test_files_have_a_bound_together_which_refuses_uploads_and_no_results(store_settings: StoreSettings):
+    settings = ApiSettings(max_file_bytes=LIMIT, max_files_bytes=2 * LIMIT)
+    app = create_app(settings, connect_backend(store_settings))
+    with FrontServer(app) as server, OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as sdk:
+        first = upload(sdk, b"x" * LIMIT)
+        upload(sdk, b"x" * (LIMIT - 2))
+        said = f"{2 * LIMIT - 2} bytes together, and with this one they would have more than {2 * LIMIT}"
+        with pytest.raises(openai.APIStatusError, match=said) as refused:
+            upload(sdk, b"{}\n")
+        assert (refused.value.status_code, refused.value.code) == (413, "files_full")
+        assert len(left_on_disk(store_settings)) == 2
+        sdk.files.delete(first.id)
+        upload(sdk, b"{}\n")
+
+
+def test_bytes_of_files_are_counted_once_each(store_settings: StoreSettings):
+    client = connect(store_settings)
+    files = FileStore(client)
+    file = StoredFile(id="file-1", filename="a", purpose="batch", bytes=10, created_ms=1, expires_ms=2)
+    for _ in range(2):
+        files.add(file)
+    assert files.total_bytes() == 10
+    files.add(msgspec.structs.replace(file, bytes=7))
+    client.delete(keys.FILE_BYTES)  # as before they were counted
+    assert files.total_bytes() == 7
+    with pytest.raises(FilesFull, match="have 7 bytes"):  # of two uploads that saw the same room
+        files.add(msgspec.structs.replace(file, id="file-2", bytes=4), max_total_bytes=10)
+    for _ in range(2):
+        files.remove("file-1")
+    assert files.total_bytes() == 0
+
+
+def test_open_batches_have_a_bound(worker: ScriptedWorker, store_settings: StoreSettings):
+    narrow = store_settings.model_copy(update={"max_open_batches": 1})
+    app = create_app(ApiSettings(), connect_backend(narrow))
+    with FrontServer(app) as server, OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as sdk:
+        new_batch(sdk, requests("demo"))
+        with pytest.raises(openai.RateLimitError, match=r"1 batches are open \(limit 1") as refused:
+            new_batch(sdk, requests("demo"))
+        assert refused.value.response.headers["retry-after"] == "60"
+        assert len(sdk.batches.list().data) == 1
 
 
 @pytest.mark.parametrize(
