@@ -14,6 +14,7 @@ from tests.support.generating import Heard, listen, request
 from workers.engine.backend import NoRoom
 from workers.engine.fake import TOKEN_BYTES, FakeBackend, FakeState
 from workers.engine.fake_behaviour import FakeBehaviour
+from workers.engine.parked_states import ParkedStates
 from workers.engine.sampling import Floats
 from workers.engine.step_loop import StepLoop
 from workers.messages import Generate
@@ -352,3 +353,27 @@ def test_sequence_that_is_alone_in_a_full_cache_has_reached_its_length():
     heard = run(loop)
     assert (heard[1].done.finish_reason, heard[1].done.completion_tokens) == ("length", 11)
     assert heard[2].done.completion_tokens == 5
+
+
+def test_state_that_can_not_be_cut_does_not_stand_for_a_shorter_one():
+    for cuts_tails, kept in ((True, [[1, 2, 3]]), (False, [[1, 2], [1, 2, 3]])):
+        states = ParkedStates(10**6, cuts_tails=cuts_tails)
+        for tokens in ([1, 2], [1, 2, 3], [1, 2, 3]):
+            states.put(tokens, FakeState(tokens, tokens))
+        assert [entry.tokens for entry in states] == kept
+
+
+def test_prefix_is_saved_although_a_longer_one_that_can_not_be_cut_runs():
+    prefix = "the beginning of both prompts"
+    backend = WatchedBackend(2, cuts_tails=False)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    add(loop, 1, prefix, max_tokens=1)
+    add(loop, 2, prefix, max_tokens=60)
+    while 1 not in heard or heard[1].end is None:
+        listen(loop, heard)
+    add(loop, 3, "somebody else takes the idle slot", max_tokens=1)
+    run(loop, heard)
+    add(loop, 4, prefix + " and more", max_tokens=1)
+    run(loop, heard)
+    assert backend.restores == 1

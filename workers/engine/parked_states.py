@@ -20,8 +20,10 @@ class ParkedState:
 
 
 class ParkedStates:
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, *, cuts_tails: bool) -> None:
+        """`cuts_tails`: as in `Backend`. Without it a state is of use for its very tokens only."""
         self.limit_bytes = limit_bytes
+        self._cuts_tails = cuts_tails
         self.used_bytes = 0
         self._entries: OrderedDict[int, ParkedState] = OrderedDict()  # by identity, the least recently used first
 
@@ -31,11 +33,15 @@ class ParkedStates:
     def __iter__(self) -> Iterator[ParkedState]:
         return iter(self._entries.values())
 
+    def contains(self, held: list[int], tokens: list[int]) -> bool:
+        """Whether a state of `held` can serve whoever wants a state of `tokens`."""
+        return held[: len(tokens)] == tokens if self._cuts_tails else held == tokens
+
     def put(self, tokens: list[int], state: State) -> None:
         """Keep it, in place of all that it contains; the least recently used entries make room.
 
         `state` must not be larger than the limit."""
-        for entry in [each for each in self if each.tokens == tokens[: len(each.tokens)]]:
+        for entry in [each for each in self if self.contains(tokens, each.tokens)]:
             self.drop(entry)
         while self.used_bytes + state.nbytes > self.limit_bytes:
             self.drop(next(iter(self)))

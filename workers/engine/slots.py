@@ -145,11 +145,12 @@ class Slots:
             self._parked.put(held, state)
 
     def _lies_elsewhere(self, slot: int, held: list[int]) -> bool:
-        size = len(held)
+        contains = self._parked.contains
+        running = self.running if self._backend.cuts_tails else []  # else it is gone with their next token
         return (
-            any(self._held[other][:size] == held for other in self.free if other != slot)
-            or any(each.decoded >= size and each.tokens[:size] == held for each in self.running)
-            or any(entry.tokens[:size] == held for entry in self._parked)
+            any(contains(self._held[other], held) for other in self.free if other != slot)
+            or any(contains(each.tokens[: each.decoded], held) for each in running)
+            or any(contains(entry.tokens, held) for entry in self._parked)
         )
 
     def _fetch(self, source: Source, slot: int) -> int:

@@ -51,7 +51,7 @@ class StepLoop:
         self._drafting = Drafting(backend.max_drafted)
         self._monotonic_s = monotonic_s
         self._waiting = WaitingLine()
-        self._slots = Slots(backend, slots, ParkedStates(parked_bytes))
+        self._slots = Slots(backend, slots, ParkedStates(parked_bytes, cuts_tails=backend.cuts_tails))
         self._capacity = self._num_slots = slots  # less capacity than slots while the KV cache is short of room
         self._outbox: list[TokenOut | Done] = []  # outputs that need no decode: cancelled, already complete
         self._prefilling: frozenset[int] = frozenset()  # keys with a piece of their prompt in the batch under way
