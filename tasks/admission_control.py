@@ -8,6 +8,7 @@ from __future__ import annotations
 from tasks.errors import DeadlineCannotBeMet, QueueFull, StoreFull
 from tasks.fleet import Fleet, ModelOffer
 from tasks.forecast import ServiceTime, jobs_per_s, predicted_wait_ms, retry_after_s, seats
+from tasks.jobs import Priority
 from tasks.settings import StoreSettings
 from tasks.store.gauges import AdmissionGauges
 
@@ -27,22 +28,23 @@ class AdmissionControl:
         return StoreFull(fill=fill, limit=self._max_fill, retry_after_s=RETRY_AFTER_UNKNOWN_S)
 
     def too_late(
-        self, offer: ModelOffer, fleet: Fleet, *, ahead: int, deadline_ms: int, now_ms: int
+        self, offer: ModelOffer, fleet: Fleet, priority: Priority, *, ahead: int, deadline_ms: int, now_ms: int
     ) -> DeadlineCannotBeMet | None:
         """Only when what was measured says that the job can't even start before its deadline."""
         service = self._service(offer.id)
         if service is None or not service.is_trusted:
             return None
-        wait_ms = predicted_wait_ms(ahead=ahead, seats=seats(offer, fleet), service=service)
+        wait_ms = predicted_wait_ms(ahead=ahead, seats=seats(offer, fleet, priority), service=service)
         if wait_ms is None or now_ms + wait_ms < deadline_ms:
             return None
         return DeadlineCannotBeMet(
             ahead=ahead, predicted_wait_s=wait_ms / 1000, deadline_in_s=(deadline_ms - now_ms) / 1000
         )
 
-    def predicted_wait_s(self, offer: ModelOffer, fleet: Fleet, *, ahead: int) -> float | None:
+    def predicted_wait_s(self, offer: ModelOffer, fleet: Fleet, priority: Priority, *, ahead: int) -> float | None:
         """Until a job with `ahead` jobs before it starts; None when that can't be said."""
-        wait_ms = predicted_wait_ms(ahead=ahead, seats=seats(offer, fleet), service=self._service(offer.id))
+        where = seats(offer, fleet, priority)
+        wait_ms = predicted_wait_ms(ahead=ahead, seats=where, service=self._service(offer.id))
         return None if wait_ms is None else round(wait_ms / 1000, 1)
 
     def with_retry_after(self, full: QueueFull, fleet: Fleet) -> QueueFull:

@@ -88,11 +88,11 @@ class Dispatcher:
             repeats=job.id,
         )
 
-    def predicted_wait_s(self, model: str, ahead: int) -> float | None:
+    def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
         """Until a job with `ahead` jobs of its model before it starts; None when nothing measured says so."""
         fleet = self._current_fleet()
         offer = fleet.offers().get(model)
-        return None if offer is None else self._control.predicted_wait_s(offer, fleet, ahead=ahead)
+        return None if offer is None else self._control.predicted_wait_s(offer, fleet, priority, ahead=ahead)
 
     def _admit(
         self,
@@ -150,7 +150,7 @@ class Dispatcher:
         fleet = self._current_fleet()
         now_ms = fleet.now_ms + int((self._clock() - self._fleet_seen_at) * 1000)
         ahead = self._jobs.ahead(offer.id, priority)
-        return self._control.too_late(offer, fleet, ahead=ahead, deadline_ms=deadline_ms, now_ms=now_ms)
+        return self._control.too_late(offer, fleet, priority, ahead=ahead, deadline_ms=deadline_ms, now_ms=now_ms)
 
     def _current_fleet(self) -> Fleet:
         now = self._clock()

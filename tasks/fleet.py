@@ -78,6 +78,7 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     slots: int
     in_flight: int
+    batch_in_flight: int = 0  # of these: batch work, whose places all others share
     since_ms: int  # when it entered this state
     idle_since_ms: int | None = None  # None while something runs
     progress: float = 1.0  # of the load

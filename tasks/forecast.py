@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tasks.fleet import Fleet, ModelOffer, RunnerState
+from tasks.jobs import Priority
 
 MIN_SAMPLES = 5  # a job is refused only on the word of at least this many others
 RETRY_SHARE = 0.05  # come back once this part of the line has been served: all that wait don't come back at once
@@ -40,8 +41,10 @@ class Seats:
     load_ms: int = 0
 
 
-def seats(offer: ModelOffer, fleet: Fleet) -> Seats:
-    """Of the ready runners; of the one that is loading or would have to be loaded if there is none."""
+def seats(offer: ModelOffer, fleet: Fleet, priority: Priority = Priority.BATCH) -> Seats:
+    """Of the ready runners; of the one that is loading or would have to be loaded if there is none.
+
+    For a job that is more urgent than batch work, places where batch work runs are free: it gives way."""
     runners = [
         runner
         for worker in fleet.workers
@@ -52,7 +55,10 @@ def seats(offer: ModelOffer, fleet: Fleet) -> Seats:
     ready = [runner for runner in runners if runner.state is RunnerState.READY]
     if ready:
         slots = sum(runner.slots for runner in ready)
-        return Seats(slots=slots, free=max(0, slots - sum(runner.in_flight for runner in ready)))
+        taken = sum(runner.in_flight for runner in ready)
+        if priority is not Priority.BATCH:
+            taken -= sum(runner.batch_in_flight for runner in ready)
+        return Seats(slots=slots, free=max(0, slots - taken))
     progress = max((runner.progress for runner in runners if runner.state is RunnerState.STARTING), default=0.0)
     return Seats(slots=offer.slots, free=offer.slots, load_ms=round(offer.load_ms * (1 - progress)))
 

@@ -30,14 +30,17 @@ class Places:
         return sum(self._taken.values())
 
     @property
+    def batch_in_flight(self) -> int:
+        return self._taken[Priority.BATCH]
+
+    @property
     def openness(self) -> Openness:
         return Openness(for_batch=self.room(Priority.BATCH) > 0, for_urgent=self.room(Priority.DEFAULT) > 0)
 
     def room(self, priority: Priority) -> int:
         """Places for attempts of this priority."""
-        batch = self._taken[Priority.BATCH]
-        others = self.in_flight - batch
-        return max(0, self.slots - others - (batch if priority is Priority.BATCH else 0))
+        others = self.in_flight - self.batch_in_flight
+        return max(0, self.slots - others - (self.batch_in_flight if priority is Priority.BATCH else 0))
 
     def take(self, priority: Priority) -> bool:
         """False when there is no room."""

@@ -161,6 +161,7 @@ class Runner:
                 bytes=bytes_held,
                 slots=self.slots,
                 in_flight=self.in_flight,
+                batch_in_flight=self._places.batch_in_flight,
                 since_ms=self._since_ms,
                 idle_since_ms=None if self.in_flight else self._idle_since_ms,
                 progress=1.0 if self.ready else self._progress,

@@ -210,7 +210,7 @@ def _place(front: Front, job: Job) -> Place:
 def _with_wait(front: Front, job: Job, position: int | None) -> Place:
     if position is None:
         return None, None
-    return position, front.backend.dispatcher.predicted_wait_s(job.model, position)
+    return position, front.backend.dispatcher.predicted_wait_s(job.model, job.priority, position)
 
 
 def _name(event: object) -> str:

@@ -162,7 +162,7 @@ class FakeBackend:
             self.by_key[idempotency_key] = job.id
         return Submission(job, True, 0, is_heard=job_id in {follower.channel.decode() for follower in self.listening})
 
-    def predicted_wait_s(self, model: str, ahead: int) -> float | None:
+    def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
         return self.predicted_s
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from tasks.forecast import (
     retry_after_s,
     seats,
 )
-from tasks.jobs import WorkerId
+from tasks.jobs import Priority, WorkerId
 
 OFFER = ModelOffer(id="m", context_length=64, slots=4, bytes=1, load_ms=2000)
 TWO_SECONDS = ServiceTime(mean_ms=2000, samples=MIN_SAMPLES, measured_ms=0)
@@ -39,6 +40,12 @@ def fleet(*runners: RunnerReport, is_draining: bool = False) -> Fleet:
 
 def test_seats_are_those_of_all_ready_runners() -> None:
     assert seats(OFFER, fleet(runner(in_flight=3), runner())) == Seats(slots=8, free=5)
+
+
+def test_batch_work_gives_its_places_to_all_others() -> None:
+    full = msgspec.structs.replace(runner(in_flight=4), batch_in_flight=3)
+    assert seats(OFFER, fleet(full), Priority.DEFAULT) == Seats(slots=4, free=3)
+    assert seats(OFFER, fleet(full), Priority.BATCH) == Seats(slots=4, free=0)
 
 
 def test_cold_and_loading_models_cost_their_load() -> None:

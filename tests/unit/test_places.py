@@ -14,7 +14,7 @@ def test_urgent_work_does_not_count_batch_work() -> None:
         True,
         False,
     ]
-    assert places.in_flight == 4
+    assert (places.in_flight, places.batch_in_flight) == (4, 2)
 
 
 def test_batch_work_counts_everything() -> None:
