@@ -12,6 +12,7 @@ from tasks.errors import InvalidSetting
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
 from tasks.settings import load_settings
+from tasks.threads import hand_over_soon
 
 GRACE_S = 5  # open streams may end by themselves this long after SIGTERM
 
@@ -19,6 +20,7 @@ GRACE_S = 5  # open streams may end by themselves this long after SIGTERM
 def main() -> int:
     exit_when_parent_dies()
     configure_logs()
+    hand_over_soon()
     try:
         settings = load_settings(ApiSettings)
         app = create_app(settings)

@@ -28,6 +28,7 @@ from tasks.store.fleet_store import FleetStore
 from tasks.store.hint_listener import HintListener
 from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import TokenWriter
+from tasks.threads import hand_over_soon
 from tasks.wakeups import Wakeups
 from workers.celery_worker import run_celery_worker
 from workers.clock import Clock, StoreTime
@@ -72,6 +73,7 @@ def main() -> None:
         raise SystemExit(2) from None
     if "--check" not in sys.argv[1:]:
         configure_logs()
+        hand_over_soon()
         exit_when_parent_dies()
         serve(settings, store_settings, scanner, device)
 
