@@ -34,7 +34,7 @@ from app.cli.premises import (
     sole_tenancy,
 )
 from app.cli.processes import ProcessSpec
-from app.cli.render import complain, out, say, write_text
+from app.cli.render import complain, out, remark, say, write_text
 from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
 from app.cli.supervisor import (
     ChildDied,
@@ -150,13 +150,17 @@ def check_premises(household: Household) -> None:
 
 def _check_worker_settings() -> None:
     """Ask a worker: its settings belong to a package that this one must not import."""
-    checked = subprocess.run(
-        [*processes.WORKER, "--check"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=CHECK_BOUND_S,
-    )
+    try:
+        checked = subprocess.run(
+            [*processes.WORKER, "--check"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_BOUND_S,
+        )
+    except subprocess.TimeoutExpired:  # which proves nothing: the worker says itself what is wrong, in its log
+        remark(f"The worker's settings could not be checked within {CHECK_BOUND_S:.0f} s: this machine is very busy.")
+        return
     if checked.returncode == 0:
         return
     words = (checked.stderr.strip() or checked.stdout.strip()).splitlines()[-TAIL_LINES:]
