@@ -53,33 +53,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[str, int]  # reason → requests
     peak_bytes: int
     budget_bytes: int | None = None  # of Keepwarm
-    ledger_error: float | None = None  # largest |ledger / measured - 1| of a runner at the end
 
 
 def measure(
-    side: str, server: Server, setting: Setting, schedule: tuple[Ask, ...], limit_s: float, advance: Callable[[], None]
-) -> tuple[list[Answer], MemoryUse, float | None]:
+    server: Server, setting: Setting, schedule: tuple[Ask, ...], limit_s: float, advance: Callable[[], None]
+) -> tuple[list[Answer], MemoryUse]:
     with MemoryWatch(server.roots, setting.models) as watch:
         answers = replay(server.url, schedule, limit_s=limit_s, advance=advance)
-        error = _ledger_error(server, watch)
-    return answers, watch.use, error
-
-
-def _ledger_error(server: Server, watch: MemoryWatch) -> float | None:
-    """What the pool believes of its runners against what is measured now."""
-    if server.api is None:
-        return None
-    measured = watch.now()
-    errors = [
-        abs(runner["bytes"] / measured[runner["pid"]] - 1)
-        for runner in server.api.runners()
-        if runner["state"] == "ready" and runner["pid"] in measured
-    ]
-    return max(errors, default=None)
+    return answers, watch.use
 
 
 def summarise(
-    side: str, rooms: int, seed: int, answers: list[Answer], use: MemoryUse, limit_s: float, **extra: float | None
+    side: str, rooms: int, seed: int, answers: list[Answer], use: MemoryUse, limit_s: float, budget_bytes: int | None
 ) -> Run:
     waits = [answer.first_token_s if answer.first_token_s is not None else limit_s for answer in answers]
     failures: dict[str, int] = {}
@@ -96,7 +81,7 @@ def summarise(
         loads_per_request=use.num_processes / len(answers),
         failures=failures,
         peak_bytes=use.peak_bytes,
-        **extra,  # type: ignore[arg-type]
+        budget_bytes=budget_bytes,
     )
 
 
@@ -131,11 +116,9 @@ def main(arguments: list[str]) -> int:
             for side, rooms, start in _sides(setting, options, room_bytes):
                 task = progress.add_task(f"{side}, {rooms}, seed {seed}", total=len(schedule))
                 with tempfile.TemporaryDirectory(prefix="keepwarm-bench-") as home, start(Path(home)) as server:
-                    answers, use, error = measure(
-                        side, server, setting, schedule, options.limit, partial(progress.advance, task)
-                    )
+                    answers, use = measure(server, setting, schedule, options.limit, partial(progress.advance, task))
                 budget = rooms * room_bytes if side == "keepwarm" else None
-                run = summarise(side, rooms, seed, answers, use, options.limit, budget_bytes=budget, ledger_error=error)
+                run = summarise(side, rooms, seed, answers, use, options.limit, budget)
                 runs.append(run)
                 console.print(_line(run))
     console.print(table(runs))
@@ -194,10 +177,10 @@ def _ratios(side: str, rooms: int, runs: list[Run]) -> str:
 
 
 def _line(run: Run) -> str:
-    over = f", ledger within {run.ledger_error:.1%}" if run.ledger_error is not None else ""
+    of_budget = f" of {run.budget_bytes / MIB:.0f}" if run.budget_bytes is not None else ""
     return (
         f"{run.side}, {run.rooms}: P50 {run.p50_s:.2f} s, P95 {run.p95_s:.2f} s, max {run.max_s:.2f} s, "
-        f"{run.loads_per_request:.2f} loads per request, peak {run.peak_bytes / MIB:.0f} MiB{over}"
+        f"{run.loads_per_request:.2f} loads per request, peak {run.peak_bytes / MIB:.0f}{of_budget} MiB"
         + (f", FAILED {run.failures}" if run.failures else "")
     )
 

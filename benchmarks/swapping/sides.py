@@ -67,12 +67,12 @@ def _with_context_length(setting: Setting, folder: Path) -> Path:
 def llama_router(setting: Setting, home: Path, binary: Path, max_models: int) -> Iterator[Server]:
     """llama-server in router mode: it loads on request and evicts the least recently used of `max_models`.
 
-    With one model it does what a desktop server does. `--no-repack` because our runners map the weights too; cells of
-    the KV cache per slot, their type, threads and slots are ours."""
+    With one model it does what a desktop server does. Cells of the KV cache per slot, their type, threads and slots are
+    ours. On CPUs with AMX give it `--no-repack`, if our runners had to do without (`workers.engine.probe`)."""
     port = free_port()
     command = [
         *(str(binary), "--models-dir", str(setting.models), "--models-max", str(max_models)),
-        *("--host", "127.0.0.1", "--port", str(port), "--no-webui", "--no-repack"),
+        *("--host", "127.0.0.1", "--port", str(port), "--no-webui"),
         *("--threads", str(setting.threads), "--parallel", str(setting.slots)),
         *("--ctx-size", str(setting.slots * setting.context_length)),
         *("--cache-type-k", setting.kv_type, "--cache-type-v", setting.kv_type),
