@@ -81,6 +81,7 @@ def examine(model: ModelFile) -> Finding:
             log_dir=Path(logs),
             kind="llama_cpp",
             threads=1,
+            turns_path=None,
             gpu_layers=0,
             main_gpu=0,
             use_extra_bufts=True,

@@ -92,6 +92,7 @@ def engine_config(model: ModelFile, threads: int) -> EngineConfig:
         log_dir=Path(),
         kind="llama_cpp",
         threads=threads,
+        turns_path=None,
         gpu_layers=0,
         main_gpu=0,
         use_extra_bufts=True,

@@ -176,6 +176,7 @@ def _starter(
         kind=settings.engine,
         fake=settings.fake,
         threads=settings.threads,
+        turns_path=log_dir.parent / f"cores-{socket.gethostname()}",
         gpu_layers=settings.gpu_layers,
         main_gpu=settings.main_gpu,
         split_mode=settings.split_mode,

@@ -34,6 +34,7 @@ class RunnerStarter:
     log_dir: Path  # one file per model, appended
     kind: EngineKind
     threads: int
+    turns_path: Path | None
     gpu_layers: int
     main_gpu: int
     use_extra_bufts: bool
@@ -96,6 +97,7 @@ class RunnerStarter:
             context_length=model.context_length,
             slots=model.slots,
             threads=self._threads(model),
+            turns_path=self.turns_path,
             kv_type=self._kv_type(model),
             gpu_layers=self.gpu_layers,
             main_gpu=self.main_gpu,

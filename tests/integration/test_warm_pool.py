@@ -62,6 +62,7 @@ class Worker:
                 log_dir=folder / "logs",
                 kind=kind,
                 threads=1,
+                turns_path=None,
                 gpu_layers=0,
                 main_gpu=0,
                 use_extra_bufts=True,

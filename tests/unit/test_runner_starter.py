@@ -22,6 +22,7 @@ def starter(*, threads: int = 8, gpu_layers: int = 0, parked_memory: int | None 
         log_dir=Path("unused"),
         kind="fake",
         threads=threads,
+        turns_path=None,
         gpu_layers=gpu_layers,
         main_gpu=0,
         use_extra_bufts=True,

@@ -20,6 +20,7 @@ class EngineConfig:
     context_length: int  # tokens per sequence
     slots: int  # sequences that run at once
     threads: int
+    turns_path: Path | None = None  # runners that share this file take turns on the CPU's cores (engine/turnstile.py)
     kv_type: str = "f16"  # f16, bf16, q8_0, q4_0
     gpu_layers: int = 0  # -1: all
     main_gpu: int = 0

@@ -32,6 +32,7 @@ from workers.engine.looped import LoopedEngine, only_generate
 from workers.engine.sampling import Floats
 from workers.engine.sequence import Sequence
 from workers.engine.step_loop import StepLoop
+from workers.engine.turnstile import turnstile_for
 from workers.engine.vocabulary import Vocabulary
 from workers.messages import Encode, Generate, Ready
 
@@ -84,6 +85,7 @@ class LlamaContext:
     def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
         """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
         self._pointer: Any = generating_context(model, config, log)
+        self._turn = turnstile_for(config)
         self.vocabulary: Vocabulary = model.vocabulary
         self._memory = LlamaMemory(
             self._pointer,
@@ -110,7 +112,8 @@ class LlamaContext:
 
     def decode(self, batch: Items[Slice]) -> Floats:
         outputs = self._batch.fill(batch)
-        code = api.llama_decode(self._pointer, self._batch.struct)
+        with self._turn:
+            code = api.llama_decode(self._pointer, self._batch.struct)
         self._memory.decode_has_begun()
         self._wish_to_stop[0] = b"\0"
         if code == 1:  # the state was restored

@@ -27,6 +27,7 @@ from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
+from workers.engine.turnstile import turnstile_for
 from workers.messages import Encode, Generate, Output, Ready
 
 MAX_INPUTS = 64  # per batch
@@ -68,6 +69,7 @@ class EncoderContext:
     def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
         """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
         self._pointer: Any = encoding_context(model, config, log)
+        self._turn = turnstile_for(config)
         self._memory: Any = api.llama_get_memory(self._pointer)  # None: an encoder keeps nothing
         self._batch = LlamaBatch(config.context_length)
         is_score = api.llama_pooling_type(self._pointer) == api.LLAMA_POOLING_TYPE_RANK
@@ -76,7 +78,8 @@ class EncoderContext:
 
     def encode(self, inputs: Items[Items[int]]) -> Rows:
         self._batch.fill_whole(inputs)
-        code = api.llama_decode(self._pointer, self._batch.struct)
+        with self._turn:
+            code = api.llama_decode(self._pointer, self._batch.struct)
         if code != 0:
             raise EngineFailed(f"llama_decode returned {code} for {len(inputs)} inputs.")
         rows = np.empty((len(inputs), self._width), dtype=np.float32)
