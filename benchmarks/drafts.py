@@ -1,0 +1,162 @@
+"""Speculative decoding: tokens per second with drafts, as ratios to an engine without, on text that repeats and not.
+
+Both engines are in this process and take turns, pair by pair. A model that quotes its prompt is imitated by a
+constraint that allows the prompt's tokens only, so any model will do. The texts of both are compared to the token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.spread import Estimate, estimate
+from tasks.generation import GenerationRequest, SamplingParams
+from workers.engine.base import EngineConfig
+from workers.engine.llama_cpp import LlamaContext
+from workers.engine.llama_log import LlamaLog
+from workers.engine.llama_model import LlamaModel
+from workers.engine.step_loop import StepLoop
+from workers.messages import Generate, TokenOut
+
+STORY = (
+    "A small stone lay warm by a quiet river. A green bird came every morning, sat on it and sang. One day it rained "
+    "for so long that the water rose, and the stone was cold. The bird came all the same, and waited for the sun. "
+)
+PIECE = 24  # tokens that are quoted or free in turn
+LOADS = ("quoted text", "quotes in free text", "free text")
+SAMPLING = {"greedy": SamplingParams(temperature=0.0), "seeded": SamplingParams(temperature=0.8, seed=7)}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    load: str
+    sampling: str
+    sequences: int
+    ratio: Estimate  # of tokens per second, with drafts to without
+    tokens_per_step: float  # of one sequence
+
+
+class Quoting:
+    """A Constraint: only the next token of a text may follow; with `piece`, so many free ones stand in between."""
+
+    def __init__(self, text: Sequence[int], piece: int, vocabulary_size: int) -> None:
+        self._text = text
+        self._piece = piece
+        self._size = vocabulary_size
+        self._taken = 0
+
+    def _next(self) -> int | None:
+        is_free = self._piece and self._taken // self._piece % 2
+        return None if is_free else self._text[self._taken % len(self._text)]
+
+    def allows(self, token: int) -> bool:
+        return self._next() in (None, token)
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(self._size, dtype=np.bool_)
+        mask[self._next()] = True
+        return mask
+
+    def take(self, token: int) -> bool:
+        self._taken += 1
+        return False
+
+
+class Bench:
+    """One model in two loops, with and without drafts."""
+
+    def __init__(self, config: EngineConfig, num_tokens: int) -> None:
+        log = LlamaLog()
+        self._model = LlamaModel(config.model_path, log, gpu_layers=config.gpu_layers, use_extra_bufts=False)
+        self._num_tokens = num_tokens
+        self.is_exact = config.gpu_layers == 0  # elsewhere logits depend on the shape of a batch
+        self.drafting, self.plain = (
+            StepLoop(
+                LlamaContext(self._model, each, log),
+                slots=each.slots,
+                context_length=each.context_length,
+                prefill_chunk=each.prefill_chunk,
+            )
+            for each in (config, replace(config, draft_tokens=0))
+        )
+
+    def compare(self, load: str, sampling: str, sequences: int, pairs: int) -> Finding:
+        """One more pair runs before the first that counts, in which the policy learns what drafts cost."""
+        ratios, steps = [], 0
+        for pair in range(pairs + 1):
+            order = (self.drafting, self.plain) if pair % 2 else (self.plain, self.drafting)
+            runs = {loop: self._generate(loop, load, sampling, sequences) for loop in order}
+            if self.is_exact and runs[self.drafting][2] != runs[self.plain][2]:
+                raise AssertionError(f"drafts changed the text: {load}, {sampling}")
+            if pair:
+                ratios.append(runs[self.plain][0] / runs[self.drafting][0])
+                steps += runs[self.drafting][1]
+        return Finding(load, sampling, sequences, estimate(ratios), self._num_tokens * pairs / steps)
+
+    def _generate(
+        self, loop: StepLoop, load: str, sampling: str, sequences: int
+    ) -> tuple[float, int, dict[int, list[int]]]:
+        """Seconds and steps behind the first tokens, and the tokens of each sequence."""
+        ids = self._model.tokenize(f"Say this: {STORY}", add_special=True)
+        text = self._model.tokenize(STORY, add_special=False)
+        for key in range(sequences):
+            request = GenerationRequest(
+                model="", prompt="", sampling=SAMPLING[sampling], max_tokens=self._num_tokens, ignore_eos=True
+            )
+            piece = PIECE if load == "quotes in free text" else 0
+            constraint = None if load == "free text" else Quoting(text, piece, len(self._model.vocabulary))
+            loop.add(loop.sequence(Generate(key=key, request=request), ids, constraint))
+        said: dict[int, list[int]] = {}
+        began, steps = 0.0, 0
+        while loop.has_work:
+            outputs = loop.step()
+            steps += 1
+            for output in outputs:
+                if isinstance(output, TokenOut):
+                    said.setdefault(output.key, []).extend(output.ids)
+            if not began and len(said) == sequences:
+                began, steps = time.perf_counter(), 0
+        return time.perf_counter() - began, steps, said
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks drafts", description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/keepwarm-demo-q8_0.gguf"))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gpu-layers", type=int, default=0)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2], help="that generate at once")
+    parser.add_argument("--json", type=Path, help="write the findings here")
+    options = parser.parse_args(arguments)
+    config = EngineConfig(
+        model_path=options.model,
+        context_length=options.tokens + 256,
+        slots=max(options.sequences),
+        threads=options.threads,
+        kv_type="f16" if options.gpu_layers else "bf16",
+        gpu_layers=options.gpu_layers,
+        use_extra_bufts=False,
+    )
+    bench = Bench(config, options.tokens)
+    findings = []
+    for load in LOADS:
+        for sampling in SAMPLING:
+            for sequences in options.sequences:
+                finding = bench.compare(load, sampling, sequences, options.pairs)
+                findings.append(finding)
+                print(
+                    f"{load}, {sampling}, {sequences} at once: {finding.ratio.worded(2)} times the tokens/s, "
+                    f"{finding.tokens_per_step:.2f} tokens per step",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(json.dumps(msgspec.to_builtins(findings), indent=1) + "\n", "utf-8")
+    return 0
