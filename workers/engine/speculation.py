@@ -16,7 +16,7 @@ MAX_GENERATING = 4  # with more sequences, a step has work enough without guesse
 LEVELS = (1, 2, 4, 8)  # lengths to choose from: each has to be tried to know what it costs
 WORTH_IT = 1.05  # times as many tokens per second
 PLAIN_EVERY = 32  # so many steps with drafts, one goes without: what they are compared with changes
-FORGET_EVERY = 64  # decisions
+FORGET_EVERY = 32  # decisions
 TRUSTED_ON = 0.94  # of the trust in a cost that was not measured meanwhile: in the end everything is tried again
 _NEWEST = 1 / 8  # weight of the newest measurement
 
@@ -67,8 +67,8 @@ class Speculation:
         self._since_plain += 1
         plain_s = self._plain_s[generating]
         if plain_s > 0:
-            # One token at a time is never slower than this.
-            self._costs[generating][drafted].measured(min(seconds / plain_s, drafted + 1))
+            # More is less than one token at a time would take, and less than 1 is chance.
+            self._costs[generating][drafted].measured(max(1.0, min(seconds / plain_s, drafted + 1)))
 
     def _forget(self) -> None:
         for costs in self._costs.values():
