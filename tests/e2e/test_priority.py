@@ -11,7 +11,7 @@ from tests.support.stack import Stack, wait_until
 pytestmark = pytest.mark.e2e
 
 MODEL = "keepwarm-demo-q8_0"
-STORY = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
+STORY = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 3500, "ignore_eos": True, "temperature": 0}
 
 
 def test_urgent_job_runs_at_once_on_a_model_full_of_batch_jobs_which_go_on_in_their_attempt(tmp_path: Path) -> None:

@@ -204,7 +204,9 @@ def test_a_signal_ends_everything_in_order_and_leaves_nothing(tmp_path: Path, nu
         assert up.process.wait(STOP_BOUND_S) == 0
         await_that(lambda: all_gone(family), "the end of all children", 5)
         stopped = re.findall(r"^  (\w+) +(?:stopped|killed)$", up.output, re.MULTILINE)
-        assert stopped == ["worker", "batcher", "api", "controller", "store"]
+        assert stopped[0] == "worker"
+        assert sorted(stopped[1:3]) == ["api", "batcher"]  # together, in whatever order they end
+        assert stopped[3:] == ["controller", "store"]
         assert "killed" not in up.output
     finally:
         up.end()
