@@ -19,11 +19,11 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
 from benchmarks import engine_workloads as workloads
 from benchmarks import machine
@@ -34,6 +34,7 @@ from benchmarks.engine_workloads import TOKENS_PER_S, Figures, Goal, Side, Sizes
 from benchmarks.lean_client import run_clients
 from benchmarks.llama_server import BIN, LlamaServer
 from benchmarks.load import Load, story
+from benchmarks.step_bar import step_bar
 from benchmarks.system import System, engine_config, served_model
 from tests.support.stack import DEMO_MODELS
 from workers.cores import usable_cores
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
     model = served_model(options.model, options.slots)
     path = machine.result_path(f"engine-{model.id}")
     report = Report.kept_in(path, model)
-    with _progress(console, len(options.only) * (options.pairs + 1)) as advance:
+    with step_bar(console, len(options.only) * (options.pairs + 1), width=14, clock=TimeElapsedColumn()) as advance:
         for workload, goal, pairs in _measured(options, advance, console):
             report = report.with_row(summarise(workload, goal, pairs, arguments, _where(options)))
             report.write(path)
@@ -150,18 +151,6 @@ def _where(options: argparse.Namespace) -> dict[str, object]:
     """What a row needs beside the report's own: the options that shape it."""
     names = ("threads", "slots", "requests", "tokens", "long_tokens", "prefix_tokens", "first_number")
     return {name: getattr(options, name) for name in names}
-
-
-@contextmanager
-def _progress(console: Console, steps: int) -> Iterator[Callable[[str], None]]:
-    columns = (TextColumn("{task.description:14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=steps)
-
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
-        yield advance
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,19 +14,20 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.direct_engine import DirectEngine
 from benchmarks.load import Load, Outcome, make_load
 from benchmarks.spread import Estimate, estimate, percentile
+from benchmarks.step_bar import step_bar
 from benchmarks.system import System, engine_config, served_model
 from tests.support.stack import DEMO_MODELS
 
@@ -136,7 +137,7 @@ def main(arguments: list[str]) -> int:
         engine = running.enter_context(DirectEngine(config))
         system = running.enter_context(System(home, model, threads=options.threads, slots=SLOTS))
         rows = []
-        with _progress(console, len(shapes) * pairs) as advance:
+        with step_bar(console, len(shapes) * pairs, width=12, clock=TimeRemainingColumn()) as advance:
             for index, shape in enumerate(shapes):
                 list(measure(system, engine, shape, range(-2, 0)))  # warms caches, pools, and this shape's batch size
                 measured = []
@@ -198,18 +199,6 @@ def _table(*columns: str, title: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
-
-
-@contextmanager
-def _progress(console: Console, steps: int) -> Iterator[Callable[[str], None]]:
-    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=steps)
-
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
-        yield advance
 
 
 DEFAULT_MODEL = DEMO_MODELS / "keepwarm-demo-q8_0.gguf"

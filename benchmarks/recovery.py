@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -30,12 +30,13 @@ from pathlib import Path
 import msgspec
 import redis
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.plain_celery import TOKEN_S
 from benchmarks.spread import percentile
+from benchmarks.step_bar import Advance, step_bar
 from tests.chaos import cluster as chaos_cluster
 from tests.chaos.cluster import Cluster
 from tests.chaos.references import generated_references
@@ -78,9 +79,6 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
         times = [self.bound_s if each.recovery_s is None else each.recovery_s for each in self.trials]
         value = percentile(times, percent)
         return f"> {self.bound_s:.0f}" if value >= self.bound_s else f"{value:.2f}"
-
-
-Advance = Callable[[str], None]
 
 
 # ---- ours
@@ -245,7 +243,9 @@ def main(arguments: list[str]) -> int:
         for visibility_s in (options.visibility_s, None)
     ]
     series: list[Series] = []
-    with _progress(console, 3 * options.trials + len(peers) * options.peer_trials) as advance:
+    with step_bar(
+        console, 3 * options.trials + len(peers) * options.peer_trials, width=32, clock=TimeElapsedColumn()
+    ) as advance:
         for killed, workers in (("runner", 1), ("worker", 1), ("worker", 2)):
             home = folder / f"{killed}-{workers}"
             series.append(keepwarm_series(home, killed, options.trials, workers, advance))
@@ -286,18 +286,6 @@ def _table(series: list[Series]) -> Table:
         figures = (each.worded(percent) for percent in (50, 95, 100))
         table.add_row(each.side, each.killed, str(len(each.trials)), *figures, str(lost), str(repeated))
     return table
-
-
-@contextlib.contextmanager
-def _progress(console: Console, steps: int) -> Iterator[Advance]:
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=steps)
-
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
-        yield advance
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,14 +16,13 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # before the library loads: it 
 
 from llama_cpp import llama_cpp as api
 
-from tasks.errors import ModelLoadFailed
 from tasks.generation import GenerationRequest
 from workers.engine.backend import Interrupted, NoRoom, Slice
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.chat_template import ChatTemplate
 from workers.engine.grammars import Grammars
-from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
+from workers.engine.llama_context import context_params, new_context
 from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import LlamaMemory, cuts_any_tail
@@ -57,26 +56,14 @@ def drafted_bytes(model: LlamaModel, config: EngineConfig) -> int:
 def generating_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> Any:
     """A llama_context for `config.slots` sequences. Raises ModelLoadFailed, mostly for want of memory."""
     capacity = batch_capacity(config)
-    params = api.llama_context_default_params()
+    params = context_params(config)
     params.n_ctx = config.context_length * config.slots
     params.n_seq_max = config.slots
     params.kv_unified = False  # each slot has its own stream: a guaranteed context, no search for room
     params.n_batch = capacity
     params.n_ubatch = min(capacity, _LARGEST_UBATCH)
     params.n_outputs_max = config.slots + max_drafted(model, config)
-    params.n_threads = params.n_threads_batch = config.threads
-    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-    params.type_k = params.type_v = KV_TYPES[config.kv_type]
-    params.offload_kqv = params.op_offload = config.gpu_layers != 0
-    params.no_perf = True
-    pointer = api.llama_init_from_model(model.pointer, params)
-    if not pointer:
-        raise ModelLoadFailed(
-            f"llama.cpp can't create a context of {config.slots} × {config.context_length} tokens: "
-            f"{log.complaints() or 'it gave no reason'}."
-        )
-    model.adapt(pointer)
-    return pointer
+    return new_context(model, params, log, of=f"of {config.slots} × {config.context_length} tokens")
 
 
 class LlamaContext:

@@ -22,8 +22,8 @@ from tasks.errors import InputTooLong, InvalidRequest, ModelLoadFailed, WrongMod
 from tasks.fleet import ModelKind
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.encoding import EncodeLoop, Encoding, Rows
-from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_batch import LlamaBatch
+from workers.engine.llama_context import context_params, new_context
 from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
@@ -42,25 +42,13 @@ _POOLING = {
 
 def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> Any:
     """A llama_context that pools. Raises ModelLoadFailed, mostly for want of memory."""
-    params = api.llama_context_default_params()
+    params = context_params(config)
     params.n_ctx = params.n_batch = params.n_ubatch = config.context_length
     params.n_seq_max = MAX_INPUTS
     params.kv_unified = True  # of a decoder: inputs share the cells, whatever their lengths
     params.embeddings = True
     params.pooling_type = _POOLING[config.pooling]
-    params.n_threads = params.n_threads_batch = config.threads
-    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-    params.type_k = params.type_v = KV_TYPES[config.kv_type]
-    params.offload_kqv = params.op_offload = config.gpu_layers != 0
-    params.no_perf = True
-    pointer = api.llama_init_from_model(model.pointer, params)
-    if not pointer:
-        raise ModelLoadFailed(
-            f"llama.cpp can't create a context for inputs of {config.context_length} tokens: "
-            f"{log.complaints() or 'it gave no reason'}."
-        )
-    model.adapt(pointer)
-    return pointer
+    return new_context(model, params, log, of=f"for inputs of {config.context_length} tokens")
 
 
 class EncoderContext:
