@@ -11,6 +11,15 @@ from collections.abc import Callable
 from benchmarks.simulation.cluster import DRAINING, READY, STARTING, Cluster, Runner, Worker
 from benchmarks.simulation.parameters import Model
 
+Site = tuple[Worker, list[Runner]]  # where a model fits, and who leaves for it
+
+
+def _load_instead(cluster: Cluster, site: Site, model: str) -> None:
+    worker, victims = site
+    for victim in victims:
+        cluster.evict(worker, victim.model.id)
+    cluster.load(worker, model)
+
 
 class OnDemand:
     """Load the absent model with the oldest waiting job where there is room, else where idle models can leave.
@@ -48,7 +57,7 @@ class OnDemand:
 
     def on_load(self, worker: Worker, model: Model, cluster: Cluster) -> None: ...
 
-    def _site(self, cluster: Cluster, model: Model) -> tuple[Worker, list[Runner]] | None:
+    def _site(self, cluster: Cluster, model: Model) -> Site | None:
         workers = [
             worker
             for worker in cluster.workers
@@ -123,9 +132,7 @@ class ModelMesh(OnDemand):
                 continue
             site = self._site(cluster, cluster.models[model])
             if site is not None:
-                for victim in site[1]:
-                    cluster.evict(site[0], victim.model.id)
-                cluster.load(site[0], model)
+                _load_instead(cluster, site, model)
 
 
 class Ollama(OnDemand):
@@ -146,9 +153,7 @@ class Ollama(OnDemand):
             if site is None:
                 self._expire_one(cluster)
                 return
-            for victim in site[1]:
-                cluster.evict(site[0], victim.model.id)
-            cluster.load(site[0], model)
+            _load_instead(cluster, site, model)
             if site[1]:
                 return
 
@@ -257,9 +262,7 @@ class LoadOnRequest(OnDemand):
                 continue
             site = self._site(cluster, cluster.models[model])
             if site is not None:
-                for victim in site[1]:
-                    cluster.evict(site[0], victim.model.id)
-                cluster.load(site[0], model)
+                _load_instead(cluster, site, model)
 
     def may_go(self, runner: Runner, worker: Worker, cluster: Cluster) -> bool:
         return runner.state == READY and not runner.running  # whoever waits behind the head does not count
@@ -319,9 +322,7 @@ class Clairvoyant(OnDemand):
                 continue
             site = self._site(cluster, cluster.models[model])
             if site is not None and all(self.next_ms(each.model.id, cluster.now_ms) > at_ms for each in site[1]):
-                for victim in site[1]:
-                    cluster.evict(site[0], victim.model.id)
-                cluster.load(site[0], model)
+                _load_instead(cluster, site, model)
 
     def _replicate(self, cluster: Cluster) -> None:
         for model in sorted(cluster.queues):
@@ -335,9 +336,7 @@ class Clairvoyant(OnDemand):
             if site is None or line_ms < cluster.setting.load_ms(spec, is_cached=site[0].is_cached(model)):
                 continue
             if all(self.next_ms(each.model.id, cluster.now_ms) > cluster.now_ms + line_ms for each in site[1]):
-                for victim in site[1]:
-                    cluster.evict(site[0], victim.model.id)
-                cluster.load(site[0], model)
+                _load_instead(cluster, site, model)
 
 
 def line_up(rates: dict[str, float]) -> dict[str, Callable[[], OnDemand]]:
