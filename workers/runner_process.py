@@ -30,7 +30,7 @@ import setproctitle
 from tasks.errors import KeepwarmError, ModelLoadFailed
 from tasks.failpoints import failpoint
 from tasks.fleet import ModelKind
-from tasks.jobs import JobError
+from tasks.jobs import JobError, Priority
 from workers.engine.base import Engine, EngineFailed, Prepared
 from workers.framing import BrokenFrame, FrameReader, FrameWriter, RequestDecoder
 from workers.messages import (
@@ -110,7 +110,7 @@ class RunnerProcess:
         self._reader = FrameReader(connection, RequestDecoder())
         self._writer = FrameWriter(connection)
         self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
-        self._intake = Intake(self._work, self._send)
+        self._intake = Intake(self._work, self._send, self._hurry)
         self._engine: Engine[Any] | None = None  # None until it is loaded
 
     def run(self) -> NoReturn:
@@ -192,6 +192,10 @@ class RunnerProcess:
             print(f"runner: lost the worker: {error}", file=sys.stderr)
         exit_now(EXIT_OK)
 
+    def _hurry(self) -> None:
+        if self._engine is not None:
+            self._engine.hurry()
+
     def _send(self, message: FromRunner) -> None:
         try:
             self._writer.send(message)
@@ -204,9 +208,11 @@ class Intake:
 
     A request that is quickly prepared, while no other one is, doesn't wait for that thread to wake up."""
 
-    def __init__(self, work: queue.SimpleQueue[Work], send: Send) -> None:
+    def __init__(self, work: queue.SimpleQueue[Work], send: Send, hurry: Callable[[], None]) -> None:
+        """`hurry` is called when work is ready that is more urgent than batch work."""
         self._work = work
         self._send = send
+        self._hurry = hurry
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._preparing: dict[int, Cancel | None] = {}  # key → the Cancel that came meanwhile
@@ -246,6 +252,8 @@ class Intake:
             self._work.put(prepared)
             if cancel is not None:
                 self._work.put(cancel)
+        if isinstance(message, Generate) and message.priority < Priority.BATCH:
+            self._hurry()
         self._send(Accepted(message.key, prepared.prompt_tokens))  # the engine works on it by now
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.errors import ModelLoadFailed, PromptTooLong
 from tasks.generation import SamplingParams
+from tasks.jobs import Priority
 from tests.support.generating import Heard, listen, request, run, run_one
 from workers.engine.backend import NoRoom
 from workers.engine.base import EngineConfig, EngineFailed
@@ -104,6 +105,24 @@ def test_long_prefill_is_interrupted_by_the_cancel_of_its_own_sequence_only():
     warm.cancel(1)
     listen(warm, heard)
     assert heard[1].done.finish_reason is None
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_only_a_decode_of_batch_work_alone_is_stopped_for_a_newcomer(priority: Priority):
+    warm = engine(slots=2, prefill_chunk=300, prefill_us_per_token=10_000)  # a step of 0.2 s, if nobody stops it
+    message = Generate(key=1, request=request("x" * 20, max_tokens=1, ignore_eos=True), priority=priority)
+    warm.add(warm.prepare(message))
+    heard: dict[int, Heard] = {}
+    step = threading.Thread(target=listen, args=(warm, heard))
+    step.start()
+    while step.is_alive():
+        warm.hurry()
+        step.join(0.01)
+    was_stopped = not heard
+    assert was_stopped is (priority is Priority.BATCH)
+    while warm.has_work:
+        listen(warm, heard)
+    assert heard[1].done.completion_tokens == 1
 
 
 def test_cancel_reaches_a_sequence_in_prefill_and_one_that_waits():

@@ -10,6 +10,7 @@ import pytest
 
 from tasks.encoding import EncodingRequest
 from tasks.generation import AnswerFormat, ChatMessage, GenerationRequest, Tool
+from tasks.jobs import Priority
 from workers.engine.base import Prepared
 from workers.messages import Accepted, Cancel, Encode, FromRunner, Generate, Shutdown
 from workers.runner_process import QUICK_CHARS, QUICK_MESSAGES, Intake, Request, Work, is_quickly_prepared
@@ -48,7 +49,7 @@ def test_long_work_is_left_to_its_own_thread(message: Request):
 def test_short_prompt_is_prepared_by_who_brings_it_but_not_beside_another():
     work: queue.SimpleQueue[Work] = queue.SimpleQueue()
     sent: list[FromRunner] = []
-    intake = Intake(work, sent.append)
+    intake = Intake(work, sent.append, lambda: None)
     prepared_by: dict[int, str] = {}
 
     def prepare(message: Request) -> Prepared:
@@ -68,3 +69,15 @@ def test_short_prompt_is_prepared_by_who_brings_it_but_not_beside_another():
     assert sorted(each.key for each in arrived if not isinstance(each, Shutdown)) == [2, 2, 3], "2, its cancel, and 3"
     assert prepared_by == {1: "prepare", 2: threading.current_thread().name, 3: "prepare"}
     assert Accepted(2, 3) in sent
+
+
+def test_work_that_is_more_urgent_than_batch_work_hurries_when_it_is_ready():
+    work: queue.SimpleQueue[Work] = queue.SimpleQueue()
+    ready_then: queue.SimpleQueue[int] = queue.SimpleQueue()
+    intake = Intake(work, lambda message: None, lambda: ready_then.put(work.qsize()))
+    threading.Thread(target=intake.prepare_forever, args=(lambda message: Made(message.key),), daemon=True).start()
+    for key, priority in enumerate([Priority.BATCH, Priority.INTERACTIVE, Priority.BATCH, Priority.DEFAULT]):
+        intake.take(Generate(key=key, request=generate().request, priority=priority))
+    first, second = ready_then.get(timeout=5), ready_then.get(timeout=5)
+    assert first >= 2 and second == 4, "what is urgent was ready when it hurried"
+    assert ready_then.empty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.jobs import Priority
 from workers.engine.scheduler import PrefillPace, choose_slot, common_prefix, shares
 
 demands = st.lists(st.tuples(st.integers(1, 2000), st.sampled_from([0, 3, 6])), min_size=1, max_size=16)
@@ -21,11 +22,16 @@ def equal_shares(pending: list[int], chunk: int, turn: int = 0) -> list[int]:
 @given(demands, st.integers(1, 600), st.integers(0, 100))
 def test_every_generating_sequence_gets_its_token_and_prefill_stays_in_its_chunk(demanded, chunk, turn):
     pending = [tokens for tokens, _ in demanded]
-    granted = shares(pending, [level for _, level in demanded], chunk, turn)
-    assert all(given == 1 for given, wanted in zip(granted, pending, strict=True) if wanted == 1)
-    assert all(given <= wanted for given, wanted in zip(granted, pending, strict=True))
+    levels = [level for _, level in demanded]
+    granted = shares(pending, levels, chunk, turn)
+    is_urgent = any(tokens > 1 and level < Priority.BATCH for tokens, level in demanded)
+    served = [not (is_urgent and level >= Priority.BATCH) for level in levels]
+    assert all(
+        given == is_served for given, wanted, is_served in zip(granted, pending, served, strict=True) if wanted == 1
+    )
+    assert all(given <= wanted * is_served for given, wanted, is_served in zip(granted, pending, served, strict=True))
     prefill = sum(given for given, wanted in zip(granted, pending, strict=True) if wanted > 1)
-    demand = sum(wanted for wanted in pending if wanted > 1)
+    demand = sum(wanted for wanted, is_served in zip(pending, served, strict=True) if wanted > 1 and is_served)
     assert prefill == min(chunk, demand)
 
 
@@ -47,6 +53,12 @@ def test_nobody_gets_more_than_one_token_beyond_a_prompt_that_wants_more(pending
     unsatisfied = [given for given, wanted in prompts if given < wanted]
     if unsatisfied:
         assert max(given for given, _ in prompts) <= min(unsatisfied) + 1
+
+
+def test_batch_work_sits_out_the_steps_that_read_an_urgent_prompt():
+    levels = [Priority.BATCH, Priority.INTERACTIVE, Priority.BATCH, Priority.DEFAULT]
+    assert shares([1, 1, 40, 30], levels, 512) == [0, 1, 0, 30]
+    assert shares([1, 1, 40, 1], levels, 512) == [1, 1, 40, 1]
 
 
 def test_short_prompt_is_done_in_one_step_beside_a_long_one():

@@ -79,6 +79,10 @@ class Engine(Protocol[P]):
         """Any thread: a decode that works on this sequence's prompt may stop at once. A `cancel` follows."""
         ...
 
+    def hurry(self) -> None:
+        """Any thread: a decode of batch work alone may stop at once. An `add` of more urgent work follows."""
+        ...
+
     @property
     def has_work(self) -> bool: ...
 

@@ -147,6 +147,9 @@ class LlamaEncoder:
     def interrupt(self, key: int) -> None:
         """A batch is short: nothing is gained by stopping inside it."""
 
+    def hurry(self) -> None:
+        """Nor here."""
+
     @property
     def has_work(self) -> bool:
         return self._loop.has_work

@@ -30,6 +30,9 @@ class LoopedEngine:
     def interrupt(self, key: int) -> None:
         self._loop.interrupt(key)
 
+    def hurry(self) -> None:
+        self._loop.hurry()
+
     @property
     def has_work(self) -> bool:
         return self._loop.has_work

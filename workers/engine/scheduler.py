@@ -2,7 +2,8 @@
 
 Every generating sequence gets its one token in every step. Prompts share a bounded chunk, so that a long one never
 stalls the others (the weakness of llama.cpp's own server, llama.cpp#29175): the more urgent ones first, and among
-equals short prompts get all they need, long ones split the rest evenly.
+equals short prompts get all they need, long ones split the rest evenly. Batch work sits out the steps that read a more
+urgent prompt: nobody waits for its next token, and somebody does wait for the first one of that prompt.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ def shares(pending: Items[int], levels: Items[int], prefill_chunk: int, turn: in
     `turn` (the step number) rotates who gets the remainder of an uneven split, and who goes first when there are
     more prompts than tokens in the chunk.
     """
-    granted = [1 if tokens == 1 else 0 for tokens in pending]
     prompts = [index for index, tokens in enumerate(pending) if tokens > 1]
+    if any(levels[index] < Priority.BATCH for index in prompts):
+        prompts = [index for index in prompts if levels[index] < Priority.BATCH]
+        granted = [int(tokens == 1 and level < Priority.BATCH) for tokens, level in zip(pending, levels, strict=True)]
+    else:
+        granted = [int(tokens == 1) for tokens in pending]
     left = prefill_chunk
     for level in sorted({levels[index] for index in prompts}):
         equals = [index for index in prompts if levels[index] == level]

@@ -55,6 +55,7 @@ class StepLoop:
         self._capacity = self._num_slots = slots  # less capacity than slots while the KV cache is short of room
         self._outbox: list[TokenOut | Done] = []  # outputs that need no decode: cancelled, already complete
         self._prefilling: frozenset[int] = frozenset()  # keys with a piece of their prompt in the batch under way
+        self._can_wait = False  # the batch under way is of batch work only, and can be begun again
         self._arrivals = 0
         self._steps = 0
 
@@ -95,6 +96,12 @@ class StepLoop:
 
         Nothing is lost when it comes too late and stops the next one: the others decode their part again."""
         if key in self._prefilling:
+            self._backend.interrupt()
+
+    def hurry(self) -> None:
+        """Somebody more urgent than batch work has arrived: stop the decode under way if it is of batch work only, to
+        begin again beside the newcomer. Any thread may call this."""
+        if self._can_wait:
             self._backend.interrupt()
 
     def step(self) -> tuple[TokenOut | Done, ...]:
@@ -250,13 +257,18 @@ class StepLoop:
             for sequence, wanted, count in zip(self._slots.running, pending, granted, strict=True)
             if wanted > 1 and count
         )
+        # Without its tail a state that can't be cut would have to be computed from the start.
+        self._can_wait = self._backend.cuts_tails and all(
+            sequence.priority is Priority.BATCH for sequence in self._slots.running
+        )
         started_s = self._monotonic_s()
         try:
             logits = self._backend.decode(batch)
         finally:
             self._prefilling = frozenset()
+            self._can_wait = False
         seconds = self._monotonic_s() - started_s
-        others = pending.count(1)
+        others = sum(wanted == count == 1 for wanted, count in zip(pending, granted, strict=True))
         if max(pending) == 1:
             self._drafting.measured(self._slots.running, seconds)
         self._pace.measured(sum(granted) - others, others, seconds)
