@@ -22,6 +22,7 @@ from workers.engine.base import EngineConfig
 SEQUENCES = 64
 _CONTEXT_LENGTH = 512  # tokens of a sequence: enough for this, and 64 of them still fit into memory
 _LIMIT_S = 600.0
+_TRIES = 3  # its log runs in a thread, and now and then the process ends before the result is out
 
 
 class BatchTimes(msgspec.Struct, frozen=True):
@@ -40,21 +41,23 @@ def batch_pairs(
         for number in numbers:
             load = make_load(clients=SEQUENCES, requests=1, num_tokens=num_tokens, number=number)
             ours = engine.run(load)
-            theirs = _run(binary, config, threads, round(ours.prompt_tokens / SEQUENCES), num_tokens)
+            theirs = run(binary, config, threads, round(ours.prompt_tokens / SEQUENCES), num_tokens)
             yield (
                 {TOKENS_PER_S: load.total_tokens / ours.wall_s},
                 {TOKENS_PER_S: load.total_tokens / (theirs.t_pp + theirs.t_tg)},
             )
 
 
-def _run(binary: Path, config: EngineConfig, threads: int, prompt_tokens: int, num_tokens: int) -> BatchTimes:
+def run(binary: Path, config: EngineConfig, threads: int, prompt_tokens: int, num_tokens: int) -> BatchTimes:
+    """One batch that fills all slots of `config`. Raises RuntimeError when it measures nothing."""
     command = [
         *(str(binary), "--model", str(config.model_path), *shared_flags(config, threads)),
         *("-npp", str(prompt_tokens), "-ntg", str(num_tokens), "-npl", str(config.slots)),
         *("--output-format", "jsonl"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise RuntimeError(f"llama-batched-bench failed ({done.returncode}): {done.stderr[-2000:]}")
-    return msgspec.convert(json.loads(lines[-1]), BatchTimes)
+    for _ in range(_TRIES):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if lines and not done.returncode:
+            return msgspec.convert(json.loads(lines[-1]), BatchTimes)
+    raise RuntimeError(f"llama-batched-bench measured nothing ({done.returncode}): {done.stderr[-2000:]}")
