@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-dev run test check format unit chaos bench lock clean
+.PHONY: help set-up set-up-dev run test check format unit chaos soak bench lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -41,6 +41,9 @@ format: set-up-dev ## let ruff rewrite what it can
 
 chaos: set-up-dev ## kill everything at random for a while; ARGS="--kills 500" for longer
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: set-up-dev ## half an hour of many models in little memory; ARGS="--minutes 3"
+	$(BIN)/python -m benchmarks soak $(ARGS)
 
 bench: set-up-dev ## measure this machine; ARGS is passed on
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def keepwarm(setting: Setting, home: Path, budget_bytes: int) -> Iterator[Server
     """Every process of ours, with a budget in bytes."""
     with Stack(
         home,
-        _with_context_length(setting, home / "models"),
+        model_folder(setting, sorted(setting.models.glob("*.gguf")), home / "models"),
         KEEPWARM_THREADS=str(setting.threads),
         KEEPWARM_SLOTS=str(setting.slots),
         KEEPWARM_MEMORY_BUDGET=str(budget_bytes),
@@ -52,10 +52,9 @@ def keepwarm(setting: Setting, home: Path, budget_bytes: int) -> Iterator[Server
         yield Server(api.url, [worker.pid], api)
 
 
-def _with_context_length(setting: Setting, folder: Path) -> Path:
+def model_folder(setting: Setting, files: Sequence[Path], folder: Path) -> Path:
     """The same files under a models.yaml of the benchmark's."""
     folder.mkdir(parents=True)
-    files = sorted(setting.models.glob("*.gguf"))
     for file in files:
         (folder / file.name).symlink_to(file)
     entries = [f"  {file.stem.lower()}: {{context_length: {setting.context_length}}}\n" for file in files]

@@ -49,6 +49,7 @@ class Stack:
             "KEEPWARM_THREADS": "1",
             **settings,
         }
+        self.place: tuple[str, ...] = ()  # of all that is spawned without one: see `spawn_at`
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Stack:
@@ -66,7 +67,7 @@ class Stack:
                 process.wait()
 
     def spawn(self, name: str, *module: str, **settings: str) -> subprocess.Popen[bytes]:
-        return self.spawn_at((), name, *module, **settings)
+        return self.spawn_at(self.place, name, *module, **settings)
 
     def spawn_at(self, place: tuple[str, ...], name: str, *module: str, **settings: str) -> subprocess.Popen[bytes]:
         """`python -m module` behind a command that starts it in another place."""

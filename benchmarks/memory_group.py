@@ -1,0 +1,135 @@
+"""A control group whose memory is limited: private memory and page cache of all processes in it, as on a machine that
+has no more. Linux; version 2 or version 1 of the memory controller, and the right to make a group below one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+_CLOSE_LIMIT_S = 10.0
+
+
+class NoMemoryGroup(Exception):
+    """This process can't limit the memory of others; the message says what to do."""
+
+
+class GroupUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes at one moment, and how often the kernel killed for want of memory so far."""
+
+    private_bytes: int
+    cached_bytes: int  # of files; the kernel takes them back when it needs them
+    oom_kills: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Names that differ between the versions of the controller."""
+
+    limit: str
+    private: str  # line of memory.stat
+    cached: str
+    kills: str  # file with a line `oom_kill N`
+
+
+_V1 = _Files("memory.limit_in_bytes", "total_rss", "total_cache", "memory.oom_control")
+_V2 = _Files("memory.max", "anon", "file", "memory.events")
+
+
+class MemoryGroup:
+    """Use as a context manager; all processes in it must be gone at the end."""
+
+    def __init__(self, limit_bytes: int, *, proc: Path = Path("/proc/self")) -> None:
+        self.limit_bytes = limit_bytes
+        self._parent, self._files = _own_group(proc)
+        self._path = self._parent / f"keepwarm-bench-{os.getpid()}-{time.monotonic_ns()}"
+
+    def __enter__(self) -> MemoryGroup:
+        """Raises NoMemoryGroup."""
+        try:
+            self._path.mkdir()
+            if self._files is _V2 and not (self._path / _V2.limit).exists():
+                (self._parent / "cgroup.subtree_control").write_text("+memory")
+            (self._path / self._files.limit).write_text(str(self.limit_bytes))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._path.rmdir()
+            raise NoMemoryGroup(
+                f"no control group with a memory limit can be made below {self._parent}: {error}. Run as root, or in a "
+                "container or scope of your own whose memory controller is delegated; --no-limit goes without"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        give_up_at = time.monotonic() + _CLOSE_LIMIT_S
+        while True:  # the kernel takes a moment to forget processes that have ended
+            try:
+                self._path.rmdir()
+                return
+            except FileNotFoundError:
+                return
+            except OSError:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(0.05)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """A command that moves itself into the group and becomes the command behind it."""
+        return ("/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self._path / "cgroup.procs"))
+
+    def use(self) -> GroupUse:
+        stat = _numbers(self._path / "memory.stat")
+        return GroupUse(
+            private_bytes=stat[self._files.private],
+            cached_bytes=stat[self._files.cached],
+            oom_kills=_numbers(self._path / self._files.kills).get("oom_kill", 0),
+        )
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Forget what the page cache holds of the models in it: pages that somebody else has read count for nobody in a
+    group, and a load from there would be free."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in folder.glob("*.gguf"):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)  # pages that are not written yet would stay
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+
+
+def _own_group(proc: Path) -> tuple[Path, _Files]:
+    """Where this process's group lies in the file system. See cgroups(7) for both files."""
+    try:
+        groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+    except OSError as error:
+        raise NoMemoryGroup(f"this system has no control groups: {error}. --no-limit goes without") from error
+    for wanted, files in (("memory", _V1), ("", _V2)):
+        for _, controllers, path in groups:
+            if wanted not in controllers.split(","):
+                continue
+            for mount in mounts:
+                root, point, options = mount[3], mount[4], mount[-1].split(",")
+                if mount[mount.index("-") + 1] != ("cgroup" if wanted else "cgroup2"):
+                    continue
+                if wanted and wanted not in options:
+                    continue
+                below = path.removeprefix(root.rstrip("/")) if path.startswith(root) else path
+                return Path(point) / below.lstrip("/"), files
+    raise NoMemoryGroup("this system has no memory controller. --no-limit goes without")
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    return {name: int(value) for name, value in (line.split() for line in path.read_text().splitlines())}
