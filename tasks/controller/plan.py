@@ -31,7 +31,7 @@ from tasks.controller.demand import Demand
 from tasks.controller.fallback import hand_over
 from tasks.controller.fleet_view import FleetView, Memo, by_id, idle_since_ms
 from tasks.controller.placing import place
-from tasks.controller.policy_state import LoadFailures, PolicyState, with_arrivals
+from tasks.controller.policy_state import LoadFailures, PolicyState, with_arrivals, with_asked
 from tasks.controller.prefetch import prefetch_hints
 from tasks.controller.replicas import drop_idle, scale_up
 from tasks.controller.rules import Rules
@@ -78,7 +78,9 @@ def plan(
 
     `memo`: what an earlier call derived from objects that are still the same; it saves time and changes nothing."""
     view = FleetView(fleet, placement, memo if memo is not None else Memo())
-    scene = Scene(view, demand, with_arrivals(state, demand.arrivals, fleet.now_ms, rules), rules)
+    state = with_arrivals(state, demand.arrivals, fleet.now_ms, rules)
+    waiting, arrived = {queue.model for queue in demand.queues}, {model for model, _ in demand.arrivals}
+    scene = Scene(view, demand, with_asked(state, waiting, arrived, fleet.now_ms, rules), rules)
     _note_failures(scene)
     _drop_quarantined(scene)
     _drop_asked(scene)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from tasks.controller.rules import Rules
+from tasks.fleet import RunnerReport
 from tasks.jobs import Priority
 
 FORGET_BELOW_PER_S = 1e-6  # a rate that faded to this says as much as none
@@ -44,7 +45,10 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     rates: dict[str, Rate] = {}
     buckets: dict[str, Bucket] = {}
     failures: dict[str, LoadFailures] = {}
-    displaced_ms: dict[str, int] = {}  # model → when it had to leave while jobs waited: its turn counts from there
+    displaced_ms: dict[str, int] = {}  # model → when it had to leave: its turn counts from there
+    asked_ms: dict[
+        str, int
+    ] = {}  # model → when jobs of it were seen last; a heartbeat shows a little later who runs them
     pruned_ms: int = 0
     prefetch_ms: int = 0  # when the hints last changed
 
@@ -55,12 +59,35 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             return 0.0
         return (rate.per_s + rules.batch_weight * rate.batch_per_s) * _fading(rate, now_ms, rules)
 
+    def is_expected(self, runner: RunnerReport, now_ms: int, rules: Rules) -> bool:
+        """Whether a runner that reports no work has some: its job waits no more, but the runner's last heartbeat was
+        before it came, or at least the runner has not become idle since then."""
+        asked_ms = self.asked_ms.get(runner.model)
+        if asked_ms is None or now_ms - asked_ms >= rules.report_ms:
+            return False
+        idle_ms = runner.idle_since_ms
+        has_worked = idle_ms is not None and idle_ms > runner.since_ms
+        return not has_worked or (idle_ms or 0) < asked_ms
+
     def bucket_ms(self, worker: str, now_ms: int, rules: Rules) -> int:
         bucket = self.buckets.get(worker)
         if bucket is None:
             return rules.bucket_cap_ms
         refilled = bucket.tokens_ms + math.floor(max(0, now_ms - bucket.at_ms) * rules.load_share)
         return min(refilled, rules.bucket_cap_ms)
+
+
+def with_asked(
+    state: PolicyState, waiting: Collection[str], arrived: Collection[str], now_ms: int, rules: Rules
+) -> PolicyState:
+    """The state after a look at whom jobs wait for, and for whom some came since the last look, a tick ago."""
+    if not waiting and not arrived and not state.asked_ms:
+        return state
+    known = {model: at_ms for model, at_ms in state.asked_ms.items() if now_ms - at_ms < rules.report_ms}
+    for model in arrived:
+        known[model] = max(known.get(model, 0), now_ms - rules.tick_ms)
+    known |= dict.fromkeys(waiting, now_ms)
+    return msgspec.structs.replace(state, asked_ms=known)
 
 
 def with_arrivals(

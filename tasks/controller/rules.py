@@ -35,6 +35,11 @@ class Rules:
     # Drain of a busy victim: work may end for some seconds, then it is parked (workers.warm_pool.PoolLimits).
     drain_ms: int = 2_000
 
+    # A job that waits no more shows in the heartbeat of the worker that took it after a moment; until then its runner
+    # is not idle, whatever it reports.
+    report_ms: int = 3_000  # heartbeats come every second, on a machine that has time for them
+    tick_ms: int = 500  # how far apart two looks at the arrivals are at most, while somebody leads
+
     # Replicas (rule 6).
     replica_wait_ms: int = 2_000  # the queue must outweigh the load by this much
     replica_gain: float = 1.3  # waiting saved per waiting caused

@@ -81,7 +81,7 @@ class Scene:
     def evict(self, worker: str, model: str) -> None:
         self._forget_ranks(worker, model)
         self.fleet.evict(worker, model)
-        if model in self.queues and not self.fleet.copies(model):
+        if not self.fleet.copies(model):  # also when nothing waits: what it works on is parked, and will
             self._remember(displaced_ms={**self.state.displaced_ms, model: self.now_ms})
 
     def _forget_ranks(self, worker: str, model: str) -> None:

@@ -49,7 +49,7 @@ def rank_residents(
         value = value_of(view, model, fleet, state, rules)
         size = max(1, view.bytes_of(model))
         idle = idle_since_ms(runner)
-        is_busy = runner.in_flight > 0 or model in queues
+        is_busy = runner.in_flight > 0 or model in queues or state.is_expected(runner, fleet.now_ms, rules)
         rank = (is_busy, value / size, idle if idle is not None else fleet.now_ms, model)
         found.append(Resident(model, size, value, is_busy, runner.since_ms, rank))
     return sorted(found, key=lambda each: each.rank)

@@ -138,6 +138,44 @@ def test_overdue_model_claims_a_worker_so_that_nobody_overtakes_it() -> None:
 # ---- races
 
 
+def test_a_runner_whose_jobs_were_just_taken_is_not_idle_before_a_heartbeat_says_so() -> None:
+    """Between the claim of a job and the next heartbeat nothing waits and nothing seems to run."""
+    offers = (offer("a", 2), offer("b", 2))
+    seen = decide(worker("w", offers, runner("a", 2, age_s=0.2, idle_s=9)), queues=(queue("a"), queue("b")))
+    assert only(seen, Action.WAIT).code is Code.RESIDENCY
+    taken = decide(worker("w", offers, runner("a", 2, age_s=0.2, idle_s=9)), queues=(queue("b"),), state=seen.state)
+    assert taken.placement.workers["w"].hold == ("a",)
+    done = decide(worker("w", offers, runner("a", 2, age_s=0.2, idle_s=-0.1)), queues=(queue("b"),), state=seen.state)
+    assert only(done, Action.LOAD).code is Code.IDLE_VICTIMS
+
+
+def test_a_job_that_no_plan_saw_waiting_makes_its_runner_busy_too() -> None:
+    offers = (offer("a", 2), offer("b", 2))
+    idle = worker("w", offers, runner("a", 2, idle_s=30))
+    arrived = decide(idle, queues=(queue("b"),), arrivals={("a", 0): 1})
+    assert only(arrived, Action.WAIT).code is Code.RESIDENCY
+    finished = worker("w", offers, runner("a", 2, idle_s=0.1))
+    assert only(decide(finished, queues=(queue("b"),), arrivals={("a", 0): 1}), Action.LOAD).code is Code.IDLE_VICTIMS
+
+
+def test_a_job_that_went_elsewhere_keeps_its_runner_for_a_moment_only() -> None:
+    offers = (offer("a", 2), offer("b", 2))
+    here = worker("w", offers, runner("a", 2, idle_s=30))
+    for age_ms, is_there in ((RULES.report_ms - 1, True), (RULES.report_ms, False)):
+        decided = decide(here, queues=(queue("b"),), state=PolicyState(asked_ms={"a": NOW_MS - age_ms}))
+        assert ("a" in decided.placement.workers["w"].hold) == is_there
+
+
+def test_work_that_is_parked_waits_from_then_on_however_old_it_is() -> None:
+    """The victim's only job runs, so nothing of it waits when it leaves; its age must not bring it to the front."""
+    offers = (offer("a", 2), offer("b", 2), offer("c", 2))
+    first = decide(worker("w", offers, runner("a", 2, in_flight=1)), queues=(queue("b", 30),))
+    assert first.placement.workers["w"].evict == ("a",)
+    gone = worker("w", offers, runner("b", 2, in_flight=1))
+    back = decide(gone, queues=(queue("a", 90), queue("c", 20)), state=first.state)
+    assert only(back, Action.LOAD).model == "c"
+
+
 def test_draining_victim_is_not_revived_by_new_traffic() -> None:
     offers = (offer("a", 2), offer("b", 2))
     leaving = worker("w", offers, runner("a", 2, in_flight=1))
