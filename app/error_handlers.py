@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import AnswerTookTooLong, FormatNotTried, JobEnded, StreamReset
@@ -59,6 +60,7 @@ _UNROUTED = {
     404: "There is nothing at {path}; /docs lists what is.",
     405: "{path} does not take {method}; the Allow header says what it takes.",
 }
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -155,9 +157,21 @@ async def _answer(request: Request, error: Exception) -> Response:
         message = _UNROUTED[error.status_code].format(method=request.method, path=request.url.path)
         facts = replace(facts, message=message)
     response = error_response(facts, request.scope)
-    if isinstance(error, HTTPException) and error.headers:
-        response.headers.update(error.headers)
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(allowed_methods(request))
     return response
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """What this path takes. Starlette's own list has the methods of one route only."""
+    scope = {**request.scope, "method": ""}
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches(scope | {"method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _planned(error: KeepwarmError) -> ErrorFacts:

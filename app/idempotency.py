@@ -11,7 +11,7 @@ import re
 from typing import Annotated
 
 from fastapi import Depends, Header
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from starlette.requests import Request
 
 from tasks.errors import InvalidRequest
@@ -58,7 +58,9 @@ def fingerprint(key: str | None, path: str, body: BaseModel) -> str | None:
 async def idempotency_key(
     request: Request,
     idempotency_key: Annotated[
-        str | None, Header(description="A repeat of the request with the same key gets the same job.")
+        str | None,
+        WithJsonSchema({"type": "string", "pattern": f"^{_BARE.pattern}$", "maxLength": MAX_KEY_CHARS}),
+        Header(description="A repeat of the request with the same key gets the same job."),
     ] = None,
 ) -> str | None:
     """Async, because FastAPI calls any other dependency in a thread."""

@@ -11,11 +11,12 @@ from starlette.requests import Request
 
 from app.batches.endpoints import endpoints_of
 from app.front import Front, FrontDep
+from app.openapi import OPENAI_ERRORS
 from app.schemas.batches import PURPOSE, BatchBody, BatchList, BatchObject, batch_object
 from tasks.batches import Batch
 from tasks.errors import InvalidRequest
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
 @router.post("/v1/batches", summary="Have the requests of a file answered")

@@ -11,14 +11,21 @@ from app.choices import answer_with_choices
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
 from app.openai_forms import ChatForm
+from app.openapi import OPENAI_ERRORS, SSE_TOO
+from app.schemas.answers import ChatCompletion
 from app.schemas.openai import ChatBody
 from app.tool_forms import ToolChatForm
 from tasks.jobs import Job
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation, whole or as a stream")
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation, whole or as a stream",
+    response_model=ChatCompletion,
+    responses=SSE_TOO,
+)
 async def create_chat_completion(
     body: ChatBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:

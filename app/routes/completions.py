@@ -11,12 +11,19 @@ from app.choices import answer_with_choices
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
 from app.openai_forms import TextForm
+from app.openapi import OPENAI_ERRORS, SSE_TOO
+from app.schemas.answers import TextCompletion
 from app.schemas.openai import CompletionBody
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
-@router.post("/v1/completions", summary="Continue a text, whole or as a stream")
+@router.post(
+    "/v1/completions",
+    summary="Continue a text, whole or as a stream",
+    response_model=TextCompletion,
+    responses=SSE_TOO,
+)
 async def create_completion(
     body: CompletionBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:

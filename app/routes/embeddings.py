@@ -13,12 +13,14 @@ from app.encoding_admission import embedding_request
 from app.encoding_forms import EmbeddingForm
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.openapi import OPENAI_ERRORS
+from app.schemas.answers import EmbeddingList
 from app.schemas.encoding import EmbeddingBody
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
-@router.post("/v1/embeddings", summary="One vector per text")
+@router.post("/v1/embeddings", summary="One vector per text", response_model=EmbeddingList)
 async def create_embeddings(
     body: EmbeddingBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from app.answering import STATUS_CLIENT_LEFT
 from app.batches.contents import content_path
 from app.front import Front, FrontDep
+from app.openapi import OPENAI_ERRORS, other_answer
 from app.schemas.batches import (
     MAX_EXPIRY_S,
     MIN_EXPIRY_S,
@@ -29,7 +30,7 @@ from app.upload import Form, receive_form
 from tasks.errors import FileInUse, FilesFull, FileTooLarge, InvalidRequest
 from tasks.files import StoredFile, new_file_id
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 UPLOAD_PATH = "/v1/files"
 UPLOAD_SLACK_BYTES = 1024**2  # of a body beyond its file: form fields, and enough to answer a file that is too large
 _FORM: dict[str, Any] = {
@@ -40,6 +41,10 @@ _FORM: dict[str, Any] = {
         "purpose": {"type": "string", "enum": [PURPOSE]},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
         "expires_after[seconds]": {"type": "integer", "minimum": MIN_EXPIRY_S, "maximum": MAX_EXPIRY_S},
+    },
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
     },
 }
 
@@ -108,7 +113,12 @@ async def get_file(file_id: str, front: FrontDep) -> FileObject:
     return file_object(await to_thread.run_sync(front.backend.files.get, file_id))
 
 
-@router.get("/v1/files/{file_id}/content", summary="The content of a file", response_class=Response)
+@router.get(
+    "/v1/files/{file_id}/content",
+    summary="The content of a file",
+    response_class=Response,
+    responses={200: other_answer("application/octet-stream", "The bytes as they were uploaded or written.")},
+)
 async def get_content(file_id: str, front: FrontDep) -> Response:
     file = await to_thread.run_sync(front.backend.files.get, file_id)
     blocks = iterate_in_threadpool(front.backend.contents.blocks(content_path(file.id)))

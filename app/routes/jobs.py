@@ -9,6 +9,7 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query
+from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +20,7 @@ from app.errors import error_of
 from app.following import Beat
 from app.front import Front, FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.openapi import NATIVE_ERRORS, event_stream
 from app.schemas.jobs import JobBody, JobList, JobObject, job_object
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.errors import InvalidRequest, PromptTooLong
@@ -26,7 +28,8 @@ from tasks.generation import GenerationRequest
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.stream_events import End, Tokens, encode_event
 
-router = APIRouter(tags=["Jobs"])
+router = APIRouter(tags=["Jobs"], responses=NATIVE_ERRORS)
+EventId = Annotated[str | None, WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,18}$"})]
 Place = tuple[int | None, float | None]  # in the line, and how many seconds that will take
 
 
@@ -110,13 +113,21 @@ async def cancel_job(job_id: str, front: FrontDep) -> JobObject:
     return await _object(front, await to_thread.run_sync(front.backend.jobs.cancel, JobId(job_id)))
 
 
-@router.get("/v1/jobs/{job_id}/events", response_class=Response, summary="The job's events, resumable, as SSE")
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_class=Response,
+    summary="The job's events, resumable, as SSE",
+    responses={
+        200: event_stream("Events, numbered by their `id`, until the job has ended."),
+        204: {"description": "The job has ended, and the client has all of its events."},
+    },
+)
 async def follow_job(
     job_id: str,
     request: Request,
     front: FrontDep,
-    last_event_id: Annotated[str | None, Header()] = None,
-    after: str | None = None,
+    last_event_id: Annotated[EventId, Header()] = None,
+    after: EventId = None,
 ) -> Response:
     job = await to_thread.run_sync(front.backend.jobs.get, JobId(job_id))
     after_seq = resume_point(last_event_id, after, job)

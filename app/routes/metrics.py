@@ -9,12 +9,18 @@ from starlette.responses import Response
 
 from app.fleet_counters import FleetCounters
 from app.front import FrontDep
+from app.openapi import other_answer
 from tasks.errors import StoreUnavailable
 
 router = APIRouter(tags=["Operations"])
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: other_answer("text/plain", "Prometheus' text format.")},
+)
 async def metrics(front: FrontDep) -> Response:
     snapshot, counters = None, None
     try:

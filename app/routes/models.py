@@ -8,29 +8,42 @@ from anyio import to_thread
 from fastapi import APIRouter
 
 from app.front import Front, FrontDep
+from app.openapi import NATIVE_ERRORS, OPENAI_ERRORS
 from app.schemas.pool import AskObject, ModelList, ModelObject, model_object
 
 router = APIRouter()
 
 
-@router.get("/v1/models", tags=["OpenAI"], summary="All models that can be asked for")
+@router.get("/v1/models", tags=["OpenAI"], responses=OPENAI_ERRORS, summary="All models that can be asked for")
 async def list_models(front: FrontDep) -> ModelList:
     snapshot = await front.view.snapshot()
     return ModelList(data=[model_object(offer, snapshot) for offer in snapshot.catalog])
 
 
-@router.get("/v1/models/{model_id:path}", tags=["OpenAI"], summary="One model, by id or alias")
+@router.get("/v1/models/{model_id:path}", tags=["OpenAI"], responses=OPENAI_ERRORS, summary="One model, by id or alias")
 async def get_model(model_id: str, front: FrontDep) -> ModelObject:
     snapshot = await front.view.snapshot()
     return model_object(snapshot.catalog.resolve(model_id), snapshot)
 
 
-@router.post("/v1/models/{model_id:path}/warm", tags=["Keepwarm"], status_code=202, summary="Load it ahead of use")
+@router.post(
+    "/v1/models/{model_id:path}/warm",
+    tags=["Keepwarm"],
+    status_code=202,
+    responses=NATIVE_ERRORS,
+    summary="Load it ahead of use",
+)
 async def warm_model(model_id: str, front: FrontDep) -> AskObject:
     return await _ask(front, model_id, "warm")
 
 
-@router.post("/v1/models/{model_id:path}/evict", tags=["Keepwarm"], status_code=202, summary="Free its memory")
+@router.post(
+    "/v1/models/{model_id:path}/evict",
+    tags=["Keepwarm"],
+    status_code=202,
+    responses=NATIVE_ERRORS,
+    summary="Free its memory",
+)
 async def evict_model(model_id: str, front: FrontDep) -> AskObject:
     return await _ask(front, model_id, "evict")
 

@@ -9,9 +9,10 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from app.front import FrontDep
+from app.openapi import NATIVE_ERRORS
 from app.schemas.pool import DecisionList, PoolObject, decision_object, pool_object
 
-router = APIRouter(tags=["Keepwarm"])
+router = APIRouter(tags=["Keepwarm"], responses=NATIVE_ERRORS)
 
 
 @router.get("/v1/pool", summary="Workers, their runners, and the queues")

@@ -6,9 +6,10 @@ from anyio import to_thread
 from fastapi import APIRouter
 
 from app.front import FrontDep
+from app.openapi import NATIVE_ERRORS
 from app.schemas.quarantine import QuarantineList, QuarantineObject, quarantine_object
 
-router = APIRouter(tags=["Operations"])
+router = APIRouter(tags=["Operations"], responses=NATIVE_ERRORS)
 
 
 @router.get("/v1/quarantine", summary="What is in quarantine, the newest first")

@@ -13,12 +13,14 @@ from app.encoding_admission import rerank_request
 from app.encoding_forms import RankingForm
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.openapi import OPENAI_ERRORS
+from app.schemas.answers import Ranking
 from app.schemas.encoding import RerankBody
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
-@router.post("/v1/rerank", summary="Order texts by how well they answer a query")
+@router.post("/v1/rerank", summary="Order texts by how well they answer a query", response_model=Ranking)
 async def create_ranking(
     body: RerankBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.schemas.openai import Text
-from tasks.batches import Batch, BatchState
+from tasks.batches import ENDPOINTS, Batch, BatchState
 from tasks.files import StoredFile
 
 PURPOSE = "batch"
@@ -46,7 +46,7 @@ class BatchBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     input_file_id: Text = Field(min_length=1, max_length=64)
-    endpoint: Text = Field(min_length=1, max_length=64)
+    endpoint: Text = Field(min_length=1, max_length=64, json_schema_extra={"enum": list(ENDPOINTS)})
     completion_window: Literal["24h"]
     metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] | None = Field(
         default=None, max_length=16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -10,6 +10,15 @@ from app.schemas.openai import PriorityName, Text
 from tasks.jobs import Priority
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+_ONE_OR_MORE = Field(min_length=1)
+_InputForms = (
+    str
+    | Annotated[list[str], _ONE_OR_MORE]
+    | Annotated[list[TokenId], _ONE_OR_MORE]
+    | Annotated[list[Annotated[list[TokenId], _ONE_OR_MORE]], _ONE_OR_MORE]
+)
 
 
 def _as_inputs(value: object) -> object:
@@ -20,6 +29,10 @@ def _as_inputs(value: object) -> object:
         case [int(), *_]:
             return [value]
     return value
+
+
+class _TextObject(BaseModel):
+    text: str
 
 
 def _as_document(value: object) -> object:
@@ -44,7 +57,7 @@ class EmbeddingBody(EncodingFields):
 
     input: Annotated[
         list[Text] | list[list[TokenId]],
-        BeforeValidator(_as_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+        BeforeValidator(_as_inputs, json_schema_input_type=_InputForms),
         Field(min_length=1),
     ]
     encoding_format: Literal["float", "base64"] = "float"
@@ -63,8 +76,8 @@ class RerankBody(EncodingFields):
     """POST /v1/rerank, as Jina, Cohere and llama-server have it."""
 
     query: Text = Field(min_length=1)
-    documents: list[Annotated[Text, BeforeValidator(_as_document, json_schema_input_type=str | dict[str, Any])]] = (
-        Field(min_length=1)
+    documents: list[Annotated[Text, BeforeValidator(_as_document, json_schema_input_type=str | _TextObject)]] = Field(
+        min_length=1
     )
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False

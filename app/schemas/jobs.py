@@ -29,7 +29,8 @@ def _as_deadline(value: object) -> float | datetime:
     raise ValueError("must be a positive number of seconds from now, or a time like 2030-01-31T12:00:00Z")
 
 
-Deadline = Annotated[float | datetime, PlainValidator(_as_deadline, json_schema_input_type=float | datetime)]
+_DeadlineForms = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | datetime
+Deadline = Annotated[float | datetime, PlainValidator(_as_deadline, json_schema_input_type=_DeadlineForms)]
 
 
 class JobBody(ChatFields):

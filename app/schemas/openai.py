@@ -35,6 +35,9 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+_OneText = Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
 def _as_single(value: object) -> object:
     """The completion route's prompt: a list of one text is that text."""
     match value:
@@ -141,7 +144,8 @@ class SamplingFields(BaseModel):
     logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
         None
     )
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    # More than the 64 bits that clients have, because OpenAPI documents hold bounds as floats.
+    seed: int | None = Field(default=None, ge=-(10**19), le=10**19)
     stop: Annotated[list[Text], BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)] = []
     max_tokens: int | None = Field(default=None, ge=1, le=2**31)
     ignore_eos: bool = False
@@ -199,7 +203,7 @@ class ChatBody(ChatFields, StreamingFields):
 class CompletionBody(SamplingFields, StreamingFields):
     """POST /v1/completions"""
 
-    prompt: Annotated[Text, BeforeValidator(_as_single, json_schema_input_type=str | list[str])]
+    prompt: Annotated[Text, BeforeValidator(_as_single, json_schema_input_type=str | _OneText)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
     suffix: Text | None = None

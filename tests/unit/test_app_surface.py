@@ -399,10 +399,12 @@ def test_loopback_is_open_by_default(host):
     assert ApiSettings(host=host).host == host
 
 
-def test_page_loads_nothing_from_elsewhere_and_has_no_inline_script(client):
-    reply = client.get("/")
+@pytest.mark.parametrize("page", ["/", "/docs"])
+def test_page_loads_nothing_from_elsewhere_and_has_no_inline_script(client, page):
+    reply = client.get(page)
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert not re.search(r"<script(?! src=\"/static/)|<style|\son\w+=|style=", reply.text)
+    assert "//" not in reply.text
     for path in re.findall(r"(?:src|href)=\"(/[^\"]*)\"", reply.text):
         assert client.get(path).status_code == 200
 
@@ -413,3 +415,27 @@ def test_page_loads_nothing_from_elsewhere_and_has_no_inline_script(client):
 @pytest.mark.parametrize("dependency", [get_front, idempotency_key])
 def test_dependencies_of_every_request_cost_no_thread(dependency: object):
     assert inspect.iscoroutinefunction(dependency)
+
+
+# ---- the OpenAPI document
+
+
+def operations(client: TestClient) -> Iterator[tuple[str, str, dict]]:
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def test_every_operation_documents_what_it_answers_and_how_it_refuses(client):
+    for method, path, operation in operations(client):
+        answers = operation["responses"]
+        good = [answer for status, answer in answers.items() if status.startswith("2") and status != "204"]
+        assert all(media["schema"] for answer in good for media in answer["content"].values()), (method, path)
+        if path not in {"/livez", "/readyz", "/metrics"}:
+            media_type = "application/json" if speaks_openai(path) else "application/problem+json"
+            assert {tuple(answers[status]["content"]) for status in ("4XX", "5XX")} == {(media_type,)}, (method, path)
+
+
+def test_allow_header_names_all_methods_of_a_path(client):
+    assert client.patch("/v1/files").headers["allow"] == "GET, POST"
+    assert client.patch("/v1/jobs/job_1").headers["allow"] == "DELETE, GET"
