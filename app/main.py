@@ -20,6 +20,7 @@ from app.routes import (
     batches,
     chat,
     completions,
+    docs,
     embeddings,
     files,
     health,
@@ -53,7 +54,14 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
             await backend.streams.close()
             await grammars.close()
 
-    app = FastAPI(title="Keepwarm", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Keepwarm",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is in `app.routes.docs`
+        redoc_url=None,
+    )
     app.state.front = Front(
         settings=settings,
         backend=backend,
@@ -70,7 +78,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
     )
     install_error_handlers(app)
     openai = (chat, completions, embeddings, rerank, models, files, batches)
-    for routes in (*openai, jobs, pool, quarantine, health, metrics, index):
+    for routes in (*openai, jobs, pool, quarantine, health, metrics, index, docs):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=index.STATIC), name="static")
     return app
