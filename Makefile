@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-dev run test check format unit chaos soak bench lock clean
+.PHONY: help set-up set-up-dev run test check format unit chaos soak suites bench lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -45,6 +45,9 @@ chaos: set-up-dev ## kill everything at random for a while; ARGS="--kills 500" f
 soak: set-up-dev ## half an hour of many models in little memory; ARGS="--minutes 3"
 	$(BIN)/python -m benchmarks soak $(ARGS)
 
+suites: set-up-dev ## run suites that others wrote against a real Keepwarm; ARGS="node" for one
+	$(BIN)/python -m suites $(ARGS)
+
 bench: set-up-dev ## measure this machine; ARGS is passed on
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -55,7 +58,8 @@ lock: ## renew the lock files (needs uv)
 	$(UV_COMPILE) --group build pyproject.toml -o requirements.lock
 	$(UV_COMPILE) --group build --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 	echo 'pip>=26' | $(UV_COMPILE) - -o tools/pip.lock
+	for suite in suites/*/requirements.in; do $(UV_COMPILE) $$suite -o $${suite%.in}.txt; done
 
 clean: ## remove .venv and every cache of the tools
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf .venv .suites suites/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
