@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.batches.contents import Contents
+from tasks.attachments import NOTHING, Attachments
 from tasks.batches import Batch as BatchRecord
 from tasks.controller.decisions import Decision
 from tasks.files import StoredFile
@@ -16,6 +17,7 @@ from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.quarantine import Quarantine
 from tasks.settings import StoreSettings
 from tasks.stream_events import StreamEvent
+from tasks.webhooks import OutboxState
 
 if TYPE_CHECKING:  # the command line needs the names here, not a client of the store
     from tasks.store.token_reader import Follower
@@ -101,6 +103,7 @@ class Submitter(Protocol):
         idempotency_key: str | None,
         fingerprint: str | None = None,
         job_id: JobId | None = None,
+        attached: Attachments = NOTHING,
     ) -> Submitted: ...
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None: ...
@@ -133,7 +136,7 @@ class FileRecords(Protocol):
 class BatchRecords(Protocol):
     """Records of batches. Blocking. Raises BatchNotFound for an id that nothing has."""
 
-    def create(self, *, endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> BatchRecord:
+    def create(self, *, endpoint: str, input_file_id: str, attached: Attachments = NOTHING) -> BatchRecord:
         """Raises TooManyBatches."""
         ...
 
@@ -146,6 +149,14 @@ class BatchRecords(Protocol):
         ...
 
     def open_input_files(self) -> dict[str, str]: ...
+
+
+class OutboxView(Protocol):
+    """Webhooks that wait to be delivered. Blocking."""
+
+    def num_pending(self) -> int: ...
+
+    def state(self) -> OutboxState: ...
 
 
 class TokenStreams(Protocol):
@@ -182,6 +193,7 @@ class Backend:
     contents: Contents
     file_retention_ms: int
     batches: BatchRecords
+    outbox: OutboxView
     feed: Callable[[str], None]  # wake a batcher for this batch; never fails
     ping: Callable[[], None]  # raises StoreUnavailable
 
@@ -197,6 +209,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.store.fleet_store import FleetStore
     from tasks.store.gauges import AdmissionGauges
     from tasks.store.job_store import JobStore
+    from tasks.store.outbox_store import OutboxStore
     from tasks.store.policy_store import PolicyStore
     from tasks.store.quarantine_store import QuarantineStore
     from tasks.store.token_reader import TokenReader
@@ -222,6 +235,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
         contents=Contents(settings.files_url, settings.home),
         file_retention_ms=settings.file_retention_s * 1000,
         batches=BatchStore(client, settings),
+        outbox=OutboxStore(client),
         feed=wakeups.feed,
         ping=lambda: ping(client),
     )

@@ -36,6 +36,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.QueueFull: 429,
     errors.FilesFull: 413,
     errors.TooManyBatches: 429,
+    errors.TooManyWebhooks: 429,
     errors.StoreUnavailable: 503,
     errors.ModelError: 503,
     errors.RunnerError: 500,

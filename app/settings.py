@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.webhooks.addresses import Reach
+from app.webhooks.signing import parse_secret
 from tasks.settings import ENV_PREFIX, Bytes
 
 
@@ -47,7 +49,36 @@ class ApiSettings(BaseSettings):
     keep_alive_s: float = Field(default=10.0, gt=0)  # longest silence on a stream
     fleet_cache_ms: int = Field(default=250, ge=0)  # age at which the view of the fleet is read anew
 
-    @field_validator("allowed_hosts", mode="before")
+    webhook_secret: SecretStr | None = None  # whsec_…; several, by spaces or commas, while one is replaced
+    # Names, addresses and CIDR blocks, comma-separated, that webhooks may go to besides the public Internet.
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    webhook_timeout_s: float = Field(default=20.0, gt=0, le=300)  # of one try, all in all
+    max_webhooks: int = Field(default=10_000, ge=1)  # that wait to be delivered, when work with another one comes
+
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """To sign with: the newest secret first."""
+        secrets = self.webhook_secret.get_secret_value() if self.webhook_secret is not None else ""
+        return tuple(parse_secret(secret) for secret in secrets.replace(",", " ").split())
+
+    @property
+    def webhook_reach(self) -> Reach:
+        return Reach.parse(self.webhook_allow)
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _well_formed(cls, secrets: SecretStr | None) -> SecretStr | None:
+        for secret in (secrets.get_secret_value() if secrets is not None else "").replace(",", " ").split():
+            parse_secret(secret)
+        return secrets
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _hosts_or_networks(cls, items: tuple[str, ...]) -> tuple[str, ...]:
+        Reach.parse(items)
+        return items
+
+    @field_validator("allowed_hosts", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, names: object) -> object:
         return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names

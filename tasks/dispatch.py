@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.admission_control import AdmissionControl
+from tasks.attachments import NOTHING, Attachments
 from tasks.errors import KeepwarmError, QueueFull
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
@@ -56,6 +57,7 @@ class Dispatcher:
         idempotency_key: str | None,
         fingerprint: str | None = None,
         job_id: JobId | None = None,
+        attached: Attachments = NOTHING,
     ) -> Submission:
         """Once this returns the job is acknowledged: it survives any crash of any process but the store's disk.
 
@@ -70,6 +72,7 @@ class Dispatcher:
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
             job_id=job_id,
+            attached=attached,
         )
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
@@ -86,6 +89,7 @@ class Dispatcher:
             priority=job.priority,
             deadline_ms=deadline_ms,
             repeats=job.id,
+            attached=Attachments(metadata=job.metadata, webhook=job.webhook),
         )
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
@@ -105,6 +109,7 @@ class Dispatcher:
         fingerprint: str | None = None,
         repeats: JobId | None = None,
         job_id: JobId | None = None,
+        attached: Attachments = NOTHING,
     ) -> Submission:
         job_id = job_id or new_job_id()
         wakeup = self._wakeups.envelope(job_id, offer.id, priority)
@@ -119,6 +124,7 @@ class Dispatcher:
                 repeats=repeats,
                 refusal=self._refusal(offer, priority, deadline_ms),
                 wakeup=wakeup,
+                attached=attached,
             )
         except QueueFull as full:
             raise self._control.with_retry_after(full, self._current_fleet()) from None
@@ -140,6 +146,8 @@ class Dispatcher:
             created_ms=admission.created_ms,
             deadline_ms=deadline_ms,
             requeued_from=repeats,
+            metadata=attached.metadata,
+            webhook=attached.webhook,
         )
         return Submission(job=job, is_new=True, position=admission.position, is_heard=admission.is_heard)
 

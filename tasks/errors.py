@@ -26,6 +26,7 @@
     │   ├── StoreFull
     │   ├── FilesFull
     │   ├── TooManyBatches
+    │   ├── TooManyWebhooks
     │   └── ModelDoesNotFit
     ├── StoreUnavailable
     ├── ModelError
@@ -332,6 +333,21 @@ class TooManyBatches(CapacityError):
             f"Cancel one, or retry in about {self.retry_after_s} s."
         )
         self.open_batches = open_batches
+        self.limit = limit
+
+
+class TooManyWebhooks(CapacityError):
+    """As many webhooks as may wait to be delivered do."""
+
+    code = "too_many_webhooks"
+
+    def __init__(self, *, pending: int, limit: int) -> None:
+        self.retry_after_s = 60
+        super().__init__(
+            f"{pending} webhooks wait to be delivered (limit {limit}, KEEPWARM_MAX_WEBHOOKS): their receivers are "
+            "away, or no batcher runs. Send the work without a webhook, or later."
+        )
+        self.pending = pending
         self.limit = limit
 
 

@@ -38,6 +38,7 @@ FAILPOINTS: Mapping[str, tuple[str, str]] = {
     "after_place": ("controller", "a placement is written, what else the tick does is not done"),
     "batch_before_flush": ("batcher", "lines are answered, their results are only in memory"),
     "batch_files_written": ("batcher", "the batch's files are there, the batch has not ended"),
+    "webhook_posted": ("batcher", "the receiver has the webhook, the outbox does not know"),
     "before_step": ("runner", "the engine is about to decode"),
     "after_step": ("runner", "the engine has made tokens, the worker has not got them"),
 }

@@ -8,6 +8,8 @@ from typing import NewType
 
 import msgspec
 
+from tasks.attachments import Webhook
+
 JobId = NewType("JobId", str)
 WorkerId = NewType("WorkerId", str)
 
@@ -100,6 +102,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None  # why the job ended without a result
     requeued_from: JobId | None = None  # the job that this one repeats
     requeued_as: JobId | None = None  # the job that repeats this one
+    metadata: dict[str, str] | None = None
+    webhook: Webhook | None = None
 
 
 def new_job_id() -> JobId:

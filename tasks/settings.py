@@ -53,6 +53,9 @@ def load_settings(cls: type[SettingsT], **overrides: Any) -> SettingsT:
         first = error.errors()[0]
         name = ENV_PREFIX + str(first["loc"][0]).upper() if first["loc"] else cls.__name__
         message = first["msg"].removeprefix("Value error, ")
+        field = cls.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        if field is not None and "Secret" in str(field.annotation):
+            raise InvalidSetting(name, message) from None  # nobody repeats a secret
         raise InvalidSetting(name, f"{message} (got {first['input']!r})") from error
 
 

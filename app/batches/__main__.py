@@ -1,7 +1,7 @@
-"""`python -m app.batches`: a batcher, a Celery worker on the queue `batch`. Any number may run.
+"""`python -m app.batches`: a batcher, a Celery worker on the queue `batch`, and beside it a deliverer of webhooks.
 
-It is part of the front, and a process of its own: it words requests and answers as the routes do, and a batch must
-neither slow a front's streams down nor end with it.
+Any number may run. It is part of the front, and a process of its own: it words requests and answers as the routes do,
+and a batch must neither slow a front's streams down nor end with it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import sys
 from celery.signals import worker_shutting_down
 
 from app.batches import doors
+from app.settings import ApiSettings
+from app.webhooks.thread import DelivererThread
 from tasks.celery_app import app as celery_app
 from tasks.errors import InvalidSetting
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
 from tasks.routing import BATCH_QUEUE
+from tasks.settings import StoreSettings, load_settings
 
 BATCHES_AT_ONCE = 8  # per process; others wait in their queue
 
@@ -27,6 +30,7 @@ def main() -> int:
     configure_logs()
     try:
         doors.surroundings()
+        webhooks = DelivererThread(load_settings(ApiSettings), load_settings(StoreSettings))
     except InvalidSetting as error:
         print(error, file=sys.stderr)
         return 2
@@ -35,6 +39,7 @@ def main() -> int:
     def _stop(**_: object) -> None:
         doors.is_stopping.set()
 
+    webhooks.start()
     celery_app.Worker(
         hostname=f"batcher@{socket.gethostname()}-{os.getpid()}",
         pool="threads",
@@ -44,6 +49,7 @@ def main() -> int:
         without_mingle=True,
         without_gossip=True,
     ).start()
+    webhooks.stop()
     return 0
 
 

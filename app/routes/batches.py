@@ -9,10 +9,12 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 
+from app.attaching import attachments
 from app.batches.endpoints import endpoints_of
 from app.front import Front, FrontDep
 from app.openapi import OPENAI_ERRORS
 from app.schemas.batches import PURPOSE, BatchBody, BatchList, BatchObject, batch_object
+from tasks.attachments import Attachments
 from tasks.batches import Batch
 from tasks.errors import InvalidRequest
 
@@ -25,7 +27,8 @@ async def create_batch(body: BatchBody, request: Request, front: FrontDep) -> Ba
     if body.endpoint not in endpoints:
         message = f"endpoint: must be one of {', '.join(endpoints)}, not {body.endpoint!r}."
         raise InvalidRequest(message, param="endpoint")
-    batch = await to_thread.run_sync(_create, front, body)
+    attached = await attachments(body, front)
+    batch = await to_thread.run_sync(_create, front, body, attached)
     return batch_object(batch)
 
 
@@ -50,13 +53,11 @@ async def cancel_batch(batch_id: str, front: FrontDep) -> BatchObject:
     return batch_object(await to_thread.run_sync(front.backend.batches.cancel, batch_id))
 
 
-def _create(front: Front, body: BatchBody) -> Batch:
+def _create(front: Front, body: BatchBody, attached: Attachments) -> Batch:
     file = front.backend.files.get(body.input_file_id)
     if file.purpose != PURPOSE:
         message = f"input_file_id: the file's purpose is '{file.purpose}', and must be '{PURPOSE}'."
         raise InvalidRequest(message, param="input_file_id")
-    batch = front.backend.batches.create(
-        endpoint=body.endpoint, input_file_id=body.input_file_id, metadata=body.metadata
-    )
+    batch = front.backend.batches.create(endpoint=body.endpoint, input_file_id=body.input_file_id, attached=attached)
     front.backend.feed(batch.id)
     return batch

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app import sse
 from app.admission import deadline_ms, job_request, may_be_too_long
+from app.attaching import attachments
 from app.backend import Submitted
 from app.errors import error_of
 from app.following import Beat
@@ -38,6 +39,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
     offer = await front.view.resolve(body.model)
     generation = job_request(body, offer, front.settings)
     await front.grammars.check(generation)
+    attached = await attachments(body, front)
     submit = partial(
         front.backend.dispatcher.submit,
         generation,
@@ -46,6 +48,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
         deadline_ms=deadline_ms(body.deadline, await front.view.store_now_ms()),
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),
+        attached=attached,
     )
     submission = await to_thread.run_sync(submit)
     job = submission.job

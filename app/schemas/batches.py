@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.schemas.attachments import AttachmentFields
 from app.schemas.openai import Text
 from tasks.batches import ENDPOINTS, Batch, BatchState
 from tasks.files import StoredFile
@@ -40,7 +41,7 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-class BatchBody(BaseModel):
+class BatchBody(AttachmentFields):
     """POST /v1/batches"""
 
     model_config = ConfigDict(extra="ignore")
@@ -48,9 +49,6 @@ class BatchBody(BaseModel):
     input_file_id: Text = Field(min_length=1, max_length=64)
     endpoint: Text = Field(min_length=1, max_length=64, json_schema_extra={"enum": list(ENDPOINTS)})
     completion_window: Literal["24h"]
-    metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] | None = Field(
-        default=None, max_length=16
-    )
 
 
 class BatchErrorObject(BaseModel):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, PlainValidator
 
+from app.schemas.attachments import AttachmentFields
 from app.schemas.openai import ChatFields, Message, PriorityName, Text
 from tasks.jobs import Job, JobError, JobResult, JobState, Priority
 
@@ -33,7 +34,7 @@ _DeadlineForms = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | datetime
 Deadline = Annotated[float | datetime, PlainValidator(_as_deadline, json_schema_input_type=_DeadlineForms)]
 
 
-class JobBody(ChatFields):
+class JobBody(ChatFields, AttachmentFields):
     """POST /v1/jobs: exactly one of messages and prompt."""
 
     messages: list[Message] | None = Field(default=None, min_length=1)
@@ -61,6 +62,10 @@ class ErrorObject(BaseModel):
     param: str | None
 
 
+class WebhookObject(BaseModel):
+    url: str  # without its query, which may hold a token
+
+
 class JobObject(BaseModel):
     """A job as clients see it. Times are RFC 3339 in UTC."""
 
@@ -85,6 +90,8 @@ class JobObject(BaseModel):
     last_error: ErrorObject | None  # why the newest broken attempt broke, also while the job goes on
     requeued_from: str | None
     requeued_as: str | None
+    metadata: dict[str, str] | None
+    webhook: WebhookObject | None
 
 
 class JobList(BaseModel):
@@ -115,6 +122,8 @@ def job_object(job: Job, position: int | None, predicted_wait_s: float | None = 
         last_error=_error_object(job.last_error),
         requeued_from=job.requeued_from,
         requeued_as=job.requeued_as,
+        metadata=job.metadata,
+        webhook=None if job.webhook is None else WebhookObject(url=job.webhook.url.partition("?")[0]),
     )
 
 

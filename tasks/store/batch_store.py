@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tasks.attachments import NOTHING, Attachments, attachment_fields, decode_metadata
 from tasks.batches import (
     MAX_BREAKS,
     WINDOW_MS,
@@ -28,7 +29,6 @@ SENT_AGAIN_MS = 10_000  # between two wake-ups of the same batch
 
 _ERRORS = msgspec.json.Decoder(tuple[LineError, ...])
 _COUNTS = msgspec.json.Decoder(BatchCounts)
-_METADATA = msgspec.json.Decoder(dict[str, str])
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,7 +44,7 @@ class BatchStore:
         self._cancel = load_script(client, "batch_cancel")
 
     @translated
-    def create(self, *, endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
+    def create(self, *, endpoint: str, input_file_id: str, attached: Attachments = NOTHING) -> Batch:
         """Write and index the record. The caller sends the wake-up. Raises TooManyBatches."""
         open_batches = self._client.zcard(keys.OPEN_BATCHES)
         if open_batches >= self._max_open:
@@ -57,7 +57,7 @@ class BatchStore:
             input_file_id=input_file_id,
             created_ms=now,
             expires_ms=now + WINDOW_MS,
-            metadata=metadata,
+            metadata=attached.metadata,
         )
         fields: dict[str, Any] = {
             "state": batch.state.value,
@@ -66,8 +66,7 @@ class BatchStore:
             "created": now,
             "expires": batch.expires_ms,
         }
-        if metadata is not None:
-            fields["metadata"] = _encode(metadata)
+        fields |= attachment_fields(attached)
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(keys.batch(batch.id), mapping=fields)
         pipe.zadd(keys.BATCHES, {batch.id: now})
@@ -159,7 +158,7 @@ class BatchStore:
             if value is not None:
                 fields += [name, value]
         state = self._write(
-            keys=[keys.batch(batch_id), keys.OPEN_BATCHES],
+            keys=[keys.batch(batch_id), keys.OPEN_BATCHES, keys.OUTBOX, keys.BATCH_ENDS],
             args=[
                 batch_id,
                 epoch,
@@ -226,7 +225,7 @@ def _batch(batch_id: str, fields: Mapping[bytes, bytes]) -> Batch:
         input_file_id=fields[b"input_file"].decode(),
         created_ms=int(fields[b"created"]),
         expires_ms=int(fields[b"expires"]),
-        metadata=_METADATA.decode(fields[b"metadata"]) if b"metadata" in fields else None,
+        metadata=decode_metadata(fields.get(b"metadata")),
         model=text(b"model"),
         counts=_COUNTS.decode(fields[b"counts"]) if b"counts" in fields else BatchCounts(),
         errors=_ERRORS.decode(fields[b"errors"]) if b"errors" in fields else (),

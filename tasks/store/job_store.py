@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tasks.attachments import NOTHING, Attachments, attachment_fields
 from tasks.errors import (
     IdempotencyMismatch,
     JobNotFound,
@@ -71,6 +72,7 @@ class JobStore:
         repeats: JobId | None = None,
         refusal: KeepwarmError | None = None,
         wakeup: Envelope | None = None,
+        attached: Attachments = NOTHING,
     ) -> Admission:
         """Write and index the record and send its wake-up in one step. Without `wakeup` the caller sends it.
 
@@ -86,6 +88,7 @@ class JobStore:
             key_digest = _key_digest(idempotency_key)
             body_digest = fingerprint or digest
         settings = self._settings
+        further = [part for field in attachment_fields(attached).items() for part in field]
         verdict, *rest = self._admit(
             keys=[
                 keys.job(job_id),
@@ -116,6 +119,8 @@ class JobStore:
                 "0" if refusal is None else "1",
                 "" if wakeup is None else wakeup.message,
                 keys.live(job_id),
+                len(further) // 2,
+                *further,
                 f"model:{request.model}",
                 f"prompt:{digest}",
             ],
@@ -275,6 +280,7 @@ class JobStore:
                 keys.QUEUED,
                 keys.DEADLINES,
                 keys.DEAD,
+                keys.OUTBOX,
             ],
             args=[
                 job_id,

@@ -17,9 +17,13 @@
 | kw:probation | hash | model → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
 | kw:worker-losses | zset | `<model> <worker> <ms since it was busy>` of vanished workers; score = ms of the loss | release (rescue), controller | controller | 10 minutes |
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
-| kw:batch:{batch} | hash | a batch: state, `<state>_at` ms, endpoint, input_file, created, expires, metadata, model, counts, errors (JSON), output_file, error_file; feeder, lease (ms), epoch (fence); breaks, broke_by, counts_at_break | app (create, cancel), feeders | app, feeders | file retention after the end |
+| kw:batch:{batch} | hash | a batch: state, `<state>_at` ms, endpoint, input_file, created, expires, metadata, model, counts, errors (JSON), output_file, error_file; webhook; feeder, lease (ms), epoch (fence); breaks, broke_by, counts_at_break | app (create, cancel), feeders | app, feeders | file retention after the end |
 | kw:batches | zset | ids of batches; score = created ms | app | app (lists) | cleaned when read |
+| kw:batch-ends | hash | terminal state → batches that ended so | feeders | app (metrics) | – |
 | kw:open-batches | zset | batches that have not ended; score = ms at which somebody must look whether they are fed | app, feeders, controller | feeders, controller, app | at the end |
+| kw:outbox | zset | ids of jobs and batches whose end is to be told by a webhook; score = ms of the next try | finish, release, end_unclaimed, batch_write; deliverers | deliverers, app (bound, metrics) | delivered, or given up |
+| kw:outbox:{id} | hash | what is to be told: webhook, state, ended, created, metadata; of jobs model and event (End JSON), of batches counts, output_file, error_file; tries so far | idem | deliverers | idem |
+| kw:outbox-counts | hash | `delivered`, `failed <reason>`, `dead <reason>` → how many tries ended so | deliverers | app (metrics) | – |
 | kw:file:{file} | string | StoredFile JSON | app, feeders | app, feeders | deleted with the file |
 | kw:files, kw:file-expiry | zset | ids of files; score = created ms, ms at which the content is deleted | app, feeders | app (lists), batchers (sweep) | idem |
 | kw:file-bytes | string | bytes of all files that have a record | count_file | app (bound) | – |
@@ -61,6 +65,9 @@ WORKER_LOSSES = "kw:worker-losses"
 SERVICE = "kw:service"
 BATCHES = "kw:batches"
 OPEN_BATCHES = "kw:open-batches"
+BATCH_ENDS = "kw:batch-ends"
+OUTBOX = "kw:outbox"
+OUTBOX_COUNTS = "kw:outbox-counts"
 FILES = "kw:files"
 FILE_EXPIRY = "kw:file-expiry"
 FILE_BYTES = "kw:file-bytes"
@@ -105,6 +112,11 @@ def idempotency(digest: str) -> str:
 
 def batch(batch_id: str) -> str:
     return f"kw:batch:{batch_id}"
+
+
+def message(record_id: str) -> str:
+    """Made so by the scripts, too."""
+    return f"{OUTBOX}:{record_id}"
 
 
 def file(file_id: str) -> str:

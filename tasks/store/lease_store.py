@@ -157,7 +157,7 @@ class LeaseStore:
         )
         return bool(
             self._finish(
-                keys=[keys.job(job_id), keys.stream(job_id), keys.RUNNING, keys.DEADLINES, keys.SERVICE],
+                keys=[keys.job(job_id), keys.stream(job_id), keys.RUNNING, keys.DEADLINES, keys.SERVICE, keys.OUTBOX],
                 args=[
                     job_id,
                     number,
@@ -219,6 +219,7 @@ class LeaseStore:
                 keys.WORKER_LOSSES,
                 keys.PROBATION,
                 keys.BROKEN_ATTEMPTS,
+                keys.OUTBOX,
             ],
             args=[
                 job_id,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from tasks.attachments import decode_metadata, decode_webhook
 from tasks.jobs import Job, JobError, JobId, JobResult, JobState, Priority, WorkerId
 
 _RESULT = msgspec.json.Decoder(JobResult)
@@ -38,6 +39,8 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
         workers=tuple(WorkerId(owner) for owner in fields.get(b"workers", b"").decode().split()),
         requeued_from=_optional_id(fields.get(b"requeued_from")),
         requeued_as=_optional_id(fields.get(b"requeued_as")),
+        metadata=decode_metadata(fields.get(b"metadata")),
+        webhook=decode_webhook(fields.get(b"webhook")),
     )
 
 

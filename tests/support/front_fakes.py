@@ -16,6 +16,7 @@ from app.grammar_check import GrammarCheck
 from app.grammar_trial import Verdict, try_formats
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.attachments import NOTHING, Attachments
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
@@ -25,6 +26,7 @@ from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
 from tasks.store.token_reader import Follower
 from tasks.stream_events import End, StreamEvent
+from tasks.webhooks import OutboxState
 
 NOW_MS = 1_700_000_000_000
 DEMO = ModelOffer(id="demo", aliases=("gpt-demo",), context_length=256, slots=4, bytes=2_000_000, load_ms=50)
@@ -60,6 +62,19 @@ def demo_runner(
     )
 
 
+@dataclass
+class FakeOutbox:
+    """Webhooks that wait."""
+
+    counts: dict[str, int] = field(default_factory=lambda: {"delivered": 5, "dead timeout": 1})
+
+    def num_pending(self) -> int:
+        return 2
+
+    def state(self) -> OutboxState:
+        return OutboxState(pending=2, overdue_s=1.5, counts=self.counts)
+
+
 def without_batches() -> dict[str, Any]:
     """Ports of files and batches for a front that is not asked about them; tests of those have a real store."""
     return {
@@ -67,6 +82,7 @@ def without_batches() -> dict[str, Any]:
         "contents": None,
         "file_retention_ms": 0,
         "batches": None,
+        "outbox": FakeOutbox(),
         "feed": lambda batch_id: None,
     }
 
@@ -141,6 +157,7 @@ class FakeBackend:
         idempotency_key: str | None,
         fingerprint: str | None = None,
         job_id: JobId | None = None,
+        attached: Attachments = NOTHING,
     ) -> Submission:
         if self.error:
             raise self.error
@@ -156,6 +173,8 @@ class FakeBackend:
             last_seq=0,
             created_ms=NOW_MS,
             deadline_ms=deadline_ms,
+            metadata=attached.metadata,
+            webhook=attached.webhook,
         )
         self.jobs[job.id] = job
         if idempotency_key:

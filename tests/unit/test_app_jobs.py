@@ -68,6 +68,8 @@ def test_posted_job_is_accepted_with_its_place(client, fake):
         "last_error": None,
         "requeued_from": None,
         "requeued_as": None,
+        "metadata": None,
+        "webhook": None,
     }
     assert fake.submitted[0].priority is Priority.BATCH
     assert fake.submitted[0].request.max_tokens == 5

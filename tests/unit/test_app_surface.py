@@ -305,6 +305,10 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         'keepwarm_model_load_seconds_total{model_name="demo"} 1.5',
         'keepwarm_pool_budget_bytes{worker="w1"} 1e+07',
         'keepwarm_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 1.0',
+        'keepwarm_webhook_tries_total{outcome="delivered",reason=""} 5.0',
+        'keepwarm_webhook_tries_total{outcome="dead",reason="timeout"} 1.0',
+        "keepwarm_webhooks_pending 2.0",
+        "keepwarm_webhook_overdue_seconds 1.5",
         "keepwarm_store_up 1.0",
     ):
         assert line in text

@@ -5,7 +5,8 @@
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
 --      10 id of the job to repeat or ''  11 request digest
 --      12 '1' when only an earlier call may be answered  13 wake-up, or '' (the caller sends it)  14 channel
---      15.. names under which quarantine may know the request
+--      15 how many further fields the record has, then these: name, value; then names under which quarantine may
+--      know the request
 -- Returns {'admitted', position, created, 1 when somebody listens to the channel already} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
 --      | {'not-repeatable', state or ''} | {'quarantined', entry, ms left}
 --      | {'refused'} (by the caller, and no earlier call is there to attach to)
@@ -42,7 +43,8 @@ end
 if ARGV[12] == '1' then return {'refused'} end
 local now = now_ms()
 -- 2  Quarantine.
-for i = 15, #ARGV do
+local first_name = 16 + 2 * ARGV[15]
+for i = first_name, #ARGV do
   local entry = redis.call('HGET', KEYS[10], ARGV[i])
   local left_ms = entry and string.match(entry, '^%d+ (%d+) ') - now
   if left_ms and left_ms > 0 then return {'quarantined', entry, left_ms} end
@@ -56,6 +58,7 @@ if total >= tonumber(ARGV[7]) then return {'full', total} end
 -- 4  In.
 redis.call('HSET', KEYS[1], 'state', 'queued', 'model', ARGV[2], 'priority', ARGV[3], 'attempt', 0, 'failures', 0,
   'seq', 0, 'created', int(now), 'request', ARGV[5], 'digest', ARGV[11])
+for i = 16, first_name - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', ARGV[4])
   redis.call('ZADD', KEYS[6], ARGV[4], ARGV[1])

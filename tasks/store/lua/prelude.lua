@@ -7,6 +7,7 @@
 --   seq (newest event), cancel ("1" when asked for), finished, result (JSON), error (JSON: why the job has none)
 --   asked_model (what the client asked for, when the job was handed over to that model's fallback)
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
+--   metadata (JSON), webhook (JSON: where to say that the job has ended)
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -24,10 +25,28 @@ local function append_event(job, stream, channel, seq, event)
   redis.call('PUBLISH', channel, int(seq) .. ' ' .. event)
 end
 
--- Write the terminal state, the closing event, and the end of retention.
-local function conclude(job, stream, channel, state, event, result, err, retention_ms)
-  append_event(job, stream, channel, tonumber(redis.call('HGET', job, 'seq')) + 1, event)
-  redis.call('HSET', job, 'state', state, 'finished', int(now_ms()))
+-- Put the news that a job or a batch has ended into the outbox. The message copies what will be said of the record,
+-- which may be gone before the last try.
+local function announce(outbox, id, record, ended_ms, names)
+  local message = outbox .. ':' .. id
+  local values = redis.call('HMGET', record, unpack(names))
+  redis.call('HSET', message, 'ended', ended_ms, 'tries', 0)
+  for i, name in ipairs(names) do
+    if values[i] then redis.call('HSET', message, name, values[i]) end
+  end
+  redis.call('ZADD', outbox, ended_ms, id)
+end
+
+-- Write the terminal state, the closing event, the end of retention, and the webhook if the client wants one.
+local function conclude(job, stream, channel, state, event, result, err, retention_ms, outbox, id)
+  local known = redis.call('HMGET', job, 'seq', 'webhook')
+  append_event(job, stream, channel, tonumber(known[1]) + 1, event)
+  local now = int(now_ms())
+  redis.call('HSET', job, 'state', state, 'finished', now)
+  if known[2] then
+    announce(outbox, id, job, now, {'webhook', 'state', 'model', 'metadata', 'created'})
+    redis.call('HSET', outbox .. ':' .. id, 'event', event)
+  end
   if result ~= '' then redis.call('HSET', job, 'result', result) end
   if err ~= '' then redis.call('HSET', job, 'error', err) end
   redis.call('PEXPIRE', job, retention_ms)

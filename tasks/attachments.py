@@ -1,0 +1,41 @@
+"""What a client attaches to a job or a batch besides the work itself. Pure: nothing of it reaches an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where to say that the work has ended. The URL may hold a client's own token: show and log its origin alone."""
+
+    url: str
+    secret: str | None = None  # `whsec_…`, to sign with; None: the one of this installation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachments:
+    metadata: dict[str, str] | None = None  # kept, returned, filtered by
+    webhook: Webhook | None = None
+
+
+NOTHING = Attachments()
+
+_WEBHOOK = msgspec.json.Decoder(Webhook)
+_METADATA = msgspec.json.Decoder(dict[str, str])
+_encode = msgspec.json.Encoder().encode
+
+
+def attachment_fields(attached: Attachments) -> dict[str, bytes]:
+    """As fields of a record; only those that were sent."""
+    values = {"metadata": attached.metadata, "webhook": attached.webhook}
+    return {name: _encode(value) for name, value in values.items() if value is not None}
+
+
+def decode_metadata(field: bytes | None) -> dict[str, str] | None:
+    return None if field is None else _METADATA.decode(field)
+
+
+def decode_webhook(field: bytes | None) -> Webhook | None:
+    return None if field is None else _WEBHOOK.decode(field)
