@@ -97,15 +97,24 @@ def wording(message: Message, ended_at: str) -> bytes:
         if message.error_code is not None:
             data["error"] = {"code": message.error_code}
         if message.usage is not None:
-            data["usage"] = _tokens(
-                message.usage.prompt_tokens, message.usage.completion_tokens, message.usage.cached_tokens
-            )
+            usage = message.usage
+            data["usage"] = {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens,
+            }
     else:
         counts = message.counts
         data |= {
             "status": message.state,
             "request_counts": {"total": counts.total, "completed": counts.completed, "failed": counts.failed},
-            "usage": _tokens(counts.input_tokens, counts.output_tokens, counts.cached_tokens),
+            "usage": {
+                "input_tokens": counts.input_tokens,
+                "output_tokens": counts.output_tokens,
+                "total_tokens": counts.input_tokens + counts.output_tokens,
+                "cached_tokens": counts.cached_tokens,
+            },
             "output_file_id": message.output_file_id,
             "error_file_id": message.error_file_id,
         }
@@ -120,12 +129,3 @@ def wording(message: Message, ended_at: str) -> bytes:
             data=data,
         )
     )
-
-
-def _tokens(prompt: int, completion: int, cached: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "cached_tokens": cached,
-    }

@@ -62,8 +62,7 @@ class Sender:
         except (TimeoutError, httpx2.TimeoutException):
             return NotDelivered("timeout")
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
-            is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)
-            return NotDelivered("tls" if is_tls else "unreachable")
+            return NotDelivered("tls" if _is_of_tls(error) else "unreachable")
 
     async def _post(self, url: httpx2.URL, body: bytes, headers: Mapping[str, str]) -> Outcome:
         host = ascii_host(url)
@@ -105,6 +104,15 @@ class Sender:
         if not self._reach.names_host(host) and not all(map(self._reach.allows, addresses)):
             raise _NotAllowed
         return addresses[:MAX_ADDRESSES]
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Whether a certificate or the handshake is at the bottom of it."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def outcome_of(status: int, retry_after: str) -> Outcome:

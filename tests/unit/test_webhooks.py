@@ -174,6 +174,7 @@ def test_body_of_a_batch_says_counts_and_files_in_the_form_of_openais_sdk():
     data = json.loads(body)["data"]
     assert data["status"] == "completed" and data["output_file_id"] == "file-1" and data["error_file_id"] is None
     assert data["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    assert data["usage"] == {"input_tokens": 30, "output_tokens": 4, "total_tokens": 34, "cached_tokens": 10}
     headers = signed_headers(message.event_id, int(time.time()), body, [KEY])
     event = OpenAI(api_key="none").webhooks.unwrap(body.decode(), headers, secret=SECRET)
     assert event.type == "batch.completed" and event.data.id == "batch_1"
