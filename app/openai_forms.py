@@ -62,7 +62,15 @@ class _Form(ABC):
     """What both forms share: one choice of an answer, whose id is that of the job."""
 
     def __init__(
-        self, job: Job, *, id_prefix: str, kind: str, chunk_kind: str, include_usage: bool, index: int
+        self,
+        job: Job,
+        *,
+        id_prefix: str,
+        kind: str,
+        chunk_kind: str,
+        include_usage: bool,
+        index: int,
+        service_tier: str | None,
     ) -> None:
         self._head: JsonObject = {
             "id": id_prefix + job.id.removeprefix("job_"),
@@ -70,6 +78,8 @@ class _Form(ABC):
             "created": job.created_ms // 1000,
             "model": job.model,
         }
+        if service_tier is not None:
+            self._head["service_tier"] = service_tier
         self._include_usage = include_usage
         self._before = b"data: " + _encode(self._head | {"object": chunk_kind})[:-1] + b',"choices":['
         self._after = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
@@ -105,7 +115,7 @@ class _Form(ABC):
 class ChatForm(_Form):
     """chat.completion and chat.completion.chunk"""
 
-    def __init__(self, job: Job, *, include_usage: bool, index: int = 0) -> None:
+    def __init__(self, job: Job, *, include_usage: bool, index: int = 0, service_tier: str | None = None) -> None:
         super().__init__(
             job,
             id_prefix="chatcmpl-",
@@ -113,6 +123,7 @@ class ChatForm(_Form):
             chunk_kind="chat.completion.chunk",
             include_usage=include_usage,
             index=index,
+            service_tier=service_tier,
         )
         self._before_text = self._before_choice + b'"delta":{"content":'
         self._after_text = b'},"logprobs":null,"finish_reason":null}' + self._after
@@ -144,9 +155,17 @@ class ChatForm(_Form):
 class TextForm(_Form):
     """text_completion, whose chunks are of the same kind"""
 
-    def __init__(self, job: Job, *, include_usage: bool, index: int = 0) -> None:
+    def __init__(self, job: Job, *, include_usage: bool, index: int = 0, service_tier: str | None = None) -> None:
         kind = "text_completion"
-        super().__init__(job, id_prefix="cmpl-", kind=kind, chunk_kind=kind, include_usage=include_usage, index=index)
+        super().__init__(
+            job,
+            id_prefix="cmpl-",
+            kind=kind,
+            chunk_kind=kind,
+            include_usage=include_usage,
+            index=index,
+            service_tier=service_tier,
+        )
         self._before_text = self._before_choice + b'"text":'
         self._after_text = b',"logprobs":null,"finish_reason":null}' + self._after
         self._logprobs = TextLogprobs()

@@ -20,8 +20,16 @@ _encode = msgspec.json.Encoder().encode
 class ToolChatForm(ChatForm):
     """ChatForm whose text is read for tool calls."""
 
-    def __init__(self, job: Job, request: GenerationRequest, *, include_usage: bool, index: int = 0) -> None:
-        super().__init__(job, include_usage=include_usage, index=index)
+    def __init__(
+        self,
+        job: Job,
+        request: GenerationRequest,
+        *,
+        include_usage: bool,
+        index: int = 0,
+        service_tier: str | None = None,
+    ) -> None:
+        super().__init__(job, include_usage=include_usage, index=index, service_tier=service_tier)
         self._job_id = job.id
         self._must_call = request.must_call_tool
         self._names = frozenset(tool.name for tool in request.tools)

@@ -14,6 +14,7 @@ from app.openai_forms import ChatForm
 from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.schemas.answers import ChatCompletion
 from app.schemas.openai import ChatBody
+from app.service_tiers import served_tier
 from app.tool_forms import ToolChatForm
 from tasks.jobs import Job
 
@@ -34,9 +35,10 @@ async def create_chat_completion(
     await front.grammars.check(generation)
 
     def form_of(job: Job, index: int) -> ChatForm:
+        tier = served_tier(body.service_tier, job.priority)
         if generation.tools:
-            return ToolChatForm(job, generation, include_usage=body.include_usage, index=index)
-        return ChatForm(job, include_usage=body.include_usage, index=index)
+            return ToolChatForm(job, generation, include_usage=body.include_usage, index=index, service_tier=tier)
+        return ChatForm(job, include_usage=body.include_usage, index=index, service_tier=tier)
 
     return await answer_with_choices(
         front,

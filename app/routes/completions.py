@@ -14,6 +14,8 @@ from app.openai_forms import TextForm
 from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.schemas.answers import TextCompletion
 from app.schemas.openai import CompletionBody
+from app.service_tiers import served_tier
+from tasks.jobs import Job
 
 router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -30,6 +32,11 @@ async def create_completion(
     offer = await front.view.resolve(body.model)
     generation = completion_request(body, offer, front.settings)
     await front.grammars.check(generation)
+
+    def form_of(job: Job, index: int) -> TextForm:
+        tier = served_tier(body.service_tier, job.priority)
+        return TextForm(job, include_usage=body.include_usage, index=index, service_tier=tier)
+
     return await answer_with_choices(
         front,
         request,
@@ -37,7 +44,7 @@ async def create_completion(
         num_choices(body, front.settings),
         offer=offer,
         priority=body.level,
-        form_of=lambda job, index: TextForm(job, include_usage=body.include_usage, index=index),
+        form_of=form_of,
         is_stream=bool(body.stream),
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),

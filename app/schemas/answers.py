@@ -70,6 +70,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: CompletionUsage | None
+    service_tier: str | None = None  # when one was asked for: that of the job
 
 
 class TextLogprobsObject(BaseModel):
@@ -93,6 +94,7 @@ class TextCompletion(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: CompletionUsage | None
+    service_tier: str | None = None  # when one was asked for: that of the job
 
 
 class EncodingUsage(BaseModel):

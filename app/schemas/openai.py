@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from app.service_tiers import ServiceTier, level_of
 from tasks.jobs import Priority
 
 PriorityName = Literal["interactive", "default", "batch"]
-ServiceTier = Literal["auto", "default", "priority", "scale", "flex", "interactive", "batch"]
 MAX_TOP_LOGPROBS = 20
 
 
@@ -168,10 +168,10 @@ class StreamingFields(BaseModel):
 
     @property
     def level(self) -> Priority:
-        """`priority` decides; OpenAI's cheap tiers wait behind everything, all others are interactive."""
+        """`priority` decides, else the tier; somebody waits for the answer, so it is urgent otherwise."""
         if self.priority is not None:
             return Priority.named(self.priority)
-        return Priority.BATCH if self.service_tier in {"flex", "batch"} else Priority.INTERACTIVE
+        return level_of(self.service_tier, Priority.INTERACTIVE)
 
     @property
     def include_usage(self) -> bool:

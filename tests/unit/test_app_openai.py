@@ -213,13 +213,45 @@ def test_alias_is_resolved_and_the_answer_names_the_model(client, fake):
     [
         ({}, Priority.INTERACTIVE),
         ({"service_tier": "auto"}, Priority.INTERACTIVE),
+        ({"service_tier": None}, Priority.INTERACTIVE),
         ({"service_tier": "flex"}, Priority.BATCH),
+        ({"service_tier": "default"}, Priority.DEFAULT),
+        ({"service_tier": "priority"}, Priority.INTERACTIVE),
+        ({"service_tier": "scale"}, Priority.INTERACTIVE),
         ({"priority": "default", "service_tier": "flex"}, Priority.DEFAULT),
     ],
 )
 def test_priority_of_a_synchronous_request(client, fake, fields, level):
     client.post("/v1/chat/completions", json=chat(**fields))
     assert fake.submitted[0].priority is level
+
+
+@pytest.mark.parametrize(("path", "prompt"), [("/v1/chat/completions", {}), ("/v1/completions", {"prompt": "x"})])
+@pytest.mark.parametrize(
+    ("fields", "tier"),
+    [
+        ({"service_tier": "flex"}, "flex"),
+        ({"service_tier": "default"}, "default"),
+        ({"service_tier": "auto"}, "priority"),
+        ({"service_tier": "flex", "priority": "interactive"}, "priority"),
+    ],
+)
+def test_answer_says_the_tier_that_its_job_had(client, fake, path, prompt, fields, tier):
+    fake.batches = numbered(Tokens("a", (1,)), succeeded())
+    assert client.post(path, json=chat(**fields, **prompt)).json()["service_tier"] == tier
+    chunks = sse_data(client.post(path, json=chat(stream=True, **fields, **prompt)).text)[:-1]
+    assert {chunk["service_tier"] for chunk in chunks} == {tier}
+
+
+def test_answer_is_silent_about_tiers_when_none_was_asked_for(client, fake):
+    fake.batches = numbered(Tokens("a", (1,)), succeeded())
+    assert "service_tier" not in client.post("/v1/chat/completions", json=chat()).text
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_unknown_tier_is_refused_by_name(client, path):
+    reply = client.post(path, json=chat(service_tier="gold", prompt="x"))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "service_tier")
 
 
 def test_model_whose_workers_are_away_is_admitted(client, fake):
