@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,6 +15,7 @@ from tasks.fleet import Fleet, ModelOffer, QueueReport
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.quarantine import Quarantine
+from tasks.responses import Outcome, StoredResponse
 from tasks.settings import StoreSettings
 from tasks.stream_events import StreamEvent
 from tasks.webhooks import OutboxState
@@ -113,6 +114,19 @@ class Submitter(Protocol):
         ...
 
 
+class KeptResponse(Protocol):
+    """A stored response; without an outcome while its job is open."""
+
+    @property
+    def job_id(self) -> JobId: ...
+
+    @property
+    def response(self) -> StoredResponse: ...
+
+    @property
+    def outcome(self) -> Outcome | None: ...
+
+
 class FileRecords(Protocol):
     """Records of files. Blocking. Raises FileMissing for an id that nothing has."""
 
@@ -159,6 +173,26 @@ class OutboxView(Protocol):
     def state(self) -> OutboxState: ...
 
 
+class ResponseRecords(Protocol):
+    """Stored responses. Blocking. Raises ResponseNotFound for one that is not there."""
+
+    def keep(self, job_id: JobId, response: StoredResponse | None) -> None:
+        """Before its job is admitted. None: nothing of it is to be kept."""
+        ...
+
+    def discard(self, job_id: JobId) -> None: ...
+
+    def get(self, job_id: JobId) -> KeptResponse: ...
+
+    def chain(self, job_id: JobId, limit: int) -> Sequence[KeptResponse]:
+        """The conversation that ends with this response, oldest first."""
+        ...
+
+    def forget(self, job_id: JobId) -> bool:
+        """Whether the job still has to be cancelled."""
+        ...
+
+
 class TokenStreams(Protocol):
     """Token streams of all jobs over one connection of this process."""
 
@@ -194,6 +228,7 @@ class Backend:
     file_retention_ms: int
     batches: BatchRecords
     outbox: OutboxView
+    responses: ResponseRecords
     feed: Callable[[str], None]  # wake a batcher for this batch; never fails
     ping: Callable[[], None]  # raises StoreUnavailable
 
@@ -212,6 +247,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.store.outbox_store import OutboxStore
     from tasks.store.policy_store import PolicyStore
     from tasks.store.quarantine_store import QuarantineStore
+    from tasks.store.response_store import ResponseStore
     from tasks.store.token_reader import TokenReader
     from tasks.wakeups import Wakeups
 
@@ -236,6 +272,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
         file_retention_ms=settings.file_retention_s * 1000,
         batches=BatchStore(client, settings),
         outbox=OutboxStore(client),
+        responses=ResponseStore(client, settings),
         feed=wakeups.feed,
         ping=lambda: ping(client),
     )

@@ -39,6 +39,9 @@ class ApiSettings(BaseSettings):
     max_schema_bytes: Bytes = Field(default=64 * 1024, ge=0)  # of a JSON schema or grammar
     max_schema_depth: int = Field(default=64, ge=1)  # objects and arrays in each other
 
+    store_responses: bool = True  # what `store` of /v1/responses is by default
+    max_response_chain: int = Field(default=256, ge=1)  # responses in one conversation (previous_response_id)
+
     max_inputs: int = Field(default=2048, ge=1)  # texts to embed, or documents to rank, per request
     max_result_bytes: Bytes = Field(default=16 * 1024**2, ge=1024)  # vectors of one request
 

@@ -273,6 +273,15 @@ class FileMissing(NotFound):
         super().__init__(f"No such File object: {file_id}")
 
 
+class ResponseNotFound(NotFound):
+    """No response of this id: never stored, deleted, or past its retention."""
+
+    code = "response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Response with id '{response_id[:64]}' not found: it was not stored, or no longer is.")
+
+
 class CapacityError(KeepwarmError):
     """Nothing wrong with the request; there is no room for it."""
 

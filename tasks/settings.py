@@ -71,6 +71,8 @@ class StoreSettings(BaseSettings):
     retention_s: int = Field(default=3600, ge=10)  # terminal jobs and their streams are kept this long
     dead_retention_s: int = Field(default=7 * 24 * 3600, ge=10)  # and dead letters this long
     files_url: str | None = None  # where files lie, for fsspec, like file:///shared; None: in the home
+    response_retention_s: int = Field(default=7 * 24 * 3600, ge=60)  # stored responses are kept this long
+    max_responses: int = Field(default=50_000, ge=1)  # stored responses; beyond that the oldest ones go
     file_retention_s: int = Field(default=30 * 24 * 3600, ge=60)  # files and ended batches are kept this long
     quarantine_s: int = Field(default=3600, ge=0)  # prompts and models that kill are kept away this long; 0 = never
     max_queue_per_model: int = Field(default=10_000, ge=1)

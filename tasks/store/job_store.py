@@ -281,6 +281,7 @@ class JobStore:
                 keys.DEADLINES,
                 keys.DEAD,
                 keys.OUTBOX,
+                keys.response(job_id),
             ],
             args=[
                 job_id,

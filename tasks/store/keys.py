@@ -24,6 +24,8 @@
 | kw:outbox | zset | ids of jobs and batches whose end is to be told by a webhook; score = ms of the next try | finish, release, end_unclaimed, batch_write; deliverers | deliverers, app (bound, metrics) | delivered, or given up |
 | kw:outbox:{id} | hash | what is to be told: webhook, state, ended, created, metadata; of jobs model and event (End JSON), of batches counts, output_file, error_file; tries so far | idem | deliverers | idem |
 | kw:outbox-counts | hash | `delivered`, `failed <reason>`, `dead <reason>` → how many tries ended so | deliverers | app (metrics) | – |
+| kw:response:{job} | hash | a response: StoredResponse JSON, previous, retention (ms); state, model, created, finished, result, error when its job has ended. Or only linger (ms): nothing of it is kept | app; finish, release, end_unclaimed | app | response retention; a note with the job's end |
+| kw:responses | zset | kept responses by their job's id; score = ms at which they end if their job ended at once | app | app (bound) | cleaned when written |
 | kw:file:{file} | string | StoredFile JSON | app, feeders | app, feeders | deleted with the file |
 | kw:files, kw:file-expiry | zset | ids of files; score = created ms, ms at which the content is deleted | app, feeders | app (lists), batchers (sweep) | idem |
 | kw:file-bytes | string | bytes of all files that have a record | count_file | app (bound) | – |
@@ -68,6 +70,7 @@ OPEN_BATCHES = "kw:open-batches"
 BATCH_ENDS = "kw:batch-ends"
 OUTBOX = "kw:outbox"
 OUTBOX_COUNTS = "kw:outbox-counts"
+RESPONSES = "kw:responses"
 FILES = "kw:files"
 FILE_EXPIRY = "kw:file-expiry"
 FILE_BYTES = "kw:file-bytes"
@@ -117,6 +120,10 @@ def batch(batch_id: str) -> str:
 def message(record_id: str) -> str:
     """Made so by the scripts, too."""
     return f"{OUTBOX}:{record_id}"
+
+
+def response(job_id: JobId) -> str:
+    return f"kw:response:{job_id}"
 
 
 def file(file_id: str) -> str:

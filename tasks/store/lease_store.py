@@ -157,7 +157,15 @@ class LeaseStore:
         )
         return bool(
             self._finish(
-                keys=[keys.job(job_id), keys.stream(job_id), keys.RUNNING, keys.DEADLINES, keys.SERVICE, keys.OUTBOX],
+                keys=[
+                    keys.job(job_id),
+                    keys.stream(job_id),
+                    keys.RUNNING,
+                    keys.DEADLINES,
+                    keys.SERVICE,
+                    keys.OUTBOX,
+                    keys.response(job_id),
+                ],
                 args=[
                     job_id,
                     number,
@@ -220,6 +228,7 @@ class LeaseStore:
                 keys.PROBATION,
                 keys.BROKEN_ATTEMPTS,
                 keys.OUTBOX,
+                keys.response(job_id),
             ],
             args=[
                 job_id,

@@ -76,13 +76,15 @@ class FakeOutbox:
 
 
 def without_batches() -> dict[str, Any]:
-    """Ports of files and batches for a front that is not asked about them; tests of those have a real store."""
+    """Ports of files, batches and stored responses for a front that is not asked about them; tests of those have a real
+    store."""
     return {
         "files": None,
         "contents": None,
         "file_retention_ms": 0,
         "batches": None,
         "outbox": FakeOutbox(),
+        "responses": None,
         "feed": lambda batch_id: None,
     }
 

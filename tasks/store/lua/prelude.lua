@@ -38,7 +38,9 @@ local function announce(outbox, id, record, ended_ms, names)
 end
 
 -- Write the terminal state, the closing event, the end of retention, and the webhook if the client wants one.
-local function conclude(job, stream, channel, state, event, result, err, retention_ms, outbox, id)
+-- A response (/v1/responses) keeps the outcome for longer than its job; of one that is not to be stored, the job goes
+-- soon too.
+local function conclude(job, stream, channel, state, event, result, err, retention_ms, outbox, id, response)
   local known = redis.call('HMGET', job, 'seq', 'webhook')
   append_event(job, stream, channel, tonumber(known[1]) + 1, event)
   local now = int(now_ms())
@@ -49,6 +51,16 @@ local function conclude(job, stream, channel, state, event, result, err, retenti
   end
   if result ~= '' then redis.call('HSET', job, 'result', result) end
   if err ~= '' then redis.call('HSET', job, 'error', err) end
+  local kept = redis.call('HMGET', response, 'retention', 'linger')
+  if kept[1] then
+    local head = redis.call('HMGET', job, 'model', 'created')
+    redis.call('HSET', response, 'state', state, 'model', head[1], 'created', head[2], 'finished', now,
+      'result', result, 'error', err)
+    redis.call('PEXPIRE', response, kept[1])
+  elseif kept[2] then
+    retention_ms = kept[2]
+    redis.call('DEL', response)
+  end
   redis.call('PEXPIRE', job, retention_ms)
   redis.call('PEXPIRE', stream, retention_ms)
 end

@@ -1,0 +1,112 @@
+"""Responses that clients may come back to, kept beside their jobs. Synchronous; async callers use a thread.
+
+The script that ends a job copies its outcome into the response's record (`conclude` in lua/prelude.lua), so a response
+outlives its job without any process that would have to be alive then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tasks.errors import ResponseNotFound
+from tasks.jobs import JobError, JobId, JobResult, JobState
+from tasks.responses import Outcome, StoredResponse, response_id
+from tasks.settings import StoreSettings
+from tasks.store import keys
+from tasks.store.connection import Client, load_script, translated
+
+LINGER_MS = 60_000  # of a job of which nothing is kept: whoever reads its stream just now may end
+
+_RESPONSE = msgspec.json.Decoder(StoredResponse)
+_RESULT = msgspec.json.Decoder(JobResult)
+_ERROR = msgspec.json.Decoder(JobError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResponse:
+    """`outcome` is None until the job has ended."""
+
+    job_id: JobId
+    response: StoredResponse
+    outcome: Outcome | None
+
+
+class ResponseStore:
+    def __init__(self, client: Client, settings: StoreSettings) -> None:
+        self._client = client
+        self._retention_ms = settings.response_retention_s * 1000
+        self._max_responses = settings.max_responses
+        self._keep = load_script(client, "response_keep")
+        self._chain = load_script(client, "response_chain")
+        self._forget = load_script(client, "response_forget")
+
+    @translated
+    def keep(self, job_id: JobId, response: StoredResponse | None) -> None:
+        """Before the job is admitted. None: nothing of it is kept, not even its job for long."""
+        self._keep(
+            keys=[keys.response(job_id), keys.RESPONSES],
+            args=[
+                job_id,
+                b"" if response is None else msgspec.json.encode(response),
+                (response and response.previous) or "",
+                self._retention_ms,
+                LINGER_MS,
+                self._max_responses,
+                keys.response(JobId("")),
+            ],
+        )
+
+    @translated
+    def discard(self, job_id: JobId) -> None:
+        """The job was not admitted after all."""
+        self._client.delete(keys.response(job_id))
+        self._client.zrem(keys.RESPONSES, job_id)
+
+    def get(self, job_id: JobId) -> KeptResponse:
+        """Raises ResponseNotFound."""
+        return self.chain(job_id, 1)[-1]
+
+    @translated
+    def chain(self, job_id: JobId, limit: int) -> list[KeptResponse]:
+        """The conversation that ends with this response, oldest first; `limit` bounds how far back.
+
+        Raises ResponseNotFound for the first one that is gone."""
+        rows = self._chain(keys=[keys.response(job_id)], args=[job_id, limit, keys.response(JobId(""))])
+        return [_kept(row) for row in reversed(rows)]
+
+    @translated
+    def forget(self, job_id: JobId) -> bool:
+        """Delete the response with its job; whether the job still has to be cancelled."""
+        return bool(
+            self._forget(
+                keys=[
+                    keys.response(job_id),
+                    keys.RESPONSES,
+                    keys.job(job_id),
+                    keys.stream(job_id),
+                    keys.JOBS,
+                    keys.DEAD,
+                ],
+                args=[job_id, LINGER_MS, self._retention_ms],
+            )
+        )
+
+
+def _kept(row: list[bytes]) -> KeptResponse:
+    job_id = JobId(row[0].decode())
+    if len(row) == 1:
+        raise ResponseNotFound(response_id(job_id))
+    _, response, state, model, created, finished, result, error = row
+    outcome = None
+    if state:
+        outcome = Outcome(
+            state=JobState(state.decode()),
+            model=model.decode(),
+            created_ms=int(created),
+            finished_ms=int(finished),
+            result=_RESULT.decode(result) if result else None,
+            error=_ERROR.decode(error) if error else None,
+        )
+    return KeptResponse(job_id=job_id, response=_RESPONSE.decode(response), outcome=outcome)
