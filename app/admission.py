@@ -13,8 +13,10 @@ from datetime import datetime
 
 from app.errors import NotSupportedYet
 from app.formats import answer_format
+from app.responses.fields import response_format, response_logprobs, response_tools
 from app.schemas.jobs import JobBody
 from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, SamplingFields
+from app.schemas.responses import ResponseBody
 from app.settings import ApiSettings
 from app.tools import NO_TOOLS, tool_calls, tool_use
 from tasks.errors import InvalidRequest, WrongModelKind
@@ -67,6 +69,24 @@ def job_request(body: JobBody, offer: ModelOffer, limits: ApiSettings) -> Genera
         raise InvalidRequest("tools: need 'messages', which a chat template turns into a prompt.", param="tools")
     messages = None if body.messages is None else _messages(body, limits)
     return _request(body, offer, limits, logprobs=_chat_logprobs(body), messages=messages, prompt=body.prompt)
+
+
+def response_request(
+    body: ResponseBody, messages: tuple[ChatMessage, ...], offer: ModelOffer, limits: ApiSettings
+) -> GenerationRequest:
+    """`messages`: the conversation with the body's own input. Raises InvalidRequest."""
+    require_kind(offer, ModelKind.GENERATE)
+    return GenerationRequest(
+        model=offer.id,
+        messages=messages,
+        sampling=_sampling(body, limits),
+        max_tokens=body.max_output_tokens,
+        stop=_stop(body.stop, limits),
+        ignore_eos=body.ignore_eos,
+        logprobs=response_logprobs(body),
+        answer_format=response_format(body, limits),
+        **response_tools(body, limits)._asdict(),
+    )
 
 
 def require_kind(offer: ModelOffer, kind: ModelKind) -> None:

@@ -29,7 +29,7 @@ from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
 from tasks.job_request import JobRequest
-from tasks.jobs import Job, JobState, Priority, new_job_id
+from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.stream_events import End, Loading, Queued, Reset, Tokens
 
 STATUS_CLIENT_LEFT = 499  # nobody reads it; for the log and the metrics
@@ -51,7 +51,7 @@ async def answer(
     clients: one that lost its connection comes back with the key.
 
     Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
-    live = await _admit(front, request, work, offer, priority, idempotency_key, fingerprint)
+    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint)
     return await (live.stream(form_of) if is_stream else live.whole(form_of))
 
 
@@ -67,11 +67,11 @@ async def answer_whole(
     fingerprint: str | None = None,
 ) -> Response:
     """`answer` for routes that never stream."""
-    live = await _admit(front, request, work, offer, priority, idempotency_key, fingerprint)
+    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint)
     return await live.whole(form_of)
 
 
-async def _admit(
+async def admit(
     front: Front,
     request: Request,
     work: JobRequest,
@@ -79,10 +79,14 @@ async def _admit(
     priority: Priority,
     idempotency_key: str | None,
     fingerprint: str | None,
+    *,
+    job_id: JobId | None = None,
+    outlives_client: bool = False,
 ) -> LiveAnswer:
+    """`job_id`: of the new job, where something is known of it before. `outlives_client`: also without a key."""
     arrived = time.monotonic()
     streams = front.backend.streams
-    job_id = new_job_id()
+    job_id = job_id or new_job_id()
     follower = await streams.listen(job_id)  # its first token will be on its way before submit returns
     submit = partial(
         front.backend.dispatcher.submit,
@@ -114,7 +118,7 @@ async def _admit(
         batches,
         arrived,
         may_move=offer.fallback is not None,
-        ends_with_client=idempotency_key is None,
+        ends_with_client=idempotency_key is None and not outlives_client,
     )
 
 
@@ -142,58 +146,57 @@ class LiveAnswer:
     ) -> None:
         self._front = front
         self._work = work
-        self._job = job
+        self.job = job
         self._may_move = may_move
         self._arrived = arrived
-        self._meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
-        self._headers = {"x-keepwarm-job": job.id}
-        self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)
-        self._batches = batches
+        self.meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
+        self.headers = {"x-keepwarm-job": job.id}
+        self.watch = ClientWatch(request.receive, self.cancel if ends_with_client else None)
+        self.batches = batches
         self._has_text = False  # the client has part of the answer
         self._is_over = False  # nothing more will be sent
 
-    async def whole(self, form_of: Callable[[Job], WholeForm]) -> Response:
-        """The complete answer in one body."""
+    async def whole(self, form_of: Callable[[Job], WholeForm], *, needs_ended_job: bool = False) -> Response:
+        """The complete answer in one body. `needs_ended_job`: its form says more of the job than its model."""
         transcript = Transcript()
         timeout_s = self._front.settings.sync_timeout_s
         try:
-            async with aclosing(self._batches):
-                async for batch in self._batches:
+            async with aclosing(self.batches):
+                async for batch in self.batches:
                     transcript.add(batch)
-                    self._meter.saw(batch)
-                    if self._watch.has_left:
+                    self.meter.saw(batch)
+                    if self.watch.has_left:
                         return Response(status_code=STATUS_CLIENT_LEFT)
                     if transcript.end is not None:
                         break
                     if time.monotonic() - self._arrived > timeout_s:
-                        await self._cancel()
+                        await self.cancel()
                         raise AnswerTookTooLong(timeout_s)
         finally:
-            await self._watch.finish()
+            await self.watch.finish()
         end = self._success(transcript.end)
-        form = form_of(await self._serving_job())
+        may_differ = self._may_move or needs_ended_job
+        form = form_of(await serving_job(self._front, self.job, may_move=may_differ))
         body = msgspec.json.encode(form.whole(transcript, end))
-        return Response(body, 200, self._headers, "application/json")
+        return Response(body, 200, self.headers, "application/json")
 
     async def stream(self, form_of: Callable[[Job], AnswerForm]) -> Response:
         """Raises what goes wrong before the status is sent."""
         try:
-            held_back = await self._hold_back()
+            held_back = await self.hold_back()
         except BaseException:
-            await self._watch.finish()
-            await self._batches.aclose()
+            await self.watch.finish()
+            await self.batches.aclose()
             raise
-        return SseResponse(self._chunks(form_of, held_back), self._headers)
+        return SseResponse(self._chunks(form_of, held_back), self.headers)
 
-    async def _serving_job(self) -> Job:
-        return await serving_job(self._front, self._job, may_move=self._may_move)
-
-    async def _hold_back(self) -> Batch:
+    async def hold_back(self) -> Batch:
+        """What comes first. Raises JobEnded when it says that there is no answer."""
         held_back: Batch = []
         until = self._arrived + self._front.settings.hold_back_s
-        async for batch in self._batches:
+        async for batch in self.batches:
             held_back += batch
-            self._meter.saw(batch)
+            self.meter.saw(batch)
             if has_begun(batch) or time.monotonic() >= until:
                 break
         first = next((event for seq, event in held_back if seq is not None), None)
@@ -204,37 +207,37 @@ class LiveAnswer:
     async def _chunks(self, form_of: Callable[[Job], AnswerForm], batch: Batch) -> Chunks:
         """Bytes to send, one chunk per batch. Ends after the job's end, an error, or the client's leaving."""
         form: AnswerForm | None = None  # there is none before the first numbered event: it names the model
-        beat = Beat(self._front.backend.jobs, self._job, keep_alive_s=self._front.settings.keep_alive_s)
+        beat = Beat(self._front.backend.jobs, self.job, keep_alive_s=self._front.settings.keep_alive_s)
         self._front.metrics.open_streams.inc()
         try:
             while True:
                 if form is None and has_begun(batch):
-                    form = form_of(await self._serving_job())
+                    form = form_of(await serving_job(self._front, self.job, may_move=self._may_move))
                 chunk = self._word(form, batch, beat) if batch else await silence(beat)
                 if self._is_over:
-                    await self._watch.finish()
+                    await self.watch.finish()
                 if chunk:
                     beat.sent()
                     yield chunk
-                if self._is_over or self._watch.has_left:
+                if self._is_over or self.watch.has_left:
                     return
                 batch = await self._next_batch()
         except StreamReset as error:
             yield in_band(error)
-            await self._cancel()
+            await self.cancel()
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
             yield in_band(error)
         finally:
-            await self._watch.finish()
+            await self.watch.finish()
             self._front.metrics.open_streams.dec()
-            await self._batches.aclose()
+            await self.batches.aclose()
 
     async def _next_batch(self) -> Batch:
         try:
-            batch = await anext(self._batches)
+            batch = await anext(self.batches)
         except StopAsyncIteration:
             raise AnswerIncomplete() from None
-        self._meter.saw(batch)
+        self.meter.saw(batch)
         return batch
 
     def _word(self, form: AnswerForm | None, batch: Batch, beat: Beat) -> bytes:
@@ -270,8 +273,8 @@ class LiveAnswer:
             raise error_of(end, self._work)
         return end
 
-    async def _cancel(self) -> None:
-        await to_thread.run_sync(self._front.backend.jobs.cancel, self._job.id)
+    async def cancel(self) -> None:
+        await to_thread.run_sync(self._front.backend.jobs.cancel, self.job.id)
 
 
 def has_begun(batch: Batch) -> bool:

@@ -25,10 +25,15 @@ def answer_format(body: SamplingFields, limits: ApiSettings) -> AnswerFormat | N
     if body.grammar is not None:
         if not is_free:
             raise InvalidRequest("grammar: can't be combined with response_format.", param="grammar")
-        if not 0 < len(body.grammar.encode()) <= limits.max_schema_bytes:
-            raise InvalidRequest(f"grammar: must have 1 to {limits.max_schema_bytes} bytes.", param="grammar")
-        return AnswerFormat(kind="gbnf", text=body.grammar)
+        return grammar_format(body.grammar, limits)
     return None if is_free or wanted is None else _json_format(wanted, limits)
+
+
+def grammar_format(grammar: str, limits: ApiSettings) -> AnswerFormat:
+    """Raises InvalidRequest."""
+    if not 0 < len(grammar.encode()) <= limits.max_schema_bytes:
+        raise InvalidRequest(f"grammar: must have 1 to {limits.max_schema_bytes} bytes.", param="grammar")
+    return AnswerFormat(kind="gbnf", text=grammar)
 
 
 def _json_format(wanted: ResponseFormat, limits: ApiSettings) -> AnswerFormat:

@@ -31,6 +31,7 @@ from app.routes import (
     pool,
     quarantine,
     rerank,
+    responses,
 )
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings, load_settings
@@ -77,7 +78,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         metrics=app.state.front.metrics,
     )
     install_error_handlers(app)
-    openai = (chat, completions, embeddings, rerank, models, files, batches)
+    openai = (chat, responses, completions, embeddings, rerank, models, files, batches)
     for routes in (*openai, jobs, pool, quarantine, health, metrics, index, docs):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=index.STATIC), name="static")

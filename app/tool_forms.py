@@ -11,10 +11,15 @@ from app.logprob_forms import chat_logprobs
 from app.openai_forms import ChatForm
 from app.tool_calls import Arguments, CallBegins, Content, Delta, ToolCallReader
 from tasks.generation import GenerationRequest, JsonObject, TokenLogprob
-from tasks.jobs import Job
+from tasks.jobs import Job, JobId
 from tasks.stream_events import End, Tokens
 
 _encode = msgspec.json.Encoder().encode
+
+
+def call_id(job_id: JobId, choice: int, call: int) -> str:
+    """The same in every reading of a stream; nine letters and digits, as Mistral's templates demand."""
+    return hashlib.sha256(f"{job_id} {choice} {call}".encode()).hexdigest()[:9]
 
 
 class ToolChatForm(ChatForm):
@@ -85,10 +90,11 @@ class ToolChatForm(ChatForm):
         return _encode(chat_logprobs(logprobs) if logprobs else None)
 
     def _call(self, call: CallBegins) -> JsonObject:
-        """The id is the same in every reading of a stream; nine letters and digits, as Mistral's templates demand."""
-        seed = f"{self._job_id} {self._index} {call.index}"
-        call_id = hashlib.sha256(seed.encode()).hexdigest()[:9]
-        return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": ""}}
+        return {
+            "id": call_id(self._job_id, self._index, call.index),
+            "type": "function",
+            "function": {"name": call.name, "arguments": ""},
+        }
 
     @staticmethod
     def _finish_reason(end: End, reader: ToolCallReader) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.errors import NotSupportedYet
 from app.formats import schema_format
-from app.schemas.openai import ChatFields, Message, NamedToolChoice, ToolDefinition
+from app.schemas.openai import ChatFields, FunctionDefinition, Message, NamedToolChoice
 from app.settings import ApiSettings
 from tasks.errors import InvalidRequest
 from tasks.generation import Tool, ToolCall
@@ -32,13 +33,34 @@ def tool_use(body: ChatFields, limits: ApiSettings) -> ToolUse:
     if body.functions or body.function_call:
         raise NotSupportedYet("functions", "send tools and tool_choice, which took their place.")
     choice = body.tool_choice or "auto"
-    if not body.tools:
+    return chosen_tools(
+        [tool.function for tool in body.tools or ()],
+        choice.function.name if isinstance(choice, NamedToolChoice) else choice,
+        limits,
+        has_grammar=body.grammar is not None,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        param_of="tools[{}].function.parameters",
+    )
+
+
+def chosen_tools(
+    functions: Sequence[FunctionDefinition],
+    choice: str,
+    limits: ApiSettings,
+    *,
+    has_grammar: bool,
+    parallel_tool_calls: bool,
+    param_of: str,
+) -> ToolUse:
+    """`choice`: none, auto, required, or the name of a tool. `param_of`: where the schema of tool {} stands in the
+    request. Raises InvalidRequest."""
+    if not functions:
         if choice not in ("auto", "none"):
             raise InvalidRequest("tool_choice: asks for a call, but there are no tools.", param="tool_choice")
         return NO_TOOLS
-    if len(body.tools) > limits.max_tools:
-        raise InvalidRequest(f"tools: at most {limits.max_tools}, not {len(body.tools)}.", param="tools")
-    tools = tuple(_tool(index, tool, limits) for index, tool in enumerate(body.tools))
+    if len(functions) > limits.max_tools:
+        raise InvalidRequest(f"tools: at most {limits.max_tools}, not {len(functions)}.", param="tools")
+    tools = tuple(_tool(function, limits, param_of.format(index)) for index, function in enumerate(functions))
     size = sum(len(tool.parameters.encode()) for tool in tools)
     if size > limits.max_tools_bytes:
         message = f"tools: their parameters have {size} bytes together; at most {limits.max_tools_bytes}."
@@ -48,34 +70,36 @@ def tool_use(body: ChatFields, limits: ApiSettings) -> ToolUse:
         raise InvalidRequest("tools: two have the same name.", param="tools")
     if choice == "none":
         return NO_TOOLS
-    if body.grammar is not None:
+    if has_grammar:
         raise InvalidRequest("grammar: can't be combined with tools.", param="grammar")
-    only_tool = choice.function.name if isinstance(choice, NamedToolChoice) else None
+    only_tool = None if choice in ("auto", "required") else choice
     if only_tool is not None and only_tool not in names:
         raise InvalidRequest(f"tool_choice: there is no tool {only_tool!r}.", param="tool_choice")
-    parallel = body.parallel_tool_calls is not False and only_tool is None
-    return ToolUse(tools, choice != "auto", only_tool, parallel)
+    return ToolUse(tools, choice != "auto", only_tool, parallel_tool_calls and only_tool is None)
 
 
 def tool_calls(index: int, message: Message) -> tuple[ToolCall, ...]:
     """The calls of an assistant's turn. Raises InvalidRequest."""
     calls = []
     for position, call in enumerate(message.tool_calls or ()):
-        text = call.function.arguments or "{}"
-        try:
-            arguments = json.loads(text)
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            param = f"messages[{index}].tool_calls[{position}].function.arguments"
-            raise InvalidRequest(f"{param}: must be a JSON object, as text.", param=param)
-        calls.append(ToolCall(call.id, call.function.name, text))
+        param = f"messages[{index}].tool_calls[{position}].function.arguments"
+        calls.append(ToolCall(call.id, call.function.name, call_arguments(call.function.arguments, param)))
     return tuple(calls)
 
 
-def _tool(index: int, tool: ToolDefinition, limits: ApiSettings) -> Tool:
-    function = tool.function
-    param = f"tools[{index}].function.parameters"
+def call_arguments(text: str, param: str) -> str:
+    """A JSON object as text. Raises InvalidRequest, which blames `param`."""
+    text = text or "{}"
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"{param}: must be a JSON object, as text.", param=param)
+    return text
+
+
+def _tool(function: FunctionDefinition, limits: ApiSettings, param: str) -> Tool:
     parameters = function.parameters or _NO_ARGUMENTS
     if parameters.setdefault("type", "object") != "object":
         raise InvalidRequest(f"{param}: must describe an object.", param=param)

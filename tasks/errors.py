@@ -67,6 +67,15 @@ class InvalidRequest(KeepwarmError):
         self.param = param
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    """A conversation can't go on: a response in it is not stored (any more)."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"previous_response_id: {message}", param="previous_response_id")
+
+
 class PromptTooLong(InvalidRequest):
     """The prompt leaves no room in the model's context for a single new token."""
 

@@ -23,7 +23,6 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     items: tuple[JsonObject, ...]  # the input in OpenAI's form, each item with an id; without earlier turns
     tools: tuple[str, ...] = ()  # names that are a call where the answer's text calls them
     previous: JobId | None = None  # the response whose conversation goes on
-    depth: int = 1  # responses in this conversation, with this one
     is_background: bool = False
     has_logprobs: bool = False
 

@@ -151,6 +151,10 @@ class Turn:
         result = JobResult(text=self.text, finish_reason=finish_reason, usage=usage)
         self.worker.finish(self, JobState.SUCCEEDED, result, None)
 
+    def cancel(self) -> None:
+        """What a worker does that was asked to."""
+        self.worker.finish(self, JobState.CANCELLED, JobResult(text=self.text, finish_reason=None, usage=None), None)
+
     def break_down(self, code: str, message: str) -> None:
         self.worker.break_job(self.attempt.job_id, code, message)
 

@@ -1,0 +1,103 @@
+"""What OpenAI clients send to `/v1/responses`.
+
+The input is read leniently here, so that `app.responses.items` can name what is wrong by its place in the request.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from app.schemas.attachments import Metadata
+from app.schemas.openai import MAX_TOP_LOGPROBS, SamplingFields, StreamingFields, Text, ToolName
+
+INCLUDE_LOGPROBS = "message.output_text.logprobs"
+
+
+def _as_parts(value: object) -> object:
+    if value is None:
+        return []
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def _as_items(value: object) -> object:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class InputPart(BaseModel):
+    """A piece of an item; only text can be served."""
+
+    type: Text
+    text: Text = ""
+    refusal: Text = ""
+
+
+Parts = Annotated[list[InputPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[InputPart] | None)]
+
+
+class InputItem(BaseModel):
+    """A message, a call that the model made, or what a call gave; told by its type, which messages may leave out."""
+
+    type: Text = "message"
+    id: Text | None = None
+    role: Text | None = None
+    content: Parts = []
+    call_id: Text | None = Field(default=None, max_length=256)
+    name: Text | None = None
+    arguments: Text = ""
+    output: Parts = []
+
+
+class TextFormat(BaseModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Text | None = Field(default=None, max_length=64)
+    description: Text | None = None
+    definition: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None  # false: keywords that can't be enforced are ignored; otherwise they are refused
+
+
+class TextConfig(BaseModel):
+    format: TextFormat | None = None
+
+
+class ResponseTool(BaseModel):
+    type: Text
+    name: ToolName | None = None
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoiceObject(BaseModel):
+    """One function, or with type allowed_tools a selection of them."""
+
+    type: Text
+    name: ToolName | None = None
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[ToolChoiceObject] = []
+
+
+class ResponseBody(SamplingFields, StreamingFields):
+    """POST /v1/responses. A field of type `Any` is looked at only to say that it is not supported."""
+
+    input: Annotated[list[InputItem], BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem])] = Field(
+        min_length=1
+    )
+    instructions: Text | None = None
+    previous_response_id: Text | None = Field(default=None, max_length=64)
+    background: bool | None = None
+    store: bool | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    text: TextConfig | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoiceObject | None = None
+    parallel_tool_calls: bool | None = None
+    include: list[Text] | None = Field(default=None, max_length=16)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: Metadata | None = None
+    user: Text | None = Field(default=None, max_length=512)
+    conversation: Any = None
+    context_management: Any = None
+    prompt: Any = None
