@@ -2,14 +2,19 @@
 
 Both engines are in this process and take turns, pair by pair. A model that quotes its prompt is imitated by a
 constraint that allows the prompt's tokens only, so any model will do. The texts of both are compared to the token.
+
+With `--deeper N` the model is a copy of the demo model with N times as many blocks, of which the others add nothing: it
+says the same, N times as slowly. Its draft models are the demo model itself, which always knows what it will say, and
+copies with noise on their weights, which know it less and less. With `--draft` it is any model of the same vocabulary.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +24,10 @@ import numpy.typing as npt
 
 from benchmarks.spread import Estimate, estimate
 from tasks.generation import GenerationRequest, SamplingParams
-from workers.engine.base import EngineConfig
-from workers.engine.llama_cpp import LlamaContext
+from tools.variant_gguf import write_variant
+from workers.engine.base import DraftConfig, EngineConfig
+from workers.engine.llama_draft import LlamaDraft
+from workers.engine.llama_generating import LlamaContext
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
 from workers.engine.step_loop import StepLoop
@@ -32,10 +39,13 @@ STORY = (
 )
 PIECE = 24  # tokens that are quoted or free in turn
 LOADS = ("quoted text", "quotes in free text", "free text")
+DEMO_MODELS = Path(__file__).resolve().parents[1] / "models"
+NOISES = (0.0, 0.15, 2.0)  # on the weights of the draft models for `--deeper`
 SAMPLING = {"greedy": SamplingParams(temperature=0.0), "seeded": SamplingParams(temperature=0.8, seed=7)}
 
 
 class Finding(msgspec.Struct, frozen=True):
+    draft: str
     load: str
     sampling: str
     sequences: int
@@ -70,21 +80,29 @@ class Quoting:
 
 
 class Bench:
-    """One model in two loops, with and without drafts."""
+    """One model in two loops, with and without drafts; `draft` is what the draft model is called."""
 
-    def __init__(self, config: EngineConfig, num_tokens: int) -> None:
+    def __init__(self, config: EngineConfig, num_tokens: int, draft: str, clock_s: Callable[[], float]) -> None:
+        self._draft = draft
+        self._clock_s = clock_s
         log = LlamaLog()
         self._model = LlamaModel(config.model_path, log, gpu_layers=config.gpu_layers, use_extra_bufts=False)
         self._num_tokens = num_tokens
         self.is_exact = config.gpu_layers == 0  # elsewhere logits depend on the shape of a batch
         self.drafting, self.plain = (
-            StepLoop(
-                LlamaContext(self._model, each, log),
-                slots=each.slots,
-                context_length=each.context_length,
-                prefill_chunk=each.prefill_chunk,
-            )
-            for each in (config, replace(config, draft_tokens=0))
+            self._loop(each, log) for each in (config, replace(config, draft_tokens=0, draft=None))
+        )
+
+    def _loop(self, config: EngineConfig, log: LlamaLog) -> StepLoop:
+        context = LlamaContext(self._model, config, log)
+        draft = LlamaDraft(config, config.draft, self._model, log, turn=context.turn) if config.draft else None
+        return StepLoop(
+            context,
+            slots=config.slots,
+            context_length=config.context_length,
+            prefill_chunk=config.prefill_chunk,
+            draft_model=draft.model if draft else None,
+            monotonic_s=self._clock_s,
         )
 
     def compare(self, load: str, sampling: str, sequences: int, pairs: int) -> Finding:
@@ -94,11 +112,11 @@ class Bench:
             order = (self.drafting, self.plain) if pair % 2 else (self.plain, self.drafting)
             runs = {loop: self._generate(loop, load, sampling, sequences) for loop in order}
             if self.is_exact and runs[self.drafting][2] != runs[self.plain][2]:
-                raise AssertionError(f"drafts changed the text: {load}, {sampling}")
+                raise AssertionError(f"drafts changed the text: {self._draft}, {load}, {sampling}")
             if pair:
                 ratios.append(runs[self.plain][0] / runs[self.drafting][0])
                 steps += runs[self.drafting][1]
-        return Finding(load, sampling, sequences, estimate(ratios), self._num_tokens * pairs / steps)
+        return Finding(self._draft, load, sampling, sequences, estimate(ratios), self._num_tokens * pairs / steps)
 
     def _generate(
         self, loop: StepLoop, load: str, sampling: str, sequences: int
@@ -122,22 +140,25 @@ class Bench:
                 if isinstance(output, TokenOut):
                     said.setdefault(output.key, []).extend(output.ids)
             if not began and len(said) == sequences:
-                began, steps = time.perf_counter(), 0
-        return time.perf_counter() - began, steps, said
+                began, steps = self._clock_s(), 0
+        return self._clock_s() - began, steps, said
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks drafts", description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("models/keepwarm-demo-q8_0.gguf"))
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--gpu-layers", type=int, default=0)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2], help="that generate at once")
-    parser.add_argument("--json", type=Path, help="write the findings here")
-    options = parser.parse_args(arguments)
+def variants(times: int, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """A model that is so many times as deep as the demo model, and draft models by name, the worst last."""
+    large = write_variant(DEMO_MODELS / "keepwarm-demo-f16.gguf", folder / "deep.gguf", deeper=times)
+    drafts = {
+        f"demo model with noise {noise}": write_variant(
+            DEMO_MODELS / "keepwarm-demo-f16.gguf", folder / f"noise-{noise}.gguf", noise=noise
+        )
+        for noise in NOISES
+    }
+    return large, drafts
+
+
+def measure(options: argparse.Namespace, model: Path, draft: Path | None, name: str) -> list[Finding]:
     config = EngineConfig(
-        model_path=options.model,
+        model_path=model,
         context_length=options.tokens + 256,
         slots=max(options.sequences),
         threads=options.threads,
@@ -145,18 +166,54 @@ def main(arguments: Sequence[str]) -> int:
         gpu_layers=options.gpu_layers,
         use_extra_bufts=False,
     )
-    bench = Bench(config, options.tokens)
+    if draft is not None:
+        config = replace(
+            config,
+            draft=DraftConfig(
+                model_path=draft, context_length=config.context_length, threads=options.draft_threads or options.threads
+            ),
+        )
+    bench = Bench(config, options.tokens, name, time.process_time if options.cpu_time else time.perf_counter)
     findings = []
-    for load in LOADS:
+    for load in options.loads:
         for sampling in SAMPLING:
             for sequences in options.sequences:
                 finding = bench.compare(load, sampling, sequences, options.pairs)
                 findings.append(finding)
                 print(
-                    f"{load}, {sampling}, {sequences} at once: {finding.ratio.worded(2)} times the tokens/s, "
+                    f"{name}, {load}, {sampling}, {sequences} at once: {finding.ratio.worded(2)} times the tokens/s, "
                     f"{finding.tokens_per_step:.2f} tokens per step",
                     flush=True,
                 )
+    return findings
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks drafts", description=__doc__)
+    parser.add_argument("--model", type=Path, default=DEMO_MODELS / "keepwarm-demo-q8_0.gguf")
+    parser.add_argument("--draft", type=Path, help="a draft model for it")
+    parser.add_argument("--deeper", type=int, help="so many times as deep as the demo model, in place of --model")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draft-threads", type=int, help="as many as --threads by default")
+    parser.add_argument("--gpu-layers", type=int, default=0)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2], help="that generate at once")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="for busy machines: seconds of CPU time, with one thread",
+    )
+    parser.add_argument("--json", type=Path, help="write the findings here")
+    options = parser.parse_args(arguments)
+    if options.deeper:
+        with tempfile.TemporaryDirectory() as folder:
+            model, drafts = variants(options.deeper, Path(folder))
+            findings = [each for name, draft in drafts.items() for each in measure(options, model, draft, name)]
+    else:
+        name = options.draft.stem if options.draft else "text alone"
+        findings = measure(options, options.model, options.draft, name)
     if options.json:
         options.json.write_text(json.dumps(msgspec.to_builtins(findings), indent=1) + "\n", "utf-8")
     return 0

@@ -70,6 +70,8 @@ class Accounting:
 
     def _measure(self, model: ModelFile, runner: Runner, ready: Ready) -> int | None:
         mapping = ModelMapping(
-            paths=(model.path,), weight_bytes=ready.weight_bytes, copied_bytes=ready.copied_weight_bytes
+            paths=(model.path, *((model.draft.path,) if model.draft else ())),
+            weight_bytes=ready.weight_bytes,
+            copied_bytes=ready.copied_weight_bytes,
         )
         return self._device.runner_bytes(runner.pid, mapping)

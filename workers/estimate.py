@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workers.byte_text import format_bytes, format_sum
-from workers.engine.base import DRAFT_TOKENS
+from workers.engine.base import DRAFT_PIECE, DRAFT_TOKENS
 
 MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
 MEASURED_SLACK = 64  # reserve a 64th more than was measured
@@ -64,12 +64,13 @@ class EstimatedNeed:
     compute_bytes: int
     output_bytes: int
     runner_bytes: int  # the process itself
+    draft_bytes: int = 0  # all that a draft model takes
     parked_bytes: int = 0  # bound of the states that are kept beside the KV cache
 
     @property
     def total_bytes(self) -> int:
         model_bytes = self.weight_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
-        return model_bytes + self.runner_bytes + self.parked_bytes
+        return model_bytes + self.runner_bytes + self.draft_bytes + self.parked_bytes
 
     def explain(self) -> str:
         return format_sum(
@@ -79,6 +80,7 @@ class EstimatedNeed:
                 ("KV", self.kv_bytes),
                 ("compute", self.compute_bytes),
                 ("output", self.output_bytes),
+                ("draft", self.draft_bytes),
                 ("runner", self.runner_bytes),
                 ("parked", self.parked_bytes),
             ),
@@ -96,7 +98,14 @@ class MeasuredNeed:
 
 
 def estimate_need(
-    shape: ModelShape, *, context_length: int, slots: int, kv_type: str, runner_bytes: int, parked_bytes: int = 0
+    shape: ModelShape,
+    *,
+    context_length: int,
+    slots: int,
+    kv_type: str,
+    runner_bytes: int,
+    draft_bytes: int = 0,
+    parked_bytes: int = 0,
 ) -> EstimatedNeed:
     """Memory of one runner with `slots` sequences of `context_length` tokens each."""
     tokens = context_length * slots
@@ -111,8 +120,17 @@ def estimate_need(
         compute_bytes=max(logits, activations) + attention_mask,
         output_bytes=rows * shape.vocabulary_size * 4,
         runner_bytes=runner_bytes,
+        draft_bytes=draft_bytes,
         parked_bytes=parked_bytes,
     )
+
+
+def estimate_draft_bytes(shape: ModelShape, *, context_length: int, slots: int, kv_type: str) -> int:
+    """Memory of a draft model, which computes small batches and drafts nothing itself."""
+    activations = 4 * DRAFT_PIECE * max(shape.feed_forward_length, shape.embedding_length) * 4
+    logits = slots * shape.vocabulary_size * 4
+    cache = kv_bytes(shape, context_length * slots, kv_type)
+    return shape.weight_bytes + cache + max(logits, activations) + context_length * DRAFT_PIECE * 2 + logits
 
 
 def kv_bytes(shape: ModelShape, tokens: int, kv_type: str) -> int:

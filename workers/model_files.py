@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tasks.errors import InvalidSetting
 from tasks.fleet import ModelKind
+from workers.draft_files import DraftFile, add_drafts
 from workers.estimate import ModelShape, parked_bytes
 from workers.gguf_header import BrokenModelFile, GgufHeader, ReadHeader, read_header
 from workers.model_kind import ENCODERS, kind_of, pooling_of
@@ -62,6 +63,8 @@ class ModelFile:
     architecture: str = "unknown"
     adapter_path: Path | None = None  # a LoRA adapter that is applied to the weights in `path`
     adapter_scale: float = 1.0
+    draft: DraftFile | None = None  # a small model that guesses for this one
+    draft_problem: str | None = None  # why there is none, though models.yaml names one
     reduced: str | None = None  # what was taken away to make it fit here (`workers.fitting`)
     full_size: tuple[int, int] | None = None  # context length and slots before that; None: it has them
 
@@ -159,6 +162,11 @@ class FolderScanner:
                 entry = _unusable(_free_id(model_id, models.keys() | unusable.keys()), files, error)
                 unusable[entry.id] = entry
         self._headers = used
+        for model_id, reason in add_drafts(models, {key: entry.draft for key, entry in overrides.items()}).items():
+            gone = models.pop(model_id)
+            unusable[model_id] = UnusableFile(
+                id=model_id, path=gone.path, file_bytes=gone.file_bytes, reason=f"{gone.path.name}: {reason}"
+            )
         _check_names(models.values())
         _check_fallbacks(models)
         return ModelFolder(

@@ -9,6 +9,7 @@ models:
     pin: true                # never evicted to make room
     ttl: 10m                 # unload after this long without a job: seconds, or 90s, 10m, 2h
     fallback: other-model    # answers when this one can't; both generate text
+    draft: llama-3.2-135m    # id of a small model of the same vocabulary that guesses ahead: same text, fewer steps
     replicas: 1              # keep at least this many warm
     max_replicas: 2
     device: cuda:1           # or `devices`; cpu, cuda, cuda:N or a list: only workers of these devices load it
@@ -96,6 +97,7 @@ class ModelOverrides(BaseModel):
     pin: bool = False
     ttl: Annotated[int | None, BeforeValidator(_parse_seconds)] = Field(default=None, ge=1)
     fallback: Name | None = None
+    draft: Name | None = None
     devices: Annotated[list[DeviceName], BeforeValidator(_as_list)] = Field(
         default=[], validation_alias=AliasChoices("devices", "device")
     )

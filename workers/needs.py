@@ -20,7 +20,7 @@ from tasks.fleet import ModelKind
 from workers.devices import Device
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
-from workers.estimate import EstimatedNeed, ModelShape, estimate_encoding_need, estimate_need
+from workers.estimate import EstimatedNeed, ModelShape, estimate_draft_bytes, estimate_encoding_need, estimate_need
 from workers.model_files import ModelFile
 
 log = structlog.get_logger(__name__)
@@ -35,6 +35,22 @@ def overhead_bytes(device: Device, shape: ModelShape) -> int:
     return device.runner_overhead_bytes + device.token_table_bytes * shape.vocabulary_size
 
 
+def _draft_table_bytes(device: Device, model: ModelFile) -> int:
+    """What the process takes for the vocabulary of a draft model."""
+    return device.token_table_bytes * model.draft.shape.vocabulary_size if model.draft else 0
+
+
+def _formula_draft_bytes(model: ModelFile, device: Device) -> int:
+    if model.draft is None:
+        return 0
+    return _draft_table_bytes(device, model) + estimate_draft_bytes(
+        model.draft.shape,
+        context_length=model.draft.context_length_for(model.context_length),
+        slots=model.slots,
+        kv_type=model.kv_type,
+    )
+
+
 def formula_need(model: ModelFile, device: Device, parked_bytes: int = 0) -> EstimatedNeed:
     runner_bytes = overhead_bytes(device, model.shape)
     if model.kind is not ModelKind.GENERATE:
@@ -47,6 +63,7 @@ def formula_need(model: ModelFile, device: Device, parked_bytes: int = 0) -> Est
         slots=model.slots,
         kv_type=model.kv_type,
         runner_bytes=runner_bytes,
+        draft_bytes=_formula_draft_bytes(model, device),
         parked_bytes=parked_bytes,
     )
 
@@ -110,6 +127,7 @@ class Needs:
             compute_bytes=answer.compute_bytes,
             output_bytes=answer.output_bytes,
             runner_bytes=overhead_bytes(self._device, model.shape),
+            draft_bytes=answer.draft_bytes + _draft_table_bytes(self._device, model),
             parked_bytes=parked_bytes,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.errors import KeepwarmError
 from workers.clock import Clock
-from workers.engine.base import EngineConfig
+from workers.engine.base import DraftConfig, EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.model_files import ModelFile
 from workers.runner import Runner, RunnerLimits
@@ -69,10 +69,10 @@ class RunnerStarter:
             runner.wait_loaded()
         self.spare.replenish()
 
-    def _threads(self, model: ModelFile) -> int:
+    def _threads(self, weight_bytes: int) -> int:
         """Threads of a runner meet at a barrier after every operation, where they spin. A small model has too little
         to do in between: a second thread gains it nothing, and costs it a time slice per barrier on a busy machine."""
-        return min(self.threads, 1 + model.shape.weight_bytes // WEIGHT_BYTES_PER_THREAD)
+        return min(self.threads, 1 + weight_bytes // WEIGHT_BYTES_PER_THREAD)
 
     def _kv_type(self, model: ModelFile) -> str:
         """On a CPU llama.cpp computes f16 attention in three ways (one row, tiles of 64 rows, split over threads), by
@@ -91,12 +91,21 @@ class RunnerStarter:
             fake=self.fake,
         )
 
+    def _draft(self, model: ModelFile) -> DraftConfig | None:
+        if model.draft is None:
+            return None
+        return DraftConfig(
+            model_path=model.draft.path,
+            context_length=model.draft.context_length_for(model.context_length),
+            threads=self._threads(model.draft.shape.weight_bytes),
+        )
+
     def engine_for(self, model: ModelFile) -> EngineConfig:
         return EngineConfig(
             model_path=model.path,
             context_length=model.context_length,
             slots=model.slots,
-            threads=self._threads(model),
+            threads=self._threads(model.shape.weight_bytes),
             turns_path=self.turns_path,
             kv_type=self._kv_type(model),
             gpu_layers=self.gpu_layers,
@@ -104,6 +113,7 @@ class RunnerStarter:
             split_mode=self.split_mode,
             tensor_split=self.tensor_split,
             use_extra_bufts=self.use_extra_bufts,
+            draft=self._draft(model),
             parked_bytes=model.parked_bytes(self.parked_memory),
             model_kind=model.kind,
             pooling=model.pooling,

@@ -492,6 +492,8 @@ class WarmPool:
         for each in fitted.values():
             if each.reduced is not None:
                 log.info("model_reduced", model=each.id, to=each.reduced)
+            if each.draft_problem is not None:
+                log.warning("model_without_draft", model=each.id, reason=each.draft_problem)
         return fitted
 
     def _refit(self) -> None:

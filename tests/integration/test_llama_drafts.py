@@ -14,7 +14,7 @@ from llama_cpp import llama_cpp as api
 
 from tasks.generation import AnswerFormat, SamplingParams
 from tests.support.generating import GREEDY, request, run
-from workers.engine import llama_cpp
+from workers.engine import llama_generating
 from workers.engine.base import DRAFT_TOKENS, EngineConfig
 from workers.engine.llama_cpp import LlamaEngine
 from workers.messages import Generate
@@ -112,7 +112,7 @@ def test_models_whose_newest_tokens_stay_in_the_cache_never_draft(
     assert drafting._context is not None and drafting._model is not None
     assert drafting._context.max_drafted == DRAFT_TOKENS
     monkeypatch.setattr(api, "llama_model_n_swa", lambda model: 128)
-    assert llama_cpp.max_drafted(drafting._model, CONFIG) == 0
+    assert llama_generating.max_drafted(drafting._model, CONFIG) == 0
     monkeypatch.undo()
     monkeypatch.setattr(api, "llama_model_is_recurrent", lambda model: True)
-    assert llama_cpp.max_drafted(drafting._model, CONFIG) == 0
+    assert llama_generating.max_drafted(drafting._model, CONFIG) == 0

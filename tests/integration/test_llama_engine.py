@@ -16,7 +16,8 @@ from tests.support.generating import GREEDY, Heard, listen, request, run, run_on
 from tests.support.tiny_model import CONTEXT_LENGTH, END, write_tiny_model
 from workers.engine.backend import Interrupted, Slice
 from workers.engine.base import EngineConfig
-from workers.engine.llama_cpp import LlamaContext, LlamaEngine
+from workers.engine.llama_cpp import LlamaEngine
+from workers.engine.llama_generating import LlamaContext
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
 from workers.messages import Generate

@@ -16,7 +16,8 @@ from tasks.jobs import Priority
 from tests.support.generating import Heard, listen, request, run, run_one
 from workers.engine.backend import Slice
 from workers.engine.base import EngineConfig
-from workers.engine.llama_cpp import LlamaContext, LlamaEngine
+from workers.engine.llama_cpp import LlamaEngine
+from workers.engine.llama_generating import LlamaContext
 from workers.messages import Generate
 
 pytestmark = pytest.mark.integration

@@ -28,11 +28,16 @@ def batching_cpu(generating: int, drafted: int) -> float:
     return 0.02 * (2 + 0.3 * drafted if drafted else 1)
 
 
+def lengths(policy: Speculation, guesses: list[Guess | None]) -> list[int]:
+    """Of the next step's drafts."""
+    return policy.best(guesses).lengths if policy.is_due(len(guesses)) else [0] * len(guesses)
+
+
 def drive(policy: Speculation, machine: Machine, guesses: list[Guess | None], steps: int = 200) -> list[int]:
     """The drafted tokens of each step."""
     drafted = []
     for _ in range(steps):
-        drafted.append(sum(policy.lengths(guesses)))
+        drafted.append(sum(lengths(policy, guesses)))
         policy.measured(len(guesses), drafted[-1], machine(len(guesses), drafted[-1]))
     return drafted
 
@@ -85,17 +90,27 @@ def test_drafts_keep_to_their_bound_and_to_their_sequences(generating: int):
     guesses: list[Guess | None] = [Guess(3, 0.9, 0.9) if index % 2 else None for index in range(generating)]
     policy = Speculation(MAX)
     for _ in range(50):
-        lengths = policy.lengths(guesses)
-        assert sum(lengths) <= MAX
-        assert all(length <= 3 for length in lengths)
-        assert all(guess or not length for guess, length in zip(guesses, lengths, strict=True))
-        policy.measured(generating, sum(lengths), gpu(generating, sum(lengths)))
-    assert any(policy.lengths(guesses)) == (2 <= generating <= MAX_GENERATING)
+        chosen = lengths(policy, guesses)
+        assert sum(chosen) <= MAX
+        assert all(length <= 3 for length in chosen)
+        assert all(guess or not length for guess, length in zip(guesses, chosen, strict=True))
+        policy.measured(generating, sum(chosen), gpu(generating, sum(chosen)))
+    assert any(lengths(policy, guesses)) == (2 <= generating <= MAX_GENERATING)
 
 
 def test_without_room_for_drafts_nobody_needs_to_guess():
     assert Speculation(0).longest(1) == 0
     assert Speculation(MAX).longest(MAX_GENERATING + 1) == 0
+
+
+def test_drafts_that_take_long_to_find_out_are_shorter_or_none():
+    policy = Speculation(MAX)
+    drive(policy, gpu, [SURE])
+    cheap, dear, too_dear = (policy.best([SURE], position_s) for position_s in (0.0001, 0.008, 0.05))
+    assert sum(cheap.lengths) == MAX
+    assert 0 < sum(dear.lengths) < MAX
+    assert cheap.speedup > dear.speedup > too_dear.speedup == 1.0
+    assert too_dear.lengths == [0]
 
 
 def test_clock_that_stands_still_does_no_harm():

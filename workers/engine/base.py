@@ -10,6 +10,17 @@ from tasks.fleet import ModelKind
 from workers.messages import Encode, Generate, Output, Ready
 
 DRAFT_TOKENS = 8  # of speculative decoding per step; each costs a row of logits in the output buffer
+DRAFT_PIECE = 64  # tokens that a draft model computes at once, at most
+MAX_VOCABULARY_DIFFERENCE = 128  # tokens at the end that only one of a model and its draft model has, as in llama.cpp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftConfig:
+    """A small model of the same vocabulary that guesses what the large one will say."""
+
+    model_path: Path
+    context_length: int  # tokens per sequence, not more than the large model's; behind them it guesses nothing
+    threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +40,7 @@ class EngineConfig:
     use_extra_bufts: bool = True  # False where AMX kills the process
     prefill_chunk: int = 512  # prompt tokens per step at most
     draft_tokens: int = DRAFT_TOKENS  # per step, of all sequences together; 0: no speculative decoding
+    draft: DraftConfig | None = None  # None: guesses come from the text itself alone
     model_kind: ModelKind = ModelKind.GENERATE
     adapter_path: Path | None = None  # a LoRA adapter over the weights
     adapter_scale: float = 1.0

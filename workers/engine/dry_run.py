@@ -22,6 +22,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int
     compute_bytes: int
     output_bytes: int
+    draft_bytes: int = 0  # weights, caches and buffers of its draft model
 
 
 def main() -> None:
@@ -34,9 +35,20 @@ def main() -> None:
 
 def run(config: EngineConfig) -> DryRun:
     """Raises ModelLoadFailed."""
+    from workers.engine.llama_draft import draft_engine_config
+
+    answer = _run_one(config)
+    if config.draft is None:
+        return answer
+    draft = _run_one(draft_engine_config(config, config.draft))
+    draft_bytes = draft.weight_bytes + draft.kv_bytes + draft.compute_bytes + draft.output_bytes
+    return msgspec.structs.replace(answer, draft_bytes=draft_bytes)
+
+
+def _run_one(config: EngineConfig) -> DryRun:
     from tasks.fleet import ModelKind
-    from workers.engine.llama_cpp import drafted_bytes, generating_context
     from workers.engine.llama_encoder import encoding_context
+    from workers.engine.llama_generating import drafted_bytes, generating_context
     from workers.engine.llama_log import LlamaLog
     from workers.engine.llama_model import LlamaModel
 

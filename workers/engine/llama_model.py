@@ -74,12 +74,12 @@ class LlamaModel:
         if api.llama_model_has_encoder(self.pointer) or not api.llama_model_has_decoder(self.pointer):
             self.close()
             raise ModelLoadFailed(f"{path.name} is an encoder-decoder model; those can't be served.")
-        self._vocab: Any = api.llama_model_get_vocab(self.pointer)
+        self.vocab: Any = api.llama_model_get_vocab(self.pointer)
         self._adapter = self._load_adapter(adapter, log) if adapter else None
         self.weight_bytes: int = api.llama_model_size(self.pointer)
         template = api.llama_model_chat_template(self.pointer, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
-        self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocab)
+        self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
 
     def adapt(self, context: Any) -> None:
         """Make a context compute with this model's adapter, if it has one. Raises ModelLoadFailed."""
@@ -106,23 +106,23 @@ class LlamaModel:
         capacity = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * capacity)()
-            count = api.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, parse_special)
+            count = api.llama_tokenize(self.vocab, data, len(data), buffer, capacity, add_special, parse_special)
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count
 
     @property
     def vocabulary_size(self) -> int:
-        return int(api.llama_vocab_n_tokens(self._vocab))
+        return int(api.llama_vocab_n_tokens(self.vocab))
 
     def start_ids(self) -> list[int]:
         """What an empty text starts with: BOS, else the end of the text before, else the first token."""
-        candidates = (api.llama_vocab_bos(self._vocab), api.llama_vocab_eos(self._vocab), 0)
+        candidates = (api.llama_vocab_bos(self.vocab), api.llama_vocab_eos(self.vocab), 0)
         return [next(token for token in candidates if token >= 0)]
 
     def pair_parts(self) -> PairParts:
         """How a query and a text are joined for a reranker."""
-        vocab = self._vocab
+        vocab = self.vocab
         template = api.llama_model_chat_template(self.pointer, b"rerank")
         end = api.llama_vocab_eos(vocab)
         if end < 0:
@@ -144,7 +144,7 @@ class LlamaModel:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """Read when it is first asked for: a vector needs none. Raises ModelLoadFailed when the file has none."""
-        vocab = self._vocab
+        vocab = self.vocab
         size: int = api.llama_vocab_n_tokens(vocab)
         if size <= 0:
             self.close()
@@ -160,7 +160,7 @@ class LlamaModel:
     def _text_piece(self, token: int) -> bytes:
         """What the token adds to an answer: control tokens nothing, but for those by which tool calls are known."""
         piece = self._piece(token, special=False)
-        if piece or not api.llama_vocab_is_control(self._vocab, token):
+        if piece or not api.llama_vocab_is_control(self.vocab, token):
             return piece
         control = self._piece(token, special=True)
         return control if control in TOOL_MARKERS else b""
@@ -170,10 +170,10 @@ class LlamaModel:
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
-        count = api.llama_token_to_piece(self._vocab, token, buffer, _LONGEST_PIECE, 0, special)
+        count = api.llama_token_to_piece(self.vocab, token, buffer, _LONGEST_PIECE, 0, special)
         if count < 0:
             buffer = ctypes.create_string_buffer(-count)
-            count = api.llama_token_to_piece(self._vocab, token, buffer, -count, 0, special)
+            count = api.llama_token_to_piece(self.vocab, token, buffer, -count, 0, special)
         return buffer.raw[:count]
 
 

@@ -97,7 +97,7 @@ def _remember(path: Path, *, safe: bool) -> None:
 def main(model_path: Path) -> None:
     from workers.engine.backend import Slice
     from workers.engine.base import EngineConfig
-    from workers.engine.llama_cpp import LlamaContext
+    from workers.engine.llama_generating import LlamaContext
     from workers.engine.llama_log import LlamaLog
     from workers.engine.llama_model import LlamaModel
 

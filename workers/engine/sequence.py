@@ -34,6 +34,7 @@ class Sequence:
         "_whole_texts",
         "arrival",
         "cached_tokens",
+        "chance",
         "decoded",
         "draft",
         "error",
@@ -68,6 +69,7 @@ class Sequence:
         self.decoded = 0
         self.lookup = PromptLookup(self.tokens)
         self.draft: list[int] = []  # guessed to come next, and decoded with the last token in the step under way
+        self.chance: float | None = None  # that a draft model's guess is right; None: as in any other sequence
         self.cached_tokens: int | None = None  # of the prompt, found when the sequence got its first slot
         self.finish_reason: FinishReason | None = None
         self.error: JobError | None = None  # why it can't go on
@@ -120,6 +122,14 @@ class Sequence:
             if self.is_over or row == len(draft) or self.tokens[-1] != draft[row]:
                 break
         return outputs
+
+    def guess_next(self, likeliest: int, logits: Floats) -> int:
+        """What would come behind the draft by these logits, with the random number of its place. No grammar is asked:
+        its state follows what was sampled."""
+        sampler = self.sampler
+        if sampler.is_argmax and likeliest not in sampler.masked:
+            return likeliest
+        return sampler.pick(logits, self.tokens + self.draft, self.completion_tokens + len(self.draft))
 
     def sample(self, likeliest: int, logits: Floats) -> TokenOut | None:
         """Choose the next token by this row of logits, whose argmax is known, and take it; see `accept`."""

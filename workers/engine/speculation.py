@@ -9,6 +9,7 @@ known as a ratio to steps without, which stays the same while contexts grow and 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from typing import NamedTuple
 
 from workers.engine.lookup import Guess
 
@@ -19,6 +20,13 @@ PLAIN_EVERY = 32  # so many steps with drafts, one goes without: what they are c
 FORGET_EVERY = 32  # decisions
 TRUSTED_ON = 0.94  # of the trust in a cost that was not measured meanwhile: in the end everything is tried again
 _NEWEST = 1 / 8  # weight of the newest measurement
+
+
+class Plan(NamedTuple):
+    """How many tokens to draft for each sequence, and how many times as many tokens per second that promises."""
+
+    lengths: list[int]
+    speedup: float
 
 
 class Speculation:
@@ -34,24 +42,39 @@ class Speculation:
         """Tokens that one draft may have now; 0: nobody needs to guess."""
         return self._max_drafted // generating if generating <= MAX_GENERATING else 0
 
-    def lengths(self, guesses: Items[Guess | None]) -> list[int]:
-        """Of each sequence's draft; a guess per sequence, None where there is none."""
-        generating = len(guesses)
-        costs = self._costs.get(generating)
-        if costs is None or self._since_plain >= PLAIN_EVERY:
-            return [0] * generating
+    def is_due(self, generating: int) -> bool:
+        """Whether the next step may have drafts; asked once per step. Now and then one goes without."""
+        if generating not in self._costs or self._since_plain >= PLAIN_EVERY:
+            return False
         self._decisions += 1
         if self._decisions % FORGET_EVERY == 0:
             self._forget()
-        best, best_rate = [0] * generating, generating * WORTH_IT
+        return True
+
+    def best(self, guesses: Items[Guess | None], position_s: float = 0.0) -> Plan:
+        """The lengths of most tokens per second; a guess per sequence, None where there is none.
+
+        `position_s`: seconds that it takes to find out one more token of all drafts."""
+        generating = len(guesses)
+        costs, plain_s = self._costs[generating], self._plain_s[generating]
+        position = position_s / plain_s if plain_s > 0 else 0.0
+        best = Plan([0] * generating, 1.0)
         longest = self.longest(generating)
         for level in (level for level in LEVELS if level <= longest):
             lengths = [min(level, guess.length) if guess else 0 for guess in guesses]
             tokens = generating + sum(guess.expected(level) for guess in guesses if guess)
-            rate = tokens / costs[sum(lengths)].expected
-            if rate > best_rate:
-                best, best_rate = lengths, rate
+            speedup = tokens / generating / (costs[sum(lengths)].expected + max(lengths) * position)
+            if speedup > max(best.speedup, WORTH_IT):
+                best = Plan(lengths, speedup)
         return best
+
+    def plain_s(self, generating: int) -> float:
+        """Seconds of a step without drafts; 0.0 before there was one."""
+        return self._plain_s.get(generating, 0.0)
+
+    def extra_s(self, generating: int, drafted: int) -> float:
+        """Seconds that a step with so many drafted tokens is expected to take longer than one without."""
+        return (self._costs[generating][drafted].expected - 1) * self._plain_s[generating]
 
     def measured(self, generating: int, drafted: int, seconds: float) -> None:
         """A step of so many sequences, and nothing else, with so many drafted tokens took so long."""

@@ -21,6 +21,7 @@ from workers.engine import scheduler
 from workers.engine.backend import Backend, Interrupted, NoRoom, Slice
 from workers.engine.base import EngineFailed
 from workers.engine.constraint import Constraint
+from workers.engine.draft_model import DraftModel
 from workers.engine.drafting import Drafting, drop_drafts
 from workers.engine.parked_states import ParkedStates
 from workers.engine.sampling import Floats
@@ -43,12 +44,13 @@ class StepLoop:
         context_length: int,
         prefill_chunk: int,
         parked_bytes: int = 0,
+        draft_model: DraftModel | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
         self._context_length = context_length
         self._pace = scheduler.PrefillPace(prefill_chunk)
-        self._drafting = Drafting(backend.max_drafted)
+        self._drafting = Drafting(backend.max_drafted, draft_model, monotonic_s)
         self._monotonic_s = monotonic_s
         self._waiting = WaitingLine()
         self._slots = Slots(backend, slots, ParkedStates(parked_bytes, cuts_tails=backend.cuts_tails))
@@ -153,8 +155,11 @@ class StepLoop:
         row = 0
         for sequence in sampled:
             if sequence.draft:
-                rows = slice(row, row + 1 + len(sequence.draft))
+                drafted, before = len(sequence.draft), len(sequence.tokens)
+                rows = slice(row, row + 1 + drafted)
                 outputs += sequence.sample_all(likeliest[rows], logits[rows])
+                if not sequence.is_over:
+                    self._drafting.verified(sequence, drafted, len(sequence.tokens) - before - 1, len(sampled))
                 sequence.decoded = self._backend.keep_prefix(sequence.slot, len(sequence.tokens) - 1)
                 row = rows.stop
             else:

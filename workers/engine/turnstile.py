@@ -49,10 +49,13 @@ class Turnstile:
         self._first = _FIRST_CORE_BYTE + (os.getpid() % cores if self._num_cores == 1 else 0)
         self._monotonic_s = monotonic_s
         self._resume_at_s = 0.0
-        self._holds = False
+        self._depth = 0  # how often the cores were taken and not let go; who has them may take them again
         signal.signal(signal.SIGALRM, _give_up)
 
     def __enter__(self) -> None:
+        if self._depth:
+            self._depth += 1
+            return
         if self._monotonic_s() < self._resume_at_s:
             return
         if self._take(fcntl.LOCK_NB):
@@ -69,7 +72,9 @@ class Turnstile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._holds:
+        if self._depth > 1:
+            self._depth -= 1
+        elif self._depth:
             self._let_go()
 
     def close(self) -> None:
@@ -83,12 +88,12 @@ class Turnstile:
         except BlockingIOError:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _QUEUE_BYTE)
             return False
-        self._holds = True
+        self._depth = 1
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _QUEUE_BYTE)
         return True
 
     def _let_go(self) -> None:
-        self._holds = False
+        self._depth = 0
         fcntl.lockf(self._file, fcntl.LOCK_UN, 0, 0)
 
 
