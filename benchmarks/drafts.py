@@ -40,7 +40,7 @@ STORY = (
 PIECE = 24  # tokens that are quoted or free in turn
 LOADS = ("quoted text", "quotes in free text", "free text")
 DEMO_MODELS = Path(__file__).resolve().parents[1] / "models"
-NOISES = (0.0, 0.15, 2.0)  # on the weights of the draft models for `--deeper`
+NOISES = (0.15, 2.0)  # on the weights of the draft models for `--deeper`
 SAMPLING = {"greedy": SamplingParams(temperature=0.0), "seeded": SamplingParams(temperature=0.8, seed=7)}
 
 
@@ -146,8 +146,9 @@ class Bench:
 
 def variants(times: int, folder: Path) -> tuple[Path, dict[str, Path]]:
     """A model that is so many times as deep as the demo model, and draft models by name, the worst last."""
-    large = write_variant(DEMO_MODELS / "keepwarm-demo-f16.gguf", folder / "deep.gguf", deeper=times)
-    drafts = {
+    demo = DEMO_MODELS / "keepwarm-demo-q8_0.gguf"
+    large = write_variant(demo, folder / "deep.gguf", deeper=times)
+    drafts = {"demo model": demo} | {
         f"demo model with noise {noise}": write_variant(
             DEMO_MODELS / "keepwarm-demo-f16.gguf", folder / f"noise-{noise}.gguf", noise=noise
         )

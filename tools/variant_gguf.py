@@ -39,8 +39,8 @@ def write_variant(source: Path, target: Path, *, deeper: int = 1, noise: float =
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
         value = blocks * deeper if name == f"{architecture}.block_count" else field.contents()
-        kind = field.types[0]
-        writer.add_key_value(name, value, kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+        outer, inner = field.types[0], field.types[-1]
+        writer.add_key_value(name, value, outer, inner if outer == gguf.GGUFValueType.ARRAY else None)
     random = np.random.default_rng(seed)
     for name, data, kind in _tensors(reader, blocks, deeper):
         writer.add_tensor(name, _disturbed(data, kind, noise, random) if noise else data, raw_dtype=kind)

@@ -105,6 +105,17 @@ def test_who_waited_in_vain_goes_on_and_does_not_ask_for_a_while(
     assert seconds_to_pass(turn) < 0.2
 
 
+def test_who_has_the_cores_may_take_them_again(tmp_path: Path, hold: Callable[[int], Holder]) -> None:
+    turn = Turnstile(tmp_path / "cores", cores=2, threads=2)
+    with turn:
+        waiting = hold(2)
+        with turn:
+            pass
+        assert not waiting.is_in_within(0.5)
+    waiting.wait_in()
+    waiting.leave()
+
+
 def test_cores_are_left_as_they_were_found(tmp_path: Path, hold: Callable[[int], Holder]) -> None:
     with Turnstile(tmp_path / "cores", cores=2, threads=2):
         waiting = hold(1)
