@@ -149,7 +149,7 @@ class LiveAnswer:
         self.job = job
         self._may_move = may_move
         self._arrived = arrived
-        self.meter = AnswerMeter(front.metrics.of_model(job.model), arrived)
+        self.meter = AnswerMeter(front.metrics.of_job(job), arrived)
         self.headers = {"x-keepwarm-job": job.id}
         self.watch = ClientWatch(request.receive, self.cancel if ends_with_client else None)
         self.batches = batches

@@ -11,7 +11,7 @@ from tasks.attachments import NOTHING, Attachments
 from tasks.batches import Batch as BatchRecord
 from tasks.controller.decisions import Decision
 from tasks.files import StoredFile
-from tasks.fleet import Fleet, ModelOffer, QueueReport
+from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.quarantine import Quarantine
@@ -53,7 +53,7 @@ class FleetState(Protocol):
 
     def broken_attempts(self) -> dict[tuple[str, str], int]: ...
 
-    def loads(self) -> dict[str, tuple[int, int]]: ...
+    def loads(self) -> dict[str, LoadCounts]: ...
 
     def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None: ...
 

@@ -146,7 +146,7 @@ class LiveChoices:
         self._arrived = arrived
         self._form_of = form_of
         self._may_move = may_move
-        metrics = front.metrics.of_model(jobs[0].model)
+        metrics = front.metrics.of_job(jobs[0])
         self._meters = [AnswerMeter(metrics, arrived) for _ in jobs]
         self._headers = {"x-keepwarm-job": ", ".join(job.id for job in jobs)}
         self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -10,6 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.backend import Backend
+from tasks.controller.decisions import Action
+from tasks.fleet import LoadCounts
 from tasks.webhooks import OutboxState
 
 
@@ -19,7 +22,7 @@ class FleetCounters(Collector):
 
     broken_attempts: Mapping[tuple[str, str], int]  # by error code and model
     decisions: Mapping[tuple[str, str], int]  # of the controller, by action and reason
-    loads: Mapping[str, tuple[int, int]]  # model → how many worked, and the milliseconds they took in all
+    loads: Mapping[str, LoadCounts]  # by model
     outbox: OutboxState
 
     @classmethod
@@ -45,11 +48,25 @@ class FleetCounters(Collector):
             ("action", "reason"),
             self.decisions.items(),
         )
-        model = ("model_name",)
-        counts = [((name,), count) for name, (count, _) in self.loads.items()]
-        yield _family("keepwarm_model_loads", "Loads that worked", model, counts)
-        seconds = [((name,), load_ms / 1000) for name, (_, load_ms) in self.loads.items()]
-        yield _family("keepwarm_model_load_seconds", "Time that these loads took in all", model, seconds)
+        evictions: Tally[tuple[str, ...]] = Tally()
+        for (action, reason), count in self.decisions.items():
+            if action == Action.EVICT:
+                evictions[reason,] += count
+        yield _family("keepwarm_evictions", "Runners that the controller sent away", ("reason",), evictions.items())
+        yield self._of_models("keepwarm_model_loads", "Loads that worked", lambda each: each.loads)
+        yield self._of_models(
+            "keepwarm_model_load_seconds", "Time that these loads took in all", lambda each: each.load_ms / 1000
+        )
+        yield self._of_models(
+            "keepwarm_model_swap_seconds",
+            "The same from when a worker was to hold the model: others had to leave first",
+            lambda each: each.swap_ms / 1000,
+        )
+        yield self._of_models(
+            "keepwarm_cold_starts",
+            "Jobs that came while no runner had their model ready",
+            lambda each: each.cold_starts,
+        )
         tries = [(tuple(name.partition(" ")[::2]), count) for name, count in self.outbox.counts.items()]
         documentation = "Tries to deliver a webhook, by what came of them; a dead one was the last"
         yield _family("keepwarm_webhook_tries", documentation, ("outcome", "reason"), tries)
@@ -57,6 +74,10 @@ class FleetCounters(Collector):
         yield GaugeMetricFamily("keepwarm_webhooks_pending", documentation, value=self.outbox.pending)
         documentation = "How late the try is that is due for longest: no batcher runs, or none keeps up"
         yield GaugeMetricFamily("keepwarm_webhook_overdue_seconds", documentation, value=self.outbox.overdue_s)
+
+    def _of_models(self, name: str, documentation: str, figure: Callable[[LoadCounts], float]) -> CounterMetricFamily:
+        values = [((model,), figure(counts)) for model, counts in sorted(self.loads.items())]
+        return _family(name, documentation, ("model_name",), values)
 
 
 def _family(

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from app.backend import Batch
 from app.fleet_counters import FleetCounters
 from app.fleet_view import FleetSnapshot
+from tasks.jobs import Job
 from tasks.stream_events import End, Started, Tokens
 
 _FIRST_TOKEN_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 40, 80, 160)
@@ -25,12 +26,13 @@ _BETWEEN_TOKENS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.
 _REQUEST_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
-class ModelMetrics(NamedTuple):
-    """The children of one model, looked up once per request and not once per token."""
+class JobMetrics(NamedTuple):
+    """The children of a model and a priority, looked up once per request and not once per token."""
 
     first_token: Histogram
     between_tokens: Histogram
     queue_time: Histogram
+    class_wait: Histogram
     prompt_tokens: Counter
     generation_tokens: Counter
 
@@ -60,6 +62,13 @@ class Metrics:
             buckets=_FIRST_TOKEN_S,
             registry=registry,
         )
+        self._class_wait = Histogram(
+            "keepwarm_priority_queue_time_seconds",
+            "The same by the job's priority class",
+            ("priority",),
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
         self._prompt_tokens = Counter(
             "keepwarm_prompt_tokens", "Prompt tokens of answers that this process passed on", model, registry=registry
         )
@@ -78,11 +87,13 @@ class Metrics:
         )
         self.open_streams = Gauge("keepwarm_open_streams", "Token streams open in this process", registry=registry)
 
-    def of_model(self, model_id: str) -> ModelMetrics:
-        return ModelMetrics(
+    def of_job(self, job: Job) -> JobMetrics:
+        model_id = job.model
+        return JobMetrics(
             self._first_token.labels(model_id),
             self._between_tokens.labels(model_id),
             self._queue_time.labels(model_id),
+            self._class_wait.labels(job.priority.name.lower()),
             self._prompt_tokens.labels(model_id),
             self._generation_tokens.labels(model_id),
         )
@@ -103,7 +114,7 @@ class Metrics:
 class AnswerMeter:
     """What the client of one answer feels. Times are monotonic seconds."""
 
-    def __init__(self, metrics: ModelMetrics, arrived: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, metrics: JobMetrics, arrived: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._arrived = arrived
         self._clock = clock
@@ -117,7 +128,9 @@ class AnswerMeter:
                 num_tokens += len(event.ids)
             elif isinstance(event, Started) and not self._has_started:
                 self._has_started = True
-                self._metrics.queue_time.observe(self._clock() - self._arrived)
+                waited_s = self._clock() - self._arrived
+                self._metrics.queue_time.observe(waited_s)
+                self._metrics.class_wait.observe(waited_s)
             elif isinstance(event, End) and event.usage is not None:
                 self._metrics.prompt_tokens.inc(event.usage.prompt_tokens)
                 self._metrics.generation_tokens.inc(event.usage.completion_tokens)

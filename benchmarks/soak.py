@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
         broken_attempts=counters["keepwarm_broken_attempts_total"],
         loads_per_request=loads / len(answers),
         mean_load_s=counters["keepwarm_model_load_seconds_total"] / max(loads, 1),
-        evictions=counters["evictions"],
+        evictions=counters["keepwarm_evictions_total"],
         peak_ledger_bytes=max(each.ledger_bytes for each in watch.pool),
         peak_private_bytes=max((each.group.private_bytes for each in watch.pool if each.group), default=None),
         growth=growth_of(watch.samples),
@@ -154,14 +154,12 @@ def _run(
 
 
 def read_counters(http: httpx2.Client) -> dict[str, float]:
-    """The fleet's counters summed over their labels; `evictions` are those of the controller's decisions."""
+    """The fleet's counters, summed over their labels."""
     found: defaultdict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(http.get("/metrics").raise_for_status().text):
         for sample in family.samples:
             if sample.name.endswith("_total"):
                 found[sample.name] += sample.value
-            if sample.name == "keepwarm_controller_decisions_total" and sample.labels["action"] == "evict":
-                found["evictions"] += sample.value
     return found
 
 
@@ -178,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=0.25, help="requests per second on average (default: 0.25)")
     parser.add_argument("--seed", type=int, default=0, help="of the schedule")
     parser.add_argument("--length-divisor", type=int, default=16, help="of the lengths (default: 16)")
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds for one request (default: 180)")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for one request (default: 600)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (default: 5)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=4)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tasks.admission_control import AdmissionControl
 from tasks.attachments import NOTHING, Attachments
-from tasks.errors import KeepwarmError, QueueFull
+from tasks.errors import KeepwarmError, QueueFull, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.job_request import JobRequest
@@ -136,6 +137,8 @@ class Dispatcher:
             self._wakeups.wake(job_id, offer.id, priority)
         if not self._current_fleet().has_ready_runner(offer.id):
             self._wakeups.nudge_controller()
+            with suppress(StoreUnavailable):  # a figure less
+                self._fleet.count_cold_start(offer.id)
         job = Job(
             id=job_id,
             state=JobState.QUEUED,

@@ -136,6 +136,15 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[ClassBacklog, ...] = ()
 
 
+class LoadCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one model on all workers, since the store exists."""
+
+    loads: int  # that worked
+    load_ms: int  # which these took in all
+    swap_ms: int  # the same from when the placement began to want them: others had to leave first
+    cold_starts: int  # jobs that came while no runner had the model ready
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """All live workers at one moment of the store's clock."""
 

@@ -96,10 +96,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
 
     tiers = Tiers(lambda: pool.models)
 
-    def count_load(model: str, load_ms: int) -> None:
+    def count_load(model: str, load_ms: int, swap_ms: int) -> None:
         tiers.loaded(model, load_ms)
         with suppress(StoreUnavailable):  # a figure less
-            fleet.count_load(model, load_ms)
+            fleet.count_load(model, load_ms, swap_ms)
 
     starter = _starter(settings, spare, store_settings.home / "logs", writer, clock)
     pool = WarmPool(

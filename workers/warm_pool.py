@@ -77,8 +77,9 @@ class WarmPool:
     """Implements `tasks.ports.ModelHost`. All methods may be called from any thread.
 
     `on_change` is called without locks whenever a runner changes its state, or its slots change between full and not
-    full, `on_load` with the model and the milliseconds of a load that has worked. `reconcile` should also be called now
-    and then: backoffs end and devices release memory without an event.
+    full, `on_load` with the model and the milliseconds of a load that has worked, and of all since the placement began
+    to want it: others may have had to leave first. `reconcile` should also be called now and then: backoffs end and
+    devices release memory without an event.
 
     `parked_memory`: what a runner may park states in, as in `ModelFile.parked_bytes`; 0 where that is not the memory
     that the ledger is about.
@@ -98,7 +99,7 @@ class WarmPool:
         parked_memory: int | None = 0,
         needs: Needs | None = None,
         on_change: Callable[[], None] = lambda: None,
-        on_load: Callable[[str, int], None] = lambda model, load_ms: None,
+        on_load: Callable[[str, int, int], None] = lambda model, load_ms, swap_ms: None,
     ) -> None:
         """Without `needs` models are estimated by the formula alone."""
         self._worker_id = worker_id
@@ -116,6 +117,7 @@ class WarmPool:
         self._residents: dict[str, Resident] = {}
         self._unreleased: dict[str, int] = {}  # model → pid of a gone process whose memory the device still holds
         self._failures = LoadFailures(first_pause_s=limits.first_backoff_s, last_pause_s=limits.last_backoff_s)
+        self._wanted_since_s: dict[str, float] = {}  # held by the placement and not ready
         self._refusals: dict[str, str] = {}  # held by the placement, but they don't fit
         self._usage = _Usage()
         self._placement = WorkerPlacement()
@@ -243,6 +245,7 @@ class WarmPool:
         with self._lock:
             if self._is_draining:
                 return
+            self._note_wanted()
             steps = self._plan()
             arriving = [resident for model in steps.load if (resident := self._admit(self._models[model]))]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
@@ -275,6 +278,12 @@ class WarmPool:
         self.drain(0.0)
 
     # ---- decisions, under the lock
+
+    def _note_wanted(self) -> None:
+        now_s, held = self._clock.monotonic_s(), self._placement.hold
+        absent = [model for model in held if model not in self._residents]
+        known = {model: since_s for model, since_s in self._wanted_since_s.items() if model in held}
+        self._wanted_since_s = dict.fromkeys(absent, now_s) | known
 
     def _plan(self) -> ResidencySteps:
         now_ms = self._clock.now_ms()
@@ -382,7 +391,9 @@ class WarmPool:
             load_ms = int(self._lived_s(started_s) * 1000)
             self._accounting.settle(resident.model, runner, ready, window, load_ms=load_ms)
             if runner.open():
-                self._count_load(resident.model.id, load_ms)
+                with self._lock:
+                    wanted_s = self._wanted_since_s.pop(resident.model.id, started_s)
+                self._count_load(resident.model.id, load_ms, int(self._lived_s(wanted_s) * 1000))
                 self._record_success(resident, is_proven=False)
                 runner.wait_gone()
             if resident.has_worked or self._lived_s(started_s) > EARLY_DEATH_S:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from tasks.fleet import ClassBacklog, Fleet, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
+from tasks.fleet import ClassBacklog, Fleet, LoadCounts, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
 from tasks.jobs import Priority, WorkerId
 from tasks.store import keys
 from tasks.store.connection import Client, as_ms, load_script, now_ms, translated
@@ -151,19 +151,33 @@ class FleetStore:
         return {(code, model): count for code, model, count in named}
 
     @translated
-    def count_load(self, model: str, load_ms: int) -> None:
-        """A model became ready on some worker."""
+    def count_load(self, model: str, load_ms: int, swap_ms: int) -> None:
+        """A model became ready on some worker, `swap_ms` after the placement began to want it there."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hincrby(keys.LOADS, f"n {model}", 1)
         pipe.hincrby(keys.LOADS, f"ms {model}", load_ms)
+        pipe.hincrby(keys.LOADS, f"swap {model}", swap_ms)
         pipe.execute()
 
     @translated
-    def loads(self) -> dict[str, tuple[int, int]]:
-        """Loads of each model since the store exists: how many, and the milliseconds that they took in all."""
+    def count_cold_start(self, model: str) -> None:
+        """A job came while no runner had its model ready."""
+        self._client.hincrby(keys.LOADS, f"cold {model}", 1)
+
+    @translated
+    def loads(self) -> dict[str, LoadCounts]:
+        """By model, since the store exists."""
         figures = {name.decode(): int(value) for name, value in self._client.hgetall(keys.LOADS).items()}
-        models = [name.removeprefix("n ") for name in figures if name.startswith("n ")]
-        return {model: (figures[f"n {model}"], figures.get(f"ms {model}", 0)) for model in models}
+        models = {name.partition(" ")[2] for name in figures}
+        return {
+            model: LoadCounts(
+                loads=figures.get(f"n {model}", 0),
+                load_ms=figures.get(f"ms {model}", 0),
+                swap_ms=figures.get(f"swap {model}", 0),
+                cold_starts=figures.get(f"cold {model}", 0),
+            )
+            for model in models
+        }
 
     @translated
     def ask(self, model: str, what: Ask) -> None:

@@ -40,7 +40,7 @@
 | kw:policy | string | PolicyState JSON: rates, buckets, failures that the policy remembers | controller, fenced | controller | – |
 | kw:decisions | stream | the newest decisions of the controller, field `d` = Decision JSON | controller, fenced | app | at most about 2000 |
 | kw:decision-counts | hash | `<action> <code>` → decisions of that kind so far | controller, fenced | app (metrics) | – |
-| kw:loads | hash | `n <model>` → loads so far, `ms <model>` → what they took in all | workers | app (metrics) | – |
+| kw:loads | hash | `n <model>` → loads so far, `ms <model>` → what they took in all, `swap <model>` → the same with making room; `cold <model>` → jobs that found it cold | workers, app | app (metrics) | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |
 

@@ -6,6 +6,7 @@ import pytest
 
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.policy_state import PolicyState
+from tasks.fleet import LoadCounts
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import connect
@@ -50,7 +51,13 @@ def test_who_no_longer_leads_writes_nothing(policy: PolicyStore, fleet: FleetSto
 
 
 def test_loads_are_counted_by_model(fleet: FleetStore) -> None:
-    fleet.count_load("a", 200)
-    fleet.count_load("a", 300)
-    fleet.count_load("n b", 50)
-    assert fleet.loads() == {"a": (2, 500), "n b": (1, 50)}
+    fleet.count_load("a", 200, 900)
+    fleet.count_load("a", 300, 300)
+    fleet.count_load("n b", 50, 60)
+    fleet.count_cold_start("a")
+    fleet.count_cold_start("never loaded")
+    assert fleet.loads() == {
+        "a": LoadCounts(loads=2, load_ms=500, swap_ms=1200, cold_starts=1),
+        "n b": LoadCounts(loads=1, load_ms=50, swap_ms=60, cold_starts=0),
+        "never loaded": LoadCounts(loads=0, load_ms=0, swap_ms=0, cold_starts=1),
+    }

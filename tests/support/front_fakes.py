@@ -19,7 +19,7 @@ from app.settings import ApiSettings
 from tasks.attachments import NOTHING, Attachments
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
-from tasks.fleet import Fleet, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
+from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.generation import AnswerFormat
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
@@ -236,15 +236,15 @@ class FakeBackend:
     def broken_attempts(self) -> dict[tuple[str, str], int]:
         return {("runner_crashed", "demo"): 2}
 
-    def loads(self) -> dict[str, tuple[int, int]]:
-        return {"demo": (3, 1500)}
+    def loads(self) -> dict[str, LoadCounts]:
+        return {"demo": LoadCounts(loads=3, load_ms=1500, swap_ms=4000, cold_starts=7)}
 
     # ---- DecisionLog
     def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:
         return [each for each in self.decided if model in (None, each.model)][:limit]
 
     def decision_counts(self) -> dict[tuple[str, str], int]:
-        return {("load", "room"): 4}
+        return {("load", "room"): 4, ("evict", "ttl"): 2}
 
     # ---- FleetState
     def known_offers(self) -> tuple[ModelOffer, ...]:

@@ -135,6 +135,7 @@ class PoolBench:
         self.sink = MemorySink()
         self.clock = ManualClock()
         self.changes = Changes()
+        self.loads: dict[str, tuple[int, int]] = {}  # model → ms of its last load, and of the whole swap
         self.device = FakeDevice()
         self.starter = ScriptedStarter(self.sink, self.clock)
         self.ledger = Ledger(budget_mib * MIB)
@@ -151,8 +152,13 @@ class PoolBench:
             limits=PoolLimits(drain_s=drain_s, park_s=5, stop_s=5),
             parked_memory=parked_mib * MIB,
             on_change=self.changes,
+            on_load=self._note_load,
         )
         self._epoch = 0
+
+    def _note_load(self, model: str, load_ms: int, swap_ms: int) -> None:
+        self.loads[model] = (load_ms, swap_ms)
+        self.changes()
 
     def place(self, *hold: str, evict: tuple[str, ...] = ()) -> None:
         self._epoch += 1

@@ -16,6 +16,7 @@ from app.following import Beat
 from app.front import get_front
 from app.idempotency import idempotency_key
 from app.main import create_app
+from app.metrics import AnswerMeter, Metrics
 from app.settings import ApiSettings
 from tasks import errors
 from tasks.controller.decisions import Action, Code, Decision
@@ -303,6 +304,9 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         'keepwarm_controller_decisions_total{action="load",reason="room"} 4.0',
         'keepwarm_model_loads_total{model_name="demo"} 3.0',
         'keepwarm_model_load_seconds_total{model_name="demo"} 1.5',
+        'keepwarm_model_swap_seconds_total{model_name="demo"} 4.0',
+        'keepwarm_cold_starts_total{model_name="demo"} 7.0',
+        'keepwarm_evictions_total{reason="ttl"} 2.0',
         'keepwarm_pool_budget_bytes{worker="w1"} 1e+07',
         'keepwarm_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 1.0',
         'keepwarm_webhook_tries_total{outcome="delivered",reason=""} 5.0',
@@ -312,6 +316,27 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         "keepwarm_store_up 1.0",
     ):
         assert line in text
+
+
+def test_how_long_jobs_wait_is_told_by_their_class_too():
+    metrics, times = Metrics(), iter([104.0, 109.0])
+    for priority in (Priority.INTERACTIVE, Priority.BATCH):
+        job = Job(
+            id=JobId("job_1"),
+            state=JobState.QUEUED,
+            model="demo",
+            priority=priority,
+            attempt=0,
+            last_seq=0,
+            created_ms=0,
+        )
+        meter = AnswerMeter(metrics.of_job(job), arrived=100.0, clock=lambda: next(times))
+        meter.saw([(0, Started(attempt=1, worker="w1"))])
+        meter.saw([(0, Started(attempt=2, worker="w2"))])  # a second attempt has waited for something else
+    text = metrics.exposition(None, None).decode()
+    assert 'keepwarm_priority_queue_time_seconds_sum{priority="interactive"} 4.0' in text
+    assert 'keepwarm_priority_queue_time_seconds_sum{priority="batch"} 9.0' in text
+    assert 'keepwarm_request_queue_time_seconds_sum{model_name="demo"} 13.0' in text
 
 
 def test_how_good_an_estimate_was_and_what_was_reduced_are_shown(client, fake):

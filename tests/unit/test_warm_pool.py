@@ -523,3 +523,21 @@ def test_runner_is_measured_again_after_its_first_work(make_bench: MakeBench) ->
     bench.pool.reconcile()
     bench.changes.wait_until(lambda: bench.pool.used_bytes == 120 * MIB)
     assert next(offer.bytes for offer in bench.pool.offers()) == need_of_measured(120 * MIB).total_bytes
+
+
+def test_a_swap_takes_from_the_wish_to_the_ready_runner_and_a_load_only_its_own_time(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    bench.changes.wait_until(lambda: "a" in bench.loads)
+    assert bench.loads["a"] == (0, 0)
+    bench.starter.links["a"][0].is_deaf = True  # it takes its time to leave
+    bench.place("b", evict=("a",))
+    bench.clock.advance(4)
+    bench.starter.links["a"][0].exit(0)
+    bench.await_gone("a")
+    bench.pool.reconcile()
+    link = bench.starter.await_start("b")
+    bench.clock.advance(2)
+    link.load(weight_bytes=bench.models["b"].shape.weight_bytes)
+    bench.changes.wait_until(lambda: "b" in bench.loads)
+    assert bench.loads["b"] == (2_000, 6_000)
