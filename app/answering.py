@@ -8,16 +8,15 @@ The job of a client that leaves before its answer is complete is cancelled, unle
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 
 import msgspec
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import sse
+from app.answer_source import CACHE_HEADER, AnswerSource, open_source
 from app.backend import Batch
 from app.error_handlers import facts_of
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
@@ -26,10 +25,11 @@ from app.front import Front
 from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm, WholeForm
 from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.answer_cache import AnswerKey, CacheOutcome, answer_key
 from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
 from tasks.job_request import JobRequest
-from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
+from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.stream_events import End, Loading, Queued, Reset, Tokens
 
 STATUS_CLIENT_LEFT = 499  # nobody reads it; for the log and the metrics
@@ -44,14 +44,15 @@ async def answer(
     priority: Priority,
     form_of: Callable[[Job], AnswerForm],
     is_stream: bool,
+    key: AnswerKey | None = None,
     idempotency_key: str | None = None,
     fingerprint: str | None = None,
 ) -> Response:
     """With an idempotency key the answer may be that of a job which an earlier request began, and the job outlives its
-    clients: one that lost its connection comes back with the key.
+    clients: one that lost its connection comes back with the key. `key`: the cache may answer.
 
     Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
-    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint)
+    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint, key=key)
     return await (live.stream(form_of) if is_stream else live.whole(form_of))
 
 
@@ -66,8 +67,9 @@ async def answer_whole(
     idempotency_key: str | None = None,
     fingerprint: str | None = None,
 ) -> Response:
-    """`answer` for routes that never stream."""
-    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint)
+    """`answer` for encodings, which never stream, and which the cache may always answer."""
+    key = answer_key(work, offer, has_seed=False)
+    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint, key=key)
     return await live.whole(form_of)
 
 
@@ -80,53 +82,37 @@ async def admit(
     idempotency_key: str | None,
     fingerprint: str | None,
     *,
+    key: AnswerKey | None = None,
     job_id: JobId | None = None,
     outlives_client: bool = False,
 ) -> LiveAnswer:
-    """`job_id`: of the new job, where something is known of it before. `outlives_client`: also without a key."""
+    """`key`: the cache may answer. `job_id`: of the new job, where something is known of it before. `outlives_client`:
+    also without an idempotency key."""
     arrived = time.monotonic()
-    streams = front.backend.streams
-    job_id = job_id or new_job_id()
-    follower = await streams.listen(job_id)  # its first token will be on its way before submit returns
-    submit = partial(
-        front.backend.dispatcher.submit,
+    source = await open_source(
+        front,
         work,
         offer=offer,
         priority=priority,
-        deadline_ms=None,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint,
+        key=key,
         job_id=job_id,
+        outlives_client=outlives_client,
     )
-    try:
-        submission = await to_thread.run_sync(submit)
-    except BaseException:
-        await streams.ignore(follower)
-        raise
-    job = submission.job
-    request.state.job_id = job.id  # from here on errors carry it
-    if submission.is_heard:
-        batches = streams.follow_batches(job.id, follower=follower)
-    else:
-        await streams.ignore(follower)
-        batches = streams.follow_batches(job.id)
-    return LiveAnswer(
-        front,
-        request,
-        work,
-        job,
-        batches,
-        arrived,
-        may_move=offer.fallback is not None,
-        ends_with_client=idempotency_key is None and not outlives_client,
-    )
+    if source.record_id is not None:
+        request.state.job_id = source.record_id  # from here on errors carry it
+    return LiveAnswer(front, request, work, source, arrived)
 
 
-async def serving_job(front: Front, job: Job, *, may_move: bool) -> Job:
-    """The job once its first event is out: with the model that answers it for good (`tasks.controller.fallback`).
-
-    `may_move`: its model has a fallback; else nothing is read."""
-    return await to_thread.run_sync(front.backend.jobs.get, job.id) if may_move else job
+def source_headers(sources: Sequence[AnswerSource]) -> dict[str, str]:
+    """Which jobs a client may ask about, and what the cache did; of several choices the least lucky one counts."""
+    headers: dict[str, str] = {}
+    if job_ids := [source.record_id for source in sources if source.record_id is not None]:
+        headers["x-keepwarm-job"] = ", ".join(job_ids)
+    if outcomes := {source.cache for source in sources if source.cache is not None}:
+        headers[CACHE_HEADER] = max(outcomes, key=list(CacheOutcome).index).value
+    return headers
 
 
 class LiveAnswer:
@@ -137,22 +123,18 @@ class LiveAnswer:
         front: Front,
         request: Request,
         work: JobRequest,
-        job: Job,
-        batches: AsyncGenerator[Batch, None],
+        source: AnswerSource,
         arrived: float,
-        *,
-        may_move: bool,
-        ends_with_client: bool,
     ) -> None:
         self._front = front
         self._work = work
-        self.job = job
-        self._may_move = may_move
+        self._source = source
+        self.job = source.job
         self._arrived = arrived
-        self.meter = AnswerMeter(front.metrics.of_job(job), arrived)
-        self.headers = {"x-keepwarm-job": job.id}
-        self.watch = ClientWatch(request.receive, self.cancel if ends_with_client else None)
-        self.batches = batches
+        self.meter = AnswerMeter(front.metrics.of_job(source.job), arrived)
+        self.headers = source_headers([source])
+        self.watch = ClientWatch(request.receive, source.leave if source.ends_with_client else None)
+        self.batches = source.batches
         self._has_text = False  # the client has part of the answer
         self._is_over = False  # nothing more will be sent
 
@@ -175,8 +157,7 @@ class LiveAnswer:
         finally:
             await self.watch.finish()
         end = self._success(transcript.end)
-        may_differ = self._may_move or needs_ended_job
-        form = form_of(await serving_job(self._front, self.job, may_move=may_differ))
+        form = form_of(await self._source.serving_job(is_needed=needs_ended_job))
         body = msgspec.json.encode(form.whole(transcript, end))
         return Response(body, 200, self.headers, "application/json")
 
@@ -207,12 +188,12 @@ class LiveAnswer:
     async def _chunks(self, form_of: Callable[[Job], AnswerForm], batch: Batch) -> Chunks:
         """Bytes to send, one chunk per batch. Ends after the job's end, an error, or the client's leaving."""
         form: AnswerForm | None = None  # there is none before the first numbered event: it names the model
-        beat = Beat(self._front.backend.jobs, self.job, keep_alive_s=self._front.settings.keep_alive_s)
+        beat = Beat(self._front.backend.jobs, self._source.waiting_job, keep_alive_s=self._front.settings.keep_alive_s)
         self._front.metrics.open_streams.inc()
         try:
             while True:
                 if form is None and has_begun(batch):
-                    form = form_of(await serving_job(self._front, self.job, may_move=self._may_move))
+                    form = form_of(await self._source.serving_job())
                 chunk = self._word(form, batch, beat) if batch else await silence(beat)
                 if self._is_over:
                     await self.watch.finish()
@@ -274,7 +255,7 @@ class LiveAnswer:
         return end
 
     async def cancel(self) -> None:
-        await to_thread.run_sync(self._front.backend.jobs.cancel, self.job.id)
+        await self._source.leave()
 
 
 def has_begun(batch: Batch) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.batches.contents import Contents
+from tasks.answer_cache import CacheOutcome, CacheWish
 from tasks.attachments import NOTHING, Attachments
 from tasks.batches import Batch as BatchRecord
 from tasks.controller.decisions import Decision
@@ -17,10 +18,11 @@ from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.quarantine import Quarantine
 from tasks.responses import Outcome, StoredResponse
 from tasks.settings import StoreSettings
-from tasks.stream_events import StreamEvent
+from tasks.stream_events import NumberedEvent, StreamEvent
 from tasks.webhooks import OutboxState
 
 if TYPE_CHECKING:  # the command line needs the names here, not a client of the store
+    from tasks.store.answer_store import CacheCounts
     from tasks.store.token_reader import Follower
 
 Batch = list[tuple[int | None, StreamEvent]]
@@ -39,6 +41,10 @@ class Jobs(Protocol):
 
     def cancel(self, job_id: JobId) -> Job: ...
 
+    def leave(self, job_id: JobId) -> None:
+        """End a job that others may wait for too, unless one of them does."""
+        ...
+
     def position(self, job: Job) -> int | None: ...
 
 
@@ -56,6 +62,12 @@ class FleetState(Protocol):
     def loads(self) -> dict[str, LoadCounts]: ...
 
     def ask(self, model_id: str, what: Literal["warm", "evict"]) -> None: ...
+
+
+class AnswerCache(Protocol):
+    """The answers that are kept. Blocking."""
+
+    def counts(self) -> CacheCounts: ...
 
 
 class DecisionLog(Protocol):
@@ -89,6 +101,19 @@ class Submitted(Protocol):
     @property
     def is_heard(self) -> bool: ...
 
+    @property
+    def cache(self) -> CacheOutcome | None: ...
+
+    @property
+    def answer(self) -> tuple[NumberedEvent, ...]:
+        """From the cache; then the job has no record."""
+        ...
+
+    @property
+    def follows(self) -> JobId | None:
+        """A job that computes the same; then this one has no record."""
+        ...
+
 
 class Submitter(Protocol):
     """Takes jobs in. Blocking. Raises QueueFull, StoreFull, IdempotencyMismatch, PromptQuarantined, ModelQuarantined,
@@ -105,6 +130,7 @@ class Submitter(Protocol):
         fingerprint: str | None = None,
         job_id: JobId | None = None,
         attached: Attachments = NOTHING,
+        wish: CacheWish | None = None,
     ) -> Submitted: ...
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None: ...
@@ -223,6 +249,7 @@ class Backend:
     streams: TokenStreams
     quarantine: QuarantineWard
     decisions: DecisionLog
+    answers: AnswerCache
     files: FileRecords
     contents: Contents
     file_retention_ms: int
@@ -238,6 +265,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.admission_control import AdmissionControl
     from tasks.celery_app import create_celery_app
     from tasks.dispatch import Dispatcher
+    from tasks.store.answer_store import AnswerStore
     from tasks.store.batch_store import BatchStore
     from tasks.store.connection import connect, ping
     from tasks.store.file_store import FileStore
@@ -267,6 +295,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
         streams=TokenReader(settings),
         quarantine=QuarantineStore(client, settings),
         decisions=PolicyStore(client),
+        answers=AnswerStore(client),
         files=FileStore(client),
         contents=Contents(settings.files_url, settings.home),
         file_retention_ms=settings.file_retention_s * 1000,

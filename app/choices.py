@@ -10,17 +10,16 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 
 import msgspec
 import structlog
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import sse
-from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, serving_job, silence
-from app.backend import Batch, Jobs
+from app.answer_source import AnswerSource, open_source
+from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, silence, source_headers
+from app.backend import Batch
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
@@ -28,6 +27,7 @@ from app.idempotency import choice_key
 from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm
 from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.answer_cache import answer_key
 from tasks.errors import KeepwarmError, StoreUnavailable
 from tasks.fleet import ModelOffer
 from tasks.generation import MAX_SEED, GenerationRequest
@@ -49,10 +49,13 @@ async def answer_with_choices(
     priority: Priority,
     form_of: FormOf,
     is_stream: bool,
+    has_seed: bool,
     idempotency_key: str | None,
     fingerprint: str | None,
 ) -> Response:
-    """`app.answering.answer` with n choices. Raises what that does; then no job of the request is left."""
+    """`app.answering.answer` with n choices. `has_seed`: the client chose one.
+
+    Raises what `answer` does; then no job of the request is left."""
     if n == 1:
         return await answer(
             front,
@@ -62,35 +65,30 @@ async def answer_with_choices(
             priority=priority,
             form_of=lambda job: form_of(job, 0),
             is_stream=is_stream,
+            key=answer_key(generation, offer, has_seed=has_seed),
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
         )
     arrived = time.monotonic()
-    submit = partial(front.backend.dispatcher.submit, offer=offer, priority=priority, deadline_ms=None)
-
-    def submit_all() -> list[Job]:
-        jobs: list[Job] = []
-        try:
-            for index, choice in enumerate(choice_requests(generation, n)):
-                key = idempotency_key and choice_key(idempotency_key, index)
-                jobs.append(submit(choice, idempotency_key=key, fingerprint=fingerprint).job)
-        except BaseException:  # whatever it is: nobody waits for these any more
-            cancel_all(front.backend.jobs, jobs)
-            raise
-        return jobs
-
-    jobs = await to_thread.run_sync(submit_all)
-    request.state.job_id = jobs[0].id  # from here on errors carry it
-    choices = LiveChoices(
-        front,
-        request,
-        generation,
-        jobs,
-        arrived,
-        form_of=form_of,
-        may_move=offer.fallback is not None,
-        ends_with_client=idempotency_key is None,
-    )
+    sources: list[AnswerSource] = []
+    try:
+        for index, choice in enumerate(choice_requests(generation, n)):
+            source = await open_source(
+                front,
+                choice,
+                offer=offer,
+                priority=priority,
+                idempotency_key=idempotency_key and choice_key(idempotency_key, index),
+                fingerprint=fingerprint,
+                key=answer_key(choice, offer, has_seed=has_seed),
+            )
+            sources.append(source)
+    except BaseException:  # whatever it is: nobody waits for these any more
+        await leave_all(sources)
+        raise
+    if sources[0].record_id is not None:
+        request.state.job_id = sources[0].record_id  # from here on errors carry it
+    choices = LiveChoices(front, request, generation, sources, arrived, form_of=form_of)
     return await (choices.stream() if is_stream else choices.whole())
 
 
@@ -104,13 +102,13 @@ def choice_requests(generation: GenerationRequest, n: int) -> list[GenerationReq
     ]
 
 
-def cancel_all(records: Jobs, jobs: Sequence[Job]) -> None:
-    """Those that have ended stay as they are. One that can't be cancelled keeps none of the others alive."""
-    for job in jobs:
+async def leave_all(sources: Sequence[AnswerSource]) -> None:
+    """Those that have ended stay as they are. One that can't be ended keeps none of the others alive."""
+    for source in sources:
         try:
-            records.cancel(job.id)
+            await source.leave()
         except Exception as error:
-            _log.warning("choice_not_cancelled", job_id=job.id, error=repr(error))
+            _log.warning("choice_not_cancelled", job_id=source.job.id, error=repr(error))
 
 
 def usage_of_all(ends: Sequence[End]) -> Usage | None:
@@ -133,39 +131,36 @@ class LiveChoices:
         front: Front,
         request: Request,
         generation: GenerationRequest,
-        jobs: Sequence[Job],
+        sources: Sequence[AnswerSource],
         arrived: float,
         *,
         form_of: FormOf,
-        may_move: bool,
-        ends_with_client: bool,
     ) -> None:
         self._front = front
         self._generation = generation
-        self._jobs = jobs
+        self._sources = sources
         self._arrived = arrived
         self._form_of = form_of
-        self._may_move = may_move
-        metrics = front.metrics.of_job(jobs[0])
-        self._meters = [AnswerMeter(metrics, arrived) for _ in jobs]
-        self._headers = {"x-keepwarm-job": ", ".join(job.id for job in jobs)}
-        self._watch = ClientWatch(request.receive, self._cancel if ends_with_client else None)
-        self._batches = merged([front.backend.streams.follow_batches(job.id) for job in jobs])
+        metrics = front.metrics.of_job(sources[0].job)
+        self._meters = [AnswerMeter(metrics, arrived) for _ in sources]
+        self._headers = source_headers(sources)
+        self._watch = ClientWatch(request.receive, self._leave if sources[0].ends_with_client else None)
+        self._batches = merged([source.batches for source in sources])
         self._ends: dict[int, End] = {}  # of the choices that are complete, by index
         self._forms: dict[int, AnswerForm] = {}  # of the choices that are being streamed
-        self._has_text = [False] * len(jobs)  # the client has part of this choice
+        self._has_text = [False] * len(sources)  # the client has part of this choice
 
     @property
     def _is_over(self) -> bool:
-        return len(self._ends) == len(self._jobs)
+        return len(self._ends) == len(self._sources)
 
     async def _form(self, index: int) -> AnswerForm:
         """Only once the choice has begun: each names the model that answers it."""
-        job = await serving_job(self._front, self._jobs[index], may_move=self._may_move)
-        return self._form_of(msgspec.structs.replace(self._jobs[0], model=job.model), index)
+        serving = await self._sources[index].serving_job()
+        return self._form_of(msgspec.structs.replace(self._sources[0].job, model=serving.model), index)
 
     async def whole(self) -> Response:
-        transcripts = [Transcript() for _ in self._jobs]
+        transcripts = [Transcript() for _ in self._sources]
         timeout_s = self._front.settings.sync_timeout_s
         try:
             async with aclosing(self._batches):
@@ -183,11 +178,11 @@ class LiveChoices:
         except StoreUnavailable:  # the jobs live; with an idempotency key the client comes back to them
             raise
         except KeepwarmError:
-            await self._cancel()
+            await self._leave()
             raise
         finally:
             await self._watch.finish()
-        forms = [await self._form(index) for index in range(len(self._jobs))]
+        forms = [await self._form(index) for index in range(len(self._sources))]
         choices = [
             form.choice(transcript, self._ends[index])
             for index, (form, transcript) in enumerate(zip(forms, transcripts, strict=True))
@@ -207,14 +202,16 @@ class LiveChoices:
                     break
         except BaseException as error:
             if isinstance(error, KeepwarmError) and not isinstance(error, StoreUnavailable):
-                await self._cancel()
+                await self._leave()
             await self._watch.finish()
             await self._batches.aclose()
             raise
         return SseResponse(self._chunks(held_back), self._headers)
 
     async def _chunks(self, held_back: Sequence[tuple[int, Batch]]) -> Chunks:
-        beat = Beat(self._front.backend.jobs, self._jobs[0], keep_alive_s=self._front.settings.keep_alive_s)
+        beat = Beat(
+            self._front.backend.jobs, self._sources[0].waiting_job, keep_alive_s=self._front.settings.keep_alive_s
+        )
         self._front.metrics.open_streams.inc()
         try:
             for index, batch in held_back:
@@ -237,7 +234,7 @@ class LiveChoices:
             yield in_band(error)
         except KeepwarmError as error:
             yield in_band(error)
-            await self._cancel()
+            await self._leave()
         finally:
             await self._watch.finish()
             self._front.metrics.open_streams.dec()
@@ -281,11 +278,11 @@ class LiveChoices:
         return b"".join(parts)
 
     def _usage(self) -> Usage | None:
-        return usage_of_all([self._ends[index] for index in range(len(self._jobs))])
+        return usage_of_all([self._ends[index] for index in range(len(self._sources))])
 
-    async def _cancel(self) -> None:
+    async def _leave(self) -> None:
         """Those that have ended stay as they are."""
-        await to_thread.run_sync(cancel_all, self._front.backend.jobs, self._jobs)
+        await leave_all(self._sources)
 
 
 async def merged(streams: Sequence[AsyncGenerator[Batch, None]]) -> AsyncGenerator[tuple[int, Batch], None]:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from app.backend import Backend
 from tasks.controller.decisions import Action
 from tasks.fleet import LoadCounts
+from tasks.store.answer_store import CacheCounts
 from tasks.webhooks import OutboxState
 
 
@@ -24,6 +25,7 @@ class FleetCounters(Collector):
     decisions: Mapping[tuple[str, str], int]  # of the controller, by action and reason
     loads: Mapping[str, LoadCounts]  # by model
     outbox: OutboxState
+    cache: CacheCounts
 
     @classmethod
     def read(cls, backend: Backend) -> FleetCounters:
@@ -33,6 +35,7 @@ class FleetCounters(Collector):
             decisions=backend.decisions.decision_counts(),
             loads=backend.fleet.loads(),
             outbox=backend.outbox.state(),
+            cache=backend.answers.counts(),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -74,6 +77,17 @@ class FleetCounters(Collector):
         yield GaugeMetricFamily("keepwarm_webhooks_pending", documentation, value=self.outbox.pending)
         documentation = "How late the try is that is due for longest: no batcher runs, or none keeps up"
         yield GaugeMetricFamily("keepwarm_webhook_overdue_seconds", documentation, value=self.outbox.overdue_s)
+        yield _family(
+            "keepwarm_cache_requests",
+            "Requests that the cache of answers might have answered: hit, shared (with a job that ran), miss",
+            ("outcome", "model_name"),
+            self.cache.requests.items(),
+        )
+        yield CounterMetricFamily(
+            "keepwarm_cache_evictions", "Cached answers that made room for others", self.cache.evicted
+        )
+        yield GaugeMetricFamily("keepwarm_cache_answers", "Answers in the cache", self.cache.answers)
+        yield GaugeMetricFamily("keepwarm_cache_bytes", "Bytes of these answers and their keys", self.cache.bytes)
 
     def _of_models(self, name: str, documentation: str, figure: Callable[[LoadCounts], float]) -> CounterMetricFamily:
         values = [((model,), figure(counts)) for model, counts in sorted(self.loads.items())]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tasks.admission_control import AdmissionControl
+from tasks.answer_cache import CacheOutcome, CacheWish, as_cached
 from tasks.attachments import NOTHING, Attachments
 from tasks.errors import KeepwarmError, QueueFull, StoreUnavailable
 from tasks.failpoints import failpoint
@@ -16,6 +17,7 @@ from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
+from tasks.stream_events import NumberedEvent
 from tasks.wakeups import Wakeups
 
 FLEET_CACHE_S = 0.25
@@ -27,6 +29,9 @@ class Submission:
     is_new: bool  # False: an Idempotency-Key attached to a job admitted before
     position: int
     is_heard: bool = False  # new, and somebody listened to its channel already: nothing of it needs to be replayed
+    cache: CacheOutcome | None = None  # None: the cache was not asked
+    answer: tuple[NumberedEvent, ...] = ()  # from the cache; then there is no record of `job`
+    follows: JobId | None = None  # the job that computes the same; then there is no record of `job`
 
 
 class Dispatcher:
@@ -59,11 +64,13 @@ class Dispatcher:
         fingerprint: str | None = None,
         job_id: JobId | None = None,
         attached: Attachments = NOTHING,
+        wish: CacheWish | None = None,
     ) -> Submission:
         """Once this returns the job is acknowledged: it survives any crash of any process but the store's disk.
 
         `job_id`: of the new job, drawn by a caller who listens to it already.
-        `fingerprint` is what makes two bodies under one idempotency key equal. Raises QueueFull, StoreFull,
+        `fingerprint` is what makes two bodies under one idempotency key equal. `wish`: what the cache may do; a job
+        that outlives its clients has a record also when it is a cached answer. Raises QueueFull, StoreFull,
         IdempotencyMismatch, PromptQuarantined, ModelQuarantined, DeadlineCannotBeMet, StoreUnavailable."""
         return self._admit(
             request,
@@ -74,6 +81,7 @@ class Dispatcher:
             fingerprint=fingerprint,
             job_id=job_id,
             attached=attached,
+            wish=wish,
         )
 
     def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
@@ -111,8 +119,10 @@ class Dispatcher:
         repeats: JobId | None = None,
         job_id: JobId | None = None,
         attached: Attachments = NOTHING,
+        wish: CacheWish | None = None,
     ) -> Submission:
         job_id = job_id or new_job_id()
+        refusal = self._refusal(offer, priority, deadline_ms)
         wakeup = self._wakeups.envelope(job_id, offer.id, priority)
         try:
             admission = self._jobs.admit(
@@ -123,12 +133,44 @@ class Dispatcher:
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint,
                 repeats=repeats,
-                refusal=self._refusal(offer, priority, deadline_ms),
+                refusal=refusal,
                 wakeup=wakeup,
                 attached=attached,
+                wish=wish,
             )
         except QueueFull as full:
             raise self._control.with_retry_after(full, self._current_fleet()) from None
+        if admission.shared_with is not None:
+            job = _unwritten(job_id, request, priority, admission.created_ms, JobState.RUNNING)
+            return Submission(
+                job=job, is_new=False, position=0, cache=CacheOutcome.SHARED, follows=admission.shared_with
+            )
+        if admission.answer:
+            answer = as_cached(admission.answer)
+            if wish is not None and wish.ends_with_clients:
+                job = _unwritten(job_id, request, priority, admission.created_ms, JobState.SUCCEEDED)
+                return Submission(job=job, is_new=False, position=0, cache=CacheOutcome.HIT, answer=answer)
+            if refusal is not None:
+                raise refusal
+            if self._jobs.write_answered(
+                job_id,
+                request,
+                answer,
+                priority=priority,
+                idempotency_key=idempotency_key,
+                fingerprint=fingerprint,
+                attached=attached,
+            ):
+                return Submission(job=self._jobs.get(job_id), is_new=False, position=0, cache=CacheOutcome.HIT)
+            return self._admit(
+                request,
+                offer=offer,
+                priority=priority,
+                deadline_ms=deadline_ms,
+                idempotency_key=idempotency_key,
+                fingerprint=fingerprint,
+                attached=attached,
+            )
         if not admission.is_new:
             job = self._jobs.get(admission.job_id)
             return Submission(job=job, is_new=False, position=self._jobs.position(job) or 0)
@@ -152,7 +194,13 @@ class Dispatcher:
             metadata=attached.metadata,
             webhook=attached.webhook,
         )
-        return Submission(job=job, is_new=True, position=admission.position, is_heard=admission.is_heard)
+        return Submission(
+            job=job,
+            is_new=True,
+            position=admission.position,
+            is_heard=admission.is_heard,
+            cache=None if wish is None else CacheOutcome.MISS,
+        )
 
     def _refusal(self, offer: ModelOffer, priority: Priority, deadline_ms: int | None) -> KeepwarmError | None:
         refusal = self._control.store_full()
@@ -168,3 +216,16 @@ class Dispatcher:
         if self._fleet_seen is None or now - self._fleet_seen_at > FLEET_CACHE_S:
             self._fleet_seen, self._fleet_seen_at = self._fleet.fleet(), now
         return self._fleet_seen
+
+
+def _unwritten(job_id: JobId, request: JobRequest, priority: Priority, now_ms: int, state: JobState) -> Job:
+    """A job in name only: its answer comes from elsewhere."""
+    return Job(
+        id=job_id,
+        state=state,
+        model=request.model,
+        priority=priority,
+        attempt=0,
+        last_seq=0,
+        created_ms=now_ms,
+    )

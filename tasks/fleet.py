@@ -36,6 +36,13 @@ class ModelKind(StrEnum):
     RERANK = "rerank"
 
 
+class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers of a model are cached, if its owner wants that."""
+
+    ttl_s: int
+    max_bytes: int  # of one answer; a larger one is not kept
+
+
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     """One model that a worker could serve, with what is known of its cost there."""
 
@@ -63,6 +70,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     )
     reduced: str | None = None  # what was taken from its context or slots to make it fit
     is_matryoshka: bool = False  # the start of its vectors is a vector too, if made to have length 1
+    fingerprint: str = ""  # of the file and of what it is loaded with: an equal one says the same; "" is equal to none
+    cache: CachePolicy | None = None  # None: its answers are not cached
 
     @property
     def is_usable(self) -> bool:

@@ -67,6 +67,11 @@ Outcome = Finished | Cancelled | Failed | Parked | Lost
 class Slot(Protocol):
     """A reserved place in a ready runner."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the model as this runner has loaded it (`tasks.fleet.ModelOffer`)."""
+        ...
+
     def run(self, attempt: Attempt) -> Outcome:
         """Generate, publishing tokens on the way; blocks until the outcome. Gives the place back at its end."""
         ...

@@ -78,6 +78,7 @@ class StoreSettings(BaseSettings):
     max_queue_per_model: int = Field(default=10_000, ge=1)
     max_queue_total: int = Field(default=50_000, ge=1)
     max_open_batches: int = Field(default=1000, ge=1)  # batches that have not ended
+    cache_bytes: Bytes = 64 * 1024**2  # of cached answers of all models together; 0 = none is kept
     max_store_fill: float = Field(default=0.8, gt=0, le=1)  # admission stops when the store's memory is used so far
 
     @field_validator("home")

@@ -6,13 +6,14 @@ that changed since the previous scan.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.errors import InvalidSetting
-from tasks.fleet import ModelKind
+from tasks.fleet import CachePolicy, ModelKind
 from workers.draft_files import DraftFile, add_drafts
 from workers.estimate import ModelShape, parked_bytes
 from workers.gguf_header import BrokenModelFile, GgufHeader, ReadHeader, read_header
@@ -67,6 +68,12 @@ class ModelFile:
     draft_problem: str | None = None  # why there is none, though models.yaml names one
     reduced: str | None = None  # what was taken away to make it fit here (`workers.fitting`)
     full_size: tuple[int, int] | None = None  # context length and slots before that; None: it has them
+    cache: CachePolicy | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the file's identity and of all that a runner is loaded with."""
+        return hashlib.sha256(repr(self._loaded_as).encode()).hexdigest()[:32]
 
     def parked_bytes(self, wished: int | None) -> int:
         """Main memory beside the KV cache for what lost its slot; see `workers.estimate`."""
@@ -202,6 +209,7 @@ class FolderScanner:
             devices=tuple(wishes.devices),
             replicas=wishes.replicas,
             max_replicas=wishes.replica_ceiling,
+            cache=wishes.cache_policy,
             kind=kind,
             pooling=pooling_of(headers[0], kind, wishes.pooling),
             is_matryoshka=wishes.matryoshka,
@@ -250,6 +258,7 @@ class FolderScanner:
             devices=tuple(wishes.devices) or base.devices,
             replicas=wishes.replicas,
             max_replicas=wishes.replica_ceiling,
+            cache=wishes.cache_policy,
             has_fixed_context=base.has_fixed_context or wishes.context_length is not None,
             has_fixed_slots=base.has_fixed_slots or wishes.slots is not None,
             adapter_path=path,

@@ -17,6 +17,7 @@ models:
     pooling: mean            # or cls, last: how an embedding model makes one vector of its tokens; the file tells
     base: llama-3.2-1b       # the file is a LoRA adapter for this model: a model of its own, with the base's settings
     scale: 0.8               # of the adapter; 1 by default
+    cache: {ttl: 1h, max_bytes: 256KiB}  # answers of requests with temperature 0 or a seed are kept and given again
     matryoshka: true         # clients may ask for fewer dimensions, because the model was trained for that
 """
 
@@ -39,10 +40,13 @@ from pydantic import (
 )
 
 from tasks.errors import InvalidSetting
-from tasks.fleet import ModelKind
+from tasks.fleet import CachePolicy, ModelKind
+from tasks.settings import Bytes
 from workers.model_kind import Pooling
 
 MAX_FILE_BYTES = 1024**2
+MAX_CACHE_TTL_S = 30 * 24 * 3600
+MAX_CACHED_BYTES = 16 * 1024**2  # a script of the store handles an answer as a whole
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
@@ -83,6 +87,15 @@ Name = Annotated[str, AfterValidator(_check_name)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 
 
+class CacheEntry(BaseModel):
+    """`cache` of one model's entry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    ttl: Annotated[int, BeforeValidator(_parse_seconds)] = Field(ge=1, le=MAX_CACHE_TTL_S)
+    max_bytes: Bytes = Field(default=256 * 1024, ge=1024, le=MAX_CACHED_BYTES)  # of one answer
+
+
 class ModelOverrides(BaseModel):
     """One model's entry; what is not set follows the file and the worker's settings."""
 
@@ -107,6 +120,7 @@ class ModelOverrides(BaseModel):
     pooling: Pooling | None = None
     matryoshka: bool = False
     base: Name | None = None
+    cache: CacheEntry | None = None
     scale: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -130,6 +144,10 @@ class ModelOverrides(BaseModel):
     @property
     def model_kind(self) -> ModelKind | None:
         return None if self.kind is None else ModelKind(self.kind)
+
+    @property
+    def cache_policy(self) -> CachePolicy | None:
+        return None if self.cache is None else CachePolicy(ttl_s=self.cache.ttl, max_bytes=self.cache.max_bytes)
 
     @property
     def replica_ceiling(self) -> int:
@@ -184,5 +202,8 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown key `{key}`; known are {', '.join(ModelOverrides.model_fields)}, alias, device"
+        known = ", ".join(
+            CacheEntry.model_fields if len(first["loc"]) > 1 else [*ModelOverrides.model_fields, "alias", "device"]
+        )
+        return f"unknown key `{key}`; known are {known}"
     return f"{key}: {message} (got {first['input']!r})" if key else message

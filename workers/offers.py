@@ -31,6 +31,8 @@ def offer_of(model: ModelFile, costs: ModelCosts, *, failure: str | None, may_re
         is_matryoshka=model.is_matryoshka,
         estimate_error=costs.estimate_error(model),
         reduced=model.reduced,
+        fingerprint=model.fingerprint,
+        cache=model.cache,
     )
 
 

@@ -91,10 +91,12 @@ class Runner:
         limits: RunnerLimits,
         clock: Clock,
         on_change: Callable[[], None],
+        fingerprint: str = "",
         oom_kills: Callable[[], int] = kernel_oom_kills,
     ) -> None:
         self.model = model
         self.slots = slots
+        self.fingerprint = fingerprint
         self._link = link
         self._sink = sink
         self._limits = limits
@@ -506,6 +508,10 @@ class RunnerSlot:
         self._runner = runner
         self._priority = priority
         self._is_spent = False
+
+    @property
+    def fingerprint(self) -> str:
+        return self._runner.fingerprint
 
     def run(self, attempt: Attempt) -> Outcome:
         """Generate and publish until the outcome; blocks. Never raises for what happens to the runner."""

@@ -59,6 +59,7 @@ class RunnerStarter:
             ),
             clock=self.clock,
             on_change=on_change,
+            fingerprint=model.fingerprint,
         )
         runner.start()
         threading.Thread(target=self._replenish_after, args=(runner,), name=f"spare-{model.id}", daemon=True).start()

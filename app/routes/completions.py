@@ -46,6 +46,7 @@ async def create_completion(
         priority=body.level,
         form_of=form_of,
         is_stream=bool(body.stream),
+        has_seed=body.seed is not None,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),
     )

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app import sse
 from app.admission import deadline_ms, job_request, may_be_too_long
+from app.answer_source import CACHE_HEADER
 from app.attaching import attachments
 from app.backend import Submitted
 from app.errors import error_of
@@ -24,6 +25,7 @@ from app.idempotency import IdempotencyKey, fingerprint
 from app.openapi import NATIVE_ERRORS, event_stream
 from app.schemas.jobs import JobBody, JobList, JobObject, job_object
 from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.answer_cache import CacheWish, answer_key
 from tasks.errors import InvalidRequest, PromptTooLong
 from tasks.generation import GenerationRequest
 from tasks.jobs import Job, JobId, JobState, Priority
@@ -40,6 +42,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
     generation = job_request(body, offer, front.settings)
     await front.grammars.check(generation)
     attached = await attachments(body, front)
+    key = answer_key(generation, offer, has_seed=body.seed is not None)
     submit = partial(
         front.backend.dispatcher.submit,
         generation,
@@ -49,6 +52,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),
         attached=attached,
+        wish=None if key is None else CacheWish(key=key, ends_with_clients=False),
     )
     submission = await to_thread.run_sync(submit)
     job = submission.job
@@ -210,6 +214,8 @@ async def _accepted(front: Front, submission: Submitted) -> Response:
     if job.state is JobState.QUEUED:
         place = await to_thread.run_sync(_with_wait, front, job, submission.position)
     headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id}
+    if submission.cache is not None:
+        headers[CACHE_HEADER] = submission.cache.value
     return Response(job_object(job, *place).model_dump_json(), 202, headers, "application/json")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tasks.answer_cache import CacheWish, result_of
 from tasks.attachments import NOTHING, Attachments, attachment_fields
 from tasks.errors import (
     IdempotencyMismatch,
@@ -29,7 +30,7 @@ from tasks.store.fleet_store import SCORE_PER_PRIORITY
 from tasks.store.hot_script import RetriedScript
 from tasks.store.quarantine_store import decode_entry
 from tasks.store.records import job_from_fields
-from tasks.stream_events import End, encode_event
+from tasks.stream_events import End, NumberedEvent, decode_numbered, encode_event
 from tasks.wakeups import Envelope
 
 RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
@@ -39,13 +40,15 @@ MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clien
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """`is_new` is False when an Idempotency-Key led to a job admitted before."""
+    """`is_new` is False when an Idempotency-Key led to a job admitted before, or the cache spared a job."""
 
     job_id: JobId
     is_new: bool
     position: int = 0  # 0 = next in line
-    created_ms: int = 0  # of a new job
+    created_ms: int = 0  # of a new job, or the store's time
     is_heard: bool = False  # somebody listened to the job's channel before it could say anything
+    answer: tuple[NumberedEvent, ...] = ()  # cached: no job was admitted
+    shared_with: JobId | None = None  # this job computes the same and may be followed: no job was admitted
 
 
 class JobStore:
@@ -58,6 +61,8 @@ class JobStore:
         self._end_unclaimed = load_script(client, "end_unclaimed")
         self._hand_over = load_script(client, "hand_over")
         self._forget = load_script(client, "forget")
+        self._answered = load_script(client, "answered")
+        self._leave = load_script(client, "leave")
 
     @translated
     def admit(
@@ -73,13 +78,15 @@ class JobStore:
         refusal: KeepwarmError | None = None,
         wakeup: Envelope | None = None,
         attached: Attachments = NOTHING,
+        wish: CacheWish | None = None,
     ) -> Admission:
         """Write and index the record and send its wake-up in one step. Without `wakeup` the caller sends it.
 
         `fingerprint`: what makes two bodies under one idempotency key equal; the request but for its seed if None.
         `repeats`: the job that ended badly and is asked for once more; a second call attaches to the repetition.
         `refusal`: raised instead of taking a new job in; a call that attaches to an earlier one is answered all the
-        same. Raises QueueFull, IdempotencyMismatch, JobNotRepeatable, PromptQuarantined, ModelQuarantined,
+        same. `wish`: what the cache may do for this request. Raises QueueFull, IdempotencyMismatch, JobNotRepeatable,
+        PromptQuarantined, ModelQuarantined,
         StoreUnavailable."""
         payload = encode_request(request)
         key_digest = body_digest = ""
@@ -89,6 +96,7 @@ class JobStore:
             body_digest = fingerprint or digest
         settings = self._settings
         further = [part for field in attachment_fields(attached).items() for part in field]
+        answer_digest = "" if wish is None else wish.key.digest
         verdict, *rest = self._admit(
             keys=[
                 keys.job(job_id),
@@ -103,6 +111,10 @@ class JobStore:
                 keys.QUARANTINE,
                 keys.ARRIVALS,
                 "" if wakeup is None else wakeup.list_key,
+                keys.computing(answer_digest),
+                keys.answer(answer_digest),
+                keys.ANSWERS_USED,
+                keys.CACHE_COUNTS,
             ],
             args=[
                 job_id,
@@ -119,6 +131,10 @@ class JobStore:
                 "0" if refusal is None else "1",
                 "" if wakeup is None else wakeup.message,
                 keys.live(job_id),
+                answer_digest,
+                "" if wish is None else wish.key.note,
+                "1" if wish is not None and wish.ends_with_clients else "0",
+                "1" if wish is not None and wish.may_follow else "0",
                 len(further) // 2,
                 *further,
                 f"model:{request.model}",
@@ -131,6 +147,11 @@ class JobStore:
                 return Admission(
                     job_id=job_id, is_new=True, position=position, created_ms=created_ms, is_heard=bool(is_heard)
                 )
+            case b"hit":
+                answer = tuple(decode_numbered(event) for event in rest[0].split(b"\n"))
+                return Admission(job_id=job_id, is_new=False, created_ms=rest[1], answer=answer)
+            case b"shared":
+                return Admission(job_id=job_id, is_new=False, created_ms=rest[1], shared_with=JobId(rest[0].decode()))
             case b"attached":
                 return Admission(job_id=JobId(rest[0].decode()), is_new=False)
             case b"mismatch":
@@ -158,6 +179,60 @@ class JobStore:
                     limit=settings.max_queue_total,
                     retry_after_s=RETRY_AFTER_FULL_S,
                 )
+
+    @translated
+    def write_answered(
+        self,
+        job_id: JobId,
+        request: JobRequest,
+        answer: Sequence[NumberedEvent],
+        *,
+        priority: Priority,
+        idempotency_key: str | None = None,
+        fingerprint: str | None = None,
+        attached: Attachments = NOTHING,
+    ) -> bool:
+        """Write down a job that a cached answer has answered. False: its idempotency key is taken by now."""
+        digest = request_digest(request)
+        owner = "" if idempotency_key is None else f"{job_id} {fingerprint or digest}"
+        fields: dict[str, str | int | bytes] = {
+            "model": request.model,
+            "priority": int(priority),
+            "attempt": 0,
+            "failures": 0,
+            "request": encode_request(request),
+            "digest": digest,
+            **attachment_fields(attached),
+        }
+        return bool(
+            self._answered(
+                keys=[
+                    keys.job(job_id),
+                    keys.stream(job_id),
+                    keys.JOBS,
+                    keys.idempotency(_key_digest(idempotency_key or "")),
+                    keys.OUTBOX,
+                    keys.response(job_id),
+                ],
+                args=[
+                    job_id,
+                    self._retention_ms,
+                    owner,
+                    max(self._retention_ms, MIN_IDEMPOTENCY_MS),
+                    keys.live(job_id),
+                    msgspec.json.encode(result_of(answer)),
+                    len(answer),
+                    *(encode_event(event) for event in answer),
+                    *(part for field in fields.items() for part in field),
+                ],
+            )
+        )
+
+    @translated
+    def leave(self, job_id: JobId) -> None:
+        """A client of a job that others may wait for too no longer does; the last one ends it."""
+        if self._leave(keys=[keys.job(job_id)]):
+            self.cancel(job_id)
 
     @translated
     def get(self, job_id: JobId) -> Job:

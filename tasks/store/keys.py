@@ -2,15 +2,20 @@
 
 | key | type | holds | written by | read by | ends |
 |---|---|---|---|---|---|
-| kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed | app, workers, controller | retention after the end |
-| kw:stream:{job} | stream | numbered events, id `0-<seq>`, field `e` = JSON | append, finish, end_unclaimed | app, workers (resume) | retention after the end |
+| kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed, hand_over, leave, answered | app, workers, controller | retention after the end |
+| kw:stream:{job} | stream | numbered events, id `0-<seq>`, field `e` = JSON | append, finish, end_unclaimed, answered | app, workers (resume) | retention after the end |
 | kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed, hand_over | app (position), controller (depth, age) | when empty |
 | kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; cleaned by the controller | controller, app | – |
 | kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, hand_over, rewake | admit (bound), controller | when empty |
 | kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release, expired (orphans) | controller (rescue), metrics | when empty |
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
-| kw:jobs | zset | ids of known jobs; score = created ms | admit; trimmed by the controller | app (lists) | trimmed by age |
-| kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit | admit | retention |
+| kw:jobs | zset | ids of known jobs; score = created ms | admit, answered; trimmed by the controller | app (lists) | trimmed by age |
+| kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit, answered | admit | retention |
+| kw:answer:{digest} | string | cached answer to the request of this digest: its numbered events, a line of JSON each | finish | admit | the model's cache ttl; evicted when unused for longest |
+| kw:computing:{digest} | string | the job that was last admitted to compute that answer | admit | admit | 1 hour |
+| kw:answers-used, kw:answers-expiry | zset | digests of cached answers; score = ms of the last use, ms of the end | finish; admit (use) | finish | with the answer, or at a later finish |
+| kw:answer-bytes | hash | digest → bytes that its answer counts for | finish | finish | idem |
+| kw:cache-counts | hash | `hit <model>`, `shared <model>`, `miss <model>` → requests; `evicted` → answers; `bytes` → of all answers | admit, finish | finish (bound), app (metrics) | – |
 | kw:broken-attempts | hash | `<code> <model>` → attempts that broke so | release | app (metrics) | – |
 | kw:dead | zset | dead letters: failed jobs whose request is not to blame, not requeued yet; score = ms of the end | release, end_unclaimed; admit (requeue) and the controller remove | app | dead retention, at most 1000 |
 | kw:quarantine | hash | `prompt:<digest>` or `model:<id>` → `<since ms> <until ms> <Suspect JSON>` | release (prompts), controller (models) | admit, claim, app, controller | removed when over or lifted |
@@ -21,7 +26,7 @@
 | kw:batches | zset | ids of batches; score = created ms | app | app (lists) | cleaned when read |
 | kw:batch-ends | hash | terminal state → batches that ended so | feeders | app (metrics) | – |
 | kw:open-batches | zset | batches that have not ended; score = ms at which somebody must look whether they are fed | app, feeders, controller | feeders, controller, app | at the end |
-| kw:outbox | zset | ids of jobs and batches whose end is to be told by a webhook; score = ms of the next try | finish, release, end_unclaimed, batch_write; deliverers | deliverers, app (bound, metrics) | delivered, or given up |
+| kw:outbox | zset | ids of jobs and batches whose end is to be told by a webhook; score = ms of the next try | finish, release, end_unclaimed, answered, batch_write; deliverers | deliverers, app (bound, metrics) | delivered, or given up |
 | kw:outbox:{id} | hash | what is to be told: webhook, state, ended, created, metadata; of jobs model and event (End JSON), of batches counts, output_file, error_file; tries so far | idem | deliverers | idem |
 | kw:outbox-counts | hash | `delivered`, `failed <reason>`, `dead <reason>` → how many tries ended so | deliverers | app (metrics) | – |
 | kw:response:{job} | hash | a response: StoredResponse JSON, previous, retention (ms); state, model, created, finished, result, error when its job has ended. Or only linger (ms): nothing of it is kept | app; finish, release, end_unclaimed | app | response retention; a note with the job's end |
@@ -60,6 +65,10 @@ RUNNING = "kw:running"
 DEADLINES = "kw:deadlines"
 JOBS = "kw:jobs"
 DEAD = "kw:dead"
+ANSWERS_USED = "kw:answers-used"
+ANSWERS_EXPIRY = "kw:answers-expiry"
+ANSWER_BYTES = "kw:answer-bytes"
+CACHE_COUNTS = "kw:cache-counts"
 BROKEN_ATTEMPTS = "kw:broken-attempts"
 QUARANTINE = "kw:quarantine"
 PROBATION = "kw:probation"
@@ -111,6 +120,14 @@ def waiting(model: str) -> str:
 
 def idempotency(digest: str) -> str:
     return f"kw:idempotency:{digest}"
+
+
+def answer(digest: str) -> str:
+    return f"kw:answer:{digest}"
+
+
+def computing(digest: str) -> str:
+    return f"kw:computing:{digest}"
 
 
 def batch(batch_id: str) -> str:

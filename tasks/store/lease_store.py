@@ -65,6 +65,7 @@ class LeaseStore:
         self._client = client
         self._lease_ms = int(settings.lease_s * 1000)
         self._max_attempts = settings.max_attempts
+        self._cache_bytes = settings.cache_bytes
         self._retention_ms = settings.retention_s * 1000
         self._dead_retention_ms = settings.dead_retention_s * 1000
         self._quarantine_ms = settings.quarantine_s * 1000
@@ -77,14 +78,15 @@ class LeaseStore:
         self._expired = load_script(client, "expired")
 
     @translated
-    def claim(self, job_id: JobId, model: str, worker: WorkerId) -> Attempt | None:
+    def claim(self, job_id: JobId, model: str, worker: WorkerId, fingerprint: str = "") -> Attempt | None:
         """Start the next attempt, with what earlier ones published. None when the job is not there to take
         (a duplicate wake-up, a cancelled job), or has to wait until another suspect was tried.
 
+        `fingerprint`: of the model as the worker has it; of another one than was promised no answer is cached.
         Raises JobIsLate, JobIsQuarantined, JobIsUnreadable."""
         verdict, *rest = self._claim(
             keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE, keys.PROBATION],
-            args=[job_id, worker, self._lease_ms, secrets.token_hex(8), keys.live(job_id)],
+            args=[job_id, worker, self._lease_ms, secrets.token_hex(8), keys.live(job_id), fingerprint],
         )
         if verdict == b"late":
             raise JobIsLate(job_id)
@@ -165,6 +167,11 @@ class LeaseStore:
                     keys.SERVICE,
                     keys.OUTBOX,
                     keys.response(job_id),
+                    keys.answer(""),
+                    keys.ANSWERS_USED,
+                    keys.ANSWERS_EXPIRY,
+                    keys.ANSWER_BYTES,
+                    keys.CACHE_COUNTS,
                 ],
                 args=[
                     job_id,
@@ -175,6 +182,7 @@ class LeaseStore:
                     _json(result),
                     _json(error),
                     self._retention_ms,
+                    self._cache_bytes,
                 ],
             )
         )

@@ -16,6 +16,7 @@ from app.grammar_check import GrammarCheck
 from app.grammar_trial import Verdict, try_formats
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.answer_cache import CacheOutcome, CacheWish
 from tasks.attachments import NOTHING, Attachments
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
@@ -24,8 +25,9 @@ from tasks.generation import AnswerFormat
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
+from tasks.store.answer_store import CacheCounts
 from tasks.store.token_reader import Follower
-from tasks.stream_events import End, StreamEvent
+from tasks.stream_events import End, NumberedEvent, StreamEvent
 from tasks.webhooks import OutboxState
 
 NOW_MS = 1_700_000_000_000
@@ -95,6 +97,9 @@ class Submission:
     is_new: bool
     position: int
     is_heard: bool = False
+    cache: CacheOutcome | None = None
+    answer: tuple[NumberedEvent, ...] = ()
+    follows: JobId | None = None
 
 
 @dataclass
@@ -140,6 +145,7 @@ class FakeBackend:
             streams=self,
             quarantine=self,
             decisions=self,
+            answers=self,
             ping=self.ping,
             **without_batches(),
         )
@@ -160,6 +166,7 @@ class FakeBackend:
         fingerprint: str | None = None,
         job_id: JobId | None = None,
         attached: Attachments = NOTHING,
+        wish: CacheWish | None = None,
     ) -> Submission:
         if self.error:
             raise self.error
@@ -220,6 +227,9 @@ class FakeBackend:
             self.jobs[job_id] = msgspec.structs.replace(job, state=JobState.CANCELLED)
         return self.jobs[job_id]
 
+    def leave(self, job_id: JobId) -> None:
+        self.cancel(job_id)
+
     def position(self, job: Job) -> int | None:
         return self.line_position
 
@@ -238,6 +248,10 @@ class FakeBackend:
 
     def loads(self) -> dict[str, LoadCounts]:
         return {"demo": LoadCounts(loads=3, load_ms=1500, swap_ms=4000, cold_starts=7)}
+
+    # ---- AnswerCache
+    def counts(self) -> CacheCounts:
+        return CacheCounts(requests={(CacheOutcome.HIT, "demo"): 5}, evicted=1, answers=2, bytes=1234)
 
     # ---- DecisionLog
     def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:

@@ -39,6 +39,7 @@ class ScriptedWorker:
         self._leases = LeaseStore(self._client, settings)
         self.writer = TokenWriter(self._client)
         self._fleet = FleetStore(self._client)
+        self.fingerprint = ""  # of the models' files, as this worker has them
         self._hints = self._client.pubsub(ignore_subscribe_messages=True)
         self._hints.subscribe(keys.hints(WORKER_ID))
         self._hints.get_message(timeout=PATIENCE_S)
@@ -74,7 +75,7 @@ class ScriptedWorker:
     def take(self, model: str = "demo") -> Turn:
         """The next job of the model, by its real wake-up message."""
         job_id = self._pop(model)
-        attempt = self._leases.claim(job_id, model, WORKER_ID)
+        attempt = self._leases.claim(job_id, model, WORKER_ID, self.fingerprint)
         assert attempt, f"{job_id} was not there to claim"
         return Turn(self, attempt)
 
@@ -84,6 +85,10 @@ class ScriptedWorker:
         priority = JobStore(self._client, self._settings).hand_over(job_id, model, target)
         assert priority is not None, f"{job_id} was not there to move"
         Wakeups(create_celery_app(self._settings)).wake(job_id, target, priority)
+
+    def drop_wakeup(self, model: str) -> None:
+        """Take one whose job is no longer there to claim."""
+        self._pop(model)
 
     def _pop(self, model: str) -> JobId:
         queue = model_queue(model)

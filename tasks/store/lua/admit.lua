@@ -1,15 +1,20 @@
 -- Take a job in, or say why not. Queued is written only here and in release.lua.
 -- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency  8 dead  9 job to repeat, or 1
---      10 quarantine  11 arrivals  12 list of the wake-up
+--      10 quarantine  11 arrivals  12 list of the wake-up  13 computing  14 answer
+--      15 answers-used  16 cache-counts
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
 --      10 id of the job to repeat or ''  11 request digest
 --      12 '1' when only an earlier call may be answered  13 wake-up, or '' (the caller sends it)  14 channel
---      15 how many further fields the record has, then these: name, value; then names under which quarantine may
+--      15 digest of the answer or '' (not to be cached)  16 note for it in the record
+--      17 '1' when the job ends with its clients, and so may be another one's
+--      18 '1' to follow a job that computes the same
+--      19 how many further fields the record has, then these: name, value; then names under which quarantine may
 --      know the request
--- Returns {'admitted', position, created, 1 when somebody listens to the channel already} | {'attached', job id} | {'mismatch'} | {'full-model', depth} | {'full', depth}
---      | {'not-repeatable', state or ''} | {'quarantined', entry, ms left}
---      | {'refused'} (by the caller, and no earlier call is there to attach to)
+-- Returns {'admitted', position, created, 1 when somebody listens to the channel already}
+--      | {'hit', answer, now} | {'shared', job id, now} | {'attached', job id} | {'mismatch'} | {'full-model', depth}
+--      | {'full', depth} | {'not-repeatable', state or ''} | {'quarantined', entry, ms left} | {'refused'} (by the
+--      caller, and neither an earlier call nor the cache has an answer)
 -- 1  An earlier call did it: with the same idempotency key, or it repeated the same job. The record of that job
 --    may be gone before its key; then this is a new request. A repetition that ended badly may be repeated too.
 local function state_of(id)
@@ -40,25 +45,49 @@ if ARGV[10] ~= '' then
   if repeated and not ended_badly(repeated) then return {'attached', origin[2]} end
   if not ended_badly(origin[1]) then return {'not-repeatable', origin[1] or ''} end
 end
-if ARGV[12] == '1' then return {'refused'} end
 local now = now_ms()
--- 2  Quarantine.
-local first_name = 16 + 2 * ARGV[15]
+-- 2  The answer is there, or on its way by a job that a client of this one may wait for: not one that is being
+--    cancelled, that its own clients have left, or that waits in a later class.
+local function can_follow(job)
+  return job[4] and not job[3] and (not job[5] or tonumber(job[5]) > 0)
+    and (job[1] == 'running' or (job[1] == 'queued' and tonumber(job[2]) <= tonumber(ARGV[3])))
+end
+if ARGV[15] ~= '' then
+  local answer = redis.call('GET', KEYS[14])
+  if answer then
+    redis.call('ZADD', KEYS[15], 'XX', int(now), ARGV[15])
+    redis.call('HINCRBY', KEYS[16], 'hit ' .. ARGV[2], 1)
+    return {'hit', answer, now}
+  end
+  local other = ARGV[18] == '1' and redis.call('GET', KEYS[13])
+  if other then
+    local record = record_of(other, KEYS[1], ARGV[1])
+    local job = redis.call('HMGET', record, 'state', 'priority', 'cancel', 'cache', 'clients')
+    if can_follow(job) then
+      if job[5] then redis.call('HINCRBY', record, 'clients', 1) end
+      redis.call('HINCRBY', KEYS[16], 'shared ' .. ARGV[2], 1)
+      return {'shared', other, now}
+    end
+  end
+end
+if ARGV[12] == '1' then return {'refused'} end
+-- 3  Quarantine.
+local first_name = 20 + 2 * ARGV[19]
 for i = first_name, #ARGV do
   local entry = redis.call('HGET', KEYS[10], ARGV[i])
   local left_ms = entry and string.match(entry, '^%d+ (%d+) ') - now
   if left_ms and left_ms > 0 then return {'quarantined', entry, left_ms} end
 end
--- 3  The bounds.
+-- 4  The bounds.
 local depth = redis.call('ZCARD', KEYS[2])
 if depth >= tonumber(ARGV[6]) then return {'full-model', depth} end
 local total = redis.call('ZCARD', KEYS[4])
 if total >= tonumber(ARGV[7]) then return {'full', total} end
 
--- 4  In.
+-- 5  In.
 redis.call('HSET', KEYS[1], 'state', 'queued', 'model', ARGV[2], 'priority', ARGV[3], 'attempt', 0, 'failures', 0,
   'seq', 0, 'created', int(now), 'request', ARGV[5], 'digest', ARGV[11])
-for i = 16, first_name - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 20, first_name - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', ARGV[4])
   redis.call('ZADD', KEYS[6], ARGV[4], ARGV[1])
@@ -74,6 +103,12 @@ if ARGV[10] ~= '' then
   redis.call('HSET', KEYS[1], 'requeued_from', ARGV[10])
   redis.call('HSET', KEYS[9], 'requeued_as', ARGV[1])
   redis.call('ZREM', KEYS[8], ARGV[10])
+end
+if ARGV[15] ~= '' then
+  redis.call('HSET', KEYS[1], 'cache', ARGV[16])
+  if ARGV[17] == '1' then redis.call('HSET', KEYS[1], 'clients', 1) end
+  redis.call('SET', KEYS[13], ARGV[1], 'PX', 3600000)
+  redis.call('HINCRBY', KEYS[16], 'miss ' .. ARGV[2], 1)
 end
 if ARGV[13] ~= '' then redis.call('LPUSH', KEYS[12], ARGV[13]) end
 local is_heard = redis.call('PUBSUB', 'NUMSUB', ARGV[14])[2] > 0

@@ -1,7 +1,7 @@
 -- queued → running under a new attempt with a lease, if the job is still there to take.
 -- KEYS 1 job  2 waiting  3 queued  4 running  5 quarantine  6 probation
 -- ARGV 1 id  2 worker  3 lease ms  4 token of this call: sent again because its reply got lost, it gets the same reply
---      5 channel, for the notice that an attempt began
+--      5 channel, for the notice that an attempt began  6 fingerprint of the model as this worker has it
 -- Returns {'claimed', attempt, seq, request, deadline or ''} | {'taken', state or ''} | {'late'} (deadline passed)
 --      | {'quarantined', entry} (since it was admitted) | {'not-yet'} (a suspect, and another one is on trial)
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -26,6 +26,9 @@ if is_suspect(job[7], job[8], job[1]) then
   end
   redis.call('HSET', KEYS[6], job[6], ARGV[1])
 end
+-- The answer is kept only if every attempt at it had the very file that the key of the answer names.
+local cache = redis.call('HGET', KEYS[1], 'cache')
+if cache and string.match(cache, '^%S+ (%S+) ') ~= ARGV[6] then redis.call('HDEL', KEYS[1], 'cache') end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'claim', ARGV[4], 'started', int(now),
   'workers', (job[4] and job[4] .. ' ' or '') .. ARGV[2])

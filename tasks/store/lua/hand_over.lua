@@ -6,6 +6,7 @@ local job = redis.call('HMGET', KEYS[1], 'state', 'seq', 'priority', 'model', 'a
 local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if job[1] ~= 'queued' or job[2] ~= '0' or job[5] or not score then return false end
 redis.call('HSET', KEYS[1], 'model', ARGV[2], 'asked_model', job[4])
+redis.call('HDEL', KEYS[1], 'cache')  -- another model's answer is not to be kept under this one's name
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZADD', KEYS[3], score, ARGV[1])
 redis.call('SADD', KEYS[4], ARGV[2])

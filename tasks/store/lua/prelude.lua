@@ -6,6 +6,8 @@
 --   digest (of the request without its seed), runner_losses (in a row at the place loss_seq: seq when the runner died)
 --   seq (newest event), cancel ("1" when asked for), finished, result (JSON), error (JSON: why the job has none)
 --   asked_model (what the client asked for, when the job was handed over to that model's fallback)
+--   cache (digest, model fingerprint, ttl ms, bound on bytes: where the answer will be kept; see answer_cache.py)
+--   clients (how many wait for it and would miss it; a job without the field is there for itself)
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
 --   metadata (JSON), webhook (JSON: where to say that the job has ended)
 
@@ -79,4 +81,31 @@ end
 local function is_on_trial(record)
   local job = redis.call('HMGET', record, 'state', 'runner_losses', 'loss_seq', 'seq')
   return job[1] == 'running' and is_suspect(job[2], job[3], job[4])
+end
+
+-- Cached answers. `answers`: the keys {answer of the empty digest, answers-used, answers-expiry, answer-bytes, counts}.
+local function drop_answer(answers, digest)
+  local bytes = redis.call('HGET', answers[4], digest)
+  if not bytes then return end
+  redis.call('DEL', answers[1] .. digest)
+  redis.call('ZREM', answers[2], digest)
+  redis.call('ZREM', answers[3], digest)
+  redis.call('HDEL', answers[4], digest)
+  redis.call('HINCRBY', answers[5], 'bytes', -bytes)
+end
+
+-- Forget some answers whose time is over, then those that were not used for the longest time, until at most `bytes` are
+-- left. A call does bounded work: false when that was not enough.
+local function make_room(answers, now, bytes)
+  for _, digest in ipairs(redis.call('ZRANGEBYSCORE', answers[3], '-inf', int(now), 'LIMIT', 0, 16)) do
+    drop_answer(answers, digest)
+  end
+  for _ = 1, 64 do
+    if tonumber(redis.call('HGET', answers[5], 'bytes') or 0) <= bytes then return true end
+    local oldest = redis.call('ZRANGE', answers[2], 0, 0)[1]
+    if not oldest then return true end
+    drop_answer(answers, oldest)
+    redis.call('HINCRBY', answers[5], 'evicted', 1)
+  end
+  return false
 end
