@@ -174,8 +174,10 @@ async def open_source(
     job_id: JobId | None = None,
     outlives_client: bool = False,
 ) -> AnswerSource:
-    """`key`: under which the answer is kept; None: it is not. `job_id`: of the new job, if it has to be that one. With
-    an idempotency key the job outlives its clients too, and is never another request's. Raises what admission raises."""
+    """`key`: under which the answer is kept; None: it is not. `job_id`: of the new job, if it has to be that one.
+    With an idempotency key the job outlives its clients too, and is never another request's.
+
+    Raises what admission raises."""
     source = AnswerSource(
         front,
         work,
