@@ -6,6 +6,7 @@ from app.errors import NotSupportedYet
 from app.formats import grammar_format, schema_format
 from app.schemas.openai import FunctionDefinition
 from app.schemas.responses import INCLUDE_LOGPROBS, ResponseBody, ResponseTool, TextFormat, ToolChoiceObject
+from app.service_tiers import served_tier
 from app.settings import ApiSettings
 from app.tools import NO_TOOLS, ToolUse, chosen_tools
 from tasks.errors import InvalidRequest
@@ -25,7 +26,6 @@ _NEVER_THERE = frozenset(
     }
 )
 _MOVED = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
-_TIERS = {"flex": "flex", "batch": "flex", "priority": "priority"}  # anything else is served by default
 
 
 def refuse_unsupported(body: ResponseBody) -> None:
@@ -118,7 +118,7 @@ def echo(body: ResponseBody, sampling: SamplingParams, *, stored: bool) -> JsonO
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "service_tier": _TIERS.get(body.service_tier or "", "default"),
+        "service_tier": served_tier(body.service_tier, body.level),
         "store": stored,
         "temperature": sampling.temperature,
         "text": {"format": _format_object(_format(body))},

@@ -101,7 +101,7 @@ class ResponseObject(BaseModel):
     parallel_tool_calls: bool
     previous_response_id: str | None
     reasoning: dict[str, None]
-    service_tier: str
+    service_tier: Literal["flex", "default", "priority"] | None
     store: bool
     temperature: float
     text: dict[str, Any]

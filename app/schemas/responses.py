@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from app.schemas.attachments import Metadata
 from app.schemas.openai import MAX_TOP_LOGPROBS, SamplingFields, StreamingFields, Text, ToolName
+from app.service_tiers import level_of
+from tasks.jobs import Priority
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
 
@@ -101,3 +103,10 @@ class ResponseBody(SamplingFields, StreamingFields):
     conversation: Any = None
     context_management: Any = None
     prompt: Any = None
+
+    @property
+    def level(self) -> Priority:
+        """Nobody waits for an answer in the background."""
+        if self.background and self.priority is None:
+            return level_of(self.service_tier, Priority.DEFAULT)
+        return super().level

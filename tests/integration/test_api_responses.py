@@ -18,7 +18,7 @@ from app.backend import connect_backend
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.generation import TokenLogprob
-from tasks.jobs import JobId, Priority
+from tasks.jobs import JobId
 from tasks.responses import job_of
 from tasks.settings import StoreSettings
 from tasks.store import keys
@@ -488,11 +488,20 @@ def test_refused_job_leaves_no_response_behind(store_settings, worker, store):
     assert store.zcard(keys.RESPONSES) == len(store.keys(keys.response(JobId("*")))) == 1
 
 
-def test_cheap_tier_waits_behind_everything(sdk, worker):
-    response = in_background(sdk, service_tier="flex")
-    assert response.service_tier == "flex"
+@pytest.mark.parametrize(
+    ("tier", "served", "priority"),
+    [
+        (None, None, "default"),
+        ("auto", "default", "default"),
+        ("flex", "flex", "batch"),
+        ("priority", "priority", "interactive"),
+    ],
+)
+def test_service_tier_says_how_urgent_a_response_is(sdk, worker, tier, served, priority):
+    response = in_background(sdk, service_tier=tier)
+    assert response.service_tier == served
     fields: Any = sdk.get(f"/jobs/{job(response)}", cast_to=object)
-    assert Priority.named(fields["priority"]) is Priority.BATCH
+    assert fields["priority"] == priority
 
 
 def test_unknown_response_is_404_in_openais_form(sdk):
