@@ -24,10 +24,12 @@ def is_good_name(name: str) -> bool:
 def map_body(context: Any, body: Any) -> Any:
     if isinstance(body, dict) and isinstance(body.get("model"), str) and is_good_name(body["model"]):
         body["model"] = MODELS.get(context.operation.path, CHAT_MODEL)
-        for name in ("max_tokens", "max_completion_tokens"):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             if isinstance(body.get(name), int) and body[name] > MAX_TOKENS:
                 body[name] = MAX_TOKENS
-        if context.operation.path not in MODELS:
+        if context.operation.path == "/v1/responses":
+            body.setdefault("max_output_tokens", MAX_TOKENS)
+        elif context.operation.path not in MODELS:
             body.setdefault("max_tokens", MAX_TOKENS)
         if context.operation.path == "/v1/jobs" and body.get("messages") is None and body.get("prompt") is None:
             body["prompt"] = "Hello"  # a job must have one of them, which its schema doesn't say
