@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from app.errors import NotSupportedYet
 from app.formats import grammar_format, schema_format
 from app.schemas.openai import FunctionDefinition
-from app.schemas.responses import INCLUDE_LOGPROBS, ResponseBody, ResponseTool, TextFormat, ToolChoiceObject
+from app.schemas.responses import INCLUDE_LOGPROBS, NamedTool, ResponseBody, ResponseTool, TextFormat, ToolChoiceObject
 from app.service_tiers import served_tier
 from app.settings import ApiSettings
-from app.tools import NO_TOOLS, ToolUse, chosen_tools
+from app.tools import ToolUse, chosen_tools
 from tasks.errors import InvalidRequest
 from tasks.generation import AnswerFormat, JsonObject, SamplingParams
 from tasks.grammars import json_object_format
@@ -90,13 +92,9 @@ def response_tools(body: ResponseBody, limits: ApiSettings) -> ToolUse:
     """Raises InvalidRequest."""
     functions = [_function(index, tool) for index, tool in enumerate(body.tools or ())]
     choice = "auto" if body.tool_choice is None else body.tool_choice
+    allowed = {function.name for function in functions}
     if isinstance(choice, ToolChoiceObject) and choice.type == "allowed_tools":
-        allowed = {_named(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(choice.tools)}
-        unknown = allowed - {function.name for function in functions}
-        if unknown or not allowed:
-            problem = f"there is no tool {min(unknown)!r}" if unknown else "it allows none"
-            raise InvalidRequest(f"tool_choice.tools: {problem}.", param="tool_choice.tools")
-        functions = [function for function in functions if function.name in allowed]
+        allowed = _allowed(choice.tools, allowed)
         choice = choice.mode
     use = chosen_tools(
         functions,
@@ -106,7 +104,7 @@ def response_tools(body: ResponseBody, limits: ApiSettings) -> ToolUse:
         parallel_tool_calls=body.parallel_tool_calls is not False,
         param_of="tools[{}].parameters",
     )
-    return use if use.tools else NO_TOOLS
+    return use._replace(tools=tuple(tool for tool in use.tools if tool.name in allowed))
 
 
 def echo(body: ResponseBody, sampling: SamplingParams, *, stored: bool) -> JsonObject:
@@ -146,7 +144,16 @@ def _function(index: int, tool: ResponseTool) -> FunctionDefinition:
     )
 
 
-def _named(choice: ToolChoiceObject, param: str) -> str:
+def _allowed(tools: Sequence[NamedTool], known: set[str]) -> set[str]:
+    allowed = {_named(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(tools)}
+    unknown = allowed - known
+    if unknown or not allowed:
+        problem = f"there is no tool {min(unknown)!r}" if unknown else "it allows none"
+        raise InvalidRequest(f"tool_choice.tools: {problem}.", param="tool_choice.tools")
+    return allowed
+
+
+def _named(choice: NamedTool, param: str) -> str:
     if choice.type != "function" or choice.name is None:
         raise NotSupportedYet(f"{param}.type", "only a function with its name.")
     return choice.name

@@ -71,13 +71,16 @@ class ResponseTool(BaseModel):
     strict: bool | None = None
 
 
-class ToolChoiceObject(BaseModel):
-    """One function, or with type allowed_tools a selection of them."""
-
+class NamedTool(BaseModel):
     type: Text
     name: ToolName | None = None
+
+
+class ToolChoiceObject(NamedTool):
+    """One function, or with type allowed_tools a selection of them."""
+
     mode: Literal["auto", "required"] = "auto"
-    tools: list[ToolChoiceObject] = []
+    tools: list[NamedTool] = []
 
 
 class ResponseBody(SamplingFields, StreamingFields):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 import redis
@@ -18,8 +19,8 @@ from app.backend import connect_backend
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.generation import TokenLogprob
-from tasks.jobs import JobId
-from tasks.responses import job_of
+from tasks.jobs import JobId, new_job_id
+from tasks.responses import StoredResponse, job_of, response_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.response_store import LINGER_MS
@@ -343,6 +344,40 @@ def test_failure_is_a_status_before_the_stream_and_an_event_in_it(sdk, worker, m
     worker.take().fail("context_length_exceeded", "300 tokens, but 256 fit", "messages")
     failed = sdk.responses.retrieve(background.id)
     assert (failed.status, failed.error.code) == ("failed", "invalid_prompt")
+
+
+def test_response_of_a_job_that_broke_too_often_keeps_why(sdk, worker, store):
+    response = in_background(sdk)
+    worker.take().break_down("worker_lost", "it died")
+    for _ in range(2):
+        worker.break_job(job(response), "worker_lost", "it died")
+    store.delete(keys.job(job(response)))
+    failed = sdk.responses.retrieve(response.id)
+    assert (failed.status, failed.error.code, failed.error.message) == ("failed", "server_error", "it died")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answer_names_the_model_that_answered(sdk, worker, meanwhile, stream):
+    other = msgspec.structs.replace(DEMO_OFFER, id="other", aliases=())
+    worker.report(msgspec.structs.replace(DEMO_OFFER, fallback="other"), other)
+
+    def read_models() -> list[str]:
+        created = sdk.responses.create(model="gpt-demo", input="Hello", stream=stream)
+        return [event.response.model for event in created if hasattr(event, "response")] if stream else [created.model]
+
+    models = meanwhile(read_models)
+    worker.hand_over("demo", "other")
+    worker.take("other").answer("Hi")
+    assert models.result() == (["demo", "demo", "other"] if stream else ["other"])
+
+
+def test_response_that_was_never_admitted_is_none(sdk, store_settings):
+    orphan = new_job_id()
+    record = StoredResponse(model="demo", echo={}, items=(), is_background=True)
+    connect_backend(store_settings).responses.keep(orphan, record)
+    for ask in (sdk.responses.retrieve, sdk.responses.cancel):
+        with pytest.raises(openai.NotFoundError):
+            ask(response_id(orphan))
 
 
 def test_answer_that_starts_over_ends_its_streams_and_not_the_background_job(sdk, worker, meanwhile):

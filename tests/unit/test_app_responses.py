@@ -30,6 +30,8 @@ JOB = new_job_id()
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
 ANSWER = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>\nThen more.'
 CALL = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Rome"}'}
+ONE = {"type": "allowed_tools", "tools": [{"type": "function", "name": "weather"}]}
+PARAMETERS = "tools[1].parameters"
 RESULT = {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sunny"}]}
 
 
@@ -126,6 +128,7 @@ def test_items_become_turns_of_a_conversation():
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "file_search"}}, "tool_choice.type"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.tools"),
+        ({"tools": [TOOL, TOOL | {"name": "b", "parameters": {"title": "\ud800"}}], "tool_choice": ONE}, PARAMETERS),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
         ({"text": {"format": {"type": "json_object"}}, "grammar": 'root ::= "a"'}, "grammar"),
