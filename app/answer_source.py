@@ -18,6 +18,7 @@ from app.backend import Batch, Submitted
 from app.front import Front
 from app.passed_on import PassedOn
 from tasks.answer_cache import AnswerKey, CacheOutcome, CacheWish
+from tasks.attachments import NOTHING, Attachments
 from tasks.errors import JobNotFound
 from tasks.fleet import ModelOffer
 from tasks.job_request import JobRequest
@@ -43,6 +44,7 @@ class AnswerSource:
         key: AnswerKey | None,
         job_id: JobId | None,
         outlives_client: bool,
+        attached: Attachments,
     ) -> None:
         self._front = front
         self._work = work
@@ -52,6 +54,7 @@ class AnswerSource:
         self._fingerprint = fingerprint
         self._key = key
         self._job_id = job_id
+        self._attached = attached
         self.ends_with_client = idempotency_key is None and not outlives_client
         self._has_left = False
         self._submitted: Submitted
@@ -115,6 +118,7 @@ class AnswerSource:
             idempotency_key=self._idempotency_key,
             fingerprint=self._fingerprint,
             job_id=job_id,
+            attached=self._attached,
             wish=self._wish(may_follow),
         )
         try:
@@ -173,6 +177,7 @@ async def open_source(
     key: AnswerKey | None,
     job_id: JobId | None = None,
     outlives_client: bool = False,
+    attached: Attachments = NOTHING,
 ) -> AnswerSource:
     """`key`: under which the answer is kept; None: it is not. `job_id`: of the new job, if it has to be that one.
     With an idempotency key the job outlives its clients too, and is never another request's.
@@ -188,6 +193,7 @@ async def open_source(
         key=key,
         job_id=job_id,
         outlives_client=outlives_client,
+        attached=attached,
     )
     await source.open()
     return source

@@ -26,6 +26,7 @@ from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm, WholeForm
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import AnswerKey, CacheOutcome, answer_key
+from tasks.attachments import NOTHING, Attachments
 from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
 from tasks.job_request import JobRequest
@@ -47,12 +48,13 @@ async def answer(
     key: AnswerKey | None = None,
     idempotency_key: str | None = None,
     fingerprint: str | None = None,
+    attached: Attachments = NOTHING,
 ) -> Response:
     """With an idempotency key the answer may be that of a job which an earlier request began, and the job outlives its
     clients: one that lost its connection comes back with the key. `key`: the cache may answer.
 
     Raises what admission raises, and JobEnded, AnswerTookTooLong, StoreUnavailable once the job is admitted."""
-    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint, key=key)
+    live = await admit(front, request, work, offer, priority, idempotency_key, fingerprint, key=key, attached=attached)
     return await (live.stream(form_of) if is_stream else live.whole(form_of))
 
 
@@ -85,6 +87,7 @@ async def admit(
     key: AnswerKey | None = None,
     job_id: JobId | None = None,
     outlives_client: bool = False,
+    attached: Attachments = NOTHING,
 ) -> LiveAnswer:
     """`key`: the cache may answer. `job_id`: of the new job, where something is known of it before. `outlives_client`:
     also without an idempotency key."""
@@ -99,6 +102,7 @@ async def admit(
         key=key,
         job_id=job_id,
         outlives_client=outlives_client,
+        attached=attached,
     )
     if source.record_id is not None:
         request.state.job_id = source.record_id  # from here on errors carry it

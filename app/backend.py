@@ -13,8 +13,9 @@ from tasks.batches import Batch as BatchRecord
 from tasks.controller.decisions import Decision
 from tasks.files import StoredFile
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport
+from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest
-from tasks.jobs import Job, JobId, JobState, Priority
+from tasks.jobs import Job, JobId, Priority
 from tasks.quarantine import Quarantine
 from tasks.responses import Outcome, StoredResponse
 from tasks.settings import StoreSettings
@@ -33,11 +34,9 @@ class Jobs(Protocol):
 
     def get(self, job_id: JobId) -> Job: ...
 
-    def recent(
-        self, limit: int, state: JobState | None = None, model: str | None = None, after: JobId | None = None
-    ) -> list[Job]: ...
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]: ...
 
-    def dead(self, limit: int, model: str | None = None) -> list[Job]: ...
+    def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]: ...
 
     def cancel(self, job_id: JobId) -> Job: ...
 

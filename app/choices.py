@@ -28,6 +28,7 @@ from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import answer_key
+from tasks.attachments import NOTHING, Attachments
 from tasks.errors import KeepwarmError, StoreUnavailable
 from tasks.fleet import ModelOffer
 from tasks.generation import MAX_SEED, GenerationRequest
@@ -52,6 +53,7 @@ async def answer_with_choices(
     has_seed: bool,
     idempotency_key: str | None,
     fingerprint: str | None,
+    attached: Attachments = NOTHING,
 ) -> Response:
     """`app.answering.answer` with n choices. `has_seed`: the client chose one.
 
@@ -68,6 +70,7 @@ async def answer_with_choices(
             key=answer_key(generation, offer, has_seed=has_seed),
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
+            attached=attached,
         )
     arrived = time.monotonic()
     sources: list[AnswerSource] = []
@@ -81,6 +84,7 @@ async def answer_with_choices(
                 idempotency_key=idempotency_key and choice_key(idempotency_key, index),
                 fingerprint=fingerprint,
                 key=answer_key(choice, offer, has_seed=has_seed),
+                attached=attached,
             )
             sources.append(source)
     except BaseException:  # whatever it is: nobody waits for these any more

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +20,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Attachments:
     metadata: dict[str, str] | None = None  # kept, returned, filtered by
     webhook: Webhook | None = None
+    batch_id: str | None = None  # whose line the job answers
 
 
 NOTHING = Attachments()
@@ -30,7 +33,19 @@ _encode = msgspec.json.Encoder().encode
 def attachment_fields(attached: Attachments) -> dict[str, bytes]:
     """As fields of a record; only those that were sent."""
     values = {"metadata": attached.metadata, "webhook": attached.webhook}
-    return {name: _encode(value) for name, value in values.items() if value is not None}
+    fields = {name: _encode(value) for name, value in values.items() if value is not None}
+    if attached.batch_id is not None:
+        fields["batch"] = attached.batch_id.encode()
+    return fields
+
+
+def tags(*, metadata: Mapping[str, str] | None, batch_id: str | None) -> tuple[str, ...]:
+    """Names of the indexes that hold the jobs with each of these pairs, and of this batch: digests, since what clients
+    write does not belong into keys."""
+    named = [f"metadata\0{name}\0{value}" for name, value in (metadata or {}).items()]
+    if batch_id is not None:
+        named.append(f"batch\0{batch_id}")
+    return tuple(hashlib.sha256(name.encode()).hexdigest()[:32] for name in named)
 
 
 def decode_metadata(field: bytes | None) -> dict[str, str] | None:

@@ -98,7 +98,7 @@ class Dispatcher:
             priority=job.priority,
             deadline_ms=deadline_ms,
             repeats=job.id,
-            attached=Attachments(metadata=job.metadata, webhook=job.webhook),
+            attached=Attachments(metadata=job.metadata, webhook=job.webhook, batch_id=job.batch_id),
         )
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
@@ -193,6 +193,7 @@ class Dispatcher:
             requeued_from=repeats,
             metadata=attached.metadata,
             webhook=attached.webhook,
+            batch_id=attached.batch_id,
         )
         return Submission(
             job=job,

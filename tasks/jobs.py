@@ -104,6 +104,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     requeued_as: JobId | None = None  # the job that repeats this one
     metadata: dict[str, str] | None = None
     webhook: Webhook | None = None
+    batch_id: str | None = None  # whose line it answers
 
 
 def new_job_id() -> JobId:

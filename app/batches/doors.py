@@ -66,7 +66,7 @@ def sweep_files() -> None:
 
 async def _feed(batch_id: str, epoch: int, around: Surroundings) -> None:
     batch = around.batches.get(batch_id)
-    front = patient_front(load_settings(ApiSettings), connect_backend(load_settings(StoreSettings)))
+    front = patient_front(load_settings(ApiSettings), connect_backend(load_settings(StoreSettings)), batch_id)
     async with line_caller(front) as caller:
         await Feeder(
             batch=batch,

@@ -10,20 +10,24 @@ import math
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx2
 import msgspec
 from fastapi import FastAPI
 
-from app.backend import Backend
+from app.backend import Backend, Submitted, Submitter
 from app.error_handlers import ErrorFacts
 from app.errors import FormatNotTried
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
+from tasks.answer_cache import CacheWish
+from tasks.attachments import NOTHING, Attachments
+from tasks.fleet import ModelOffer
 from tasks.generation import JsonObject
-from tasks.jobs import JobId
+from tasks.job_request import JobRequest
+from tasks.jobs import Job, JobId, Priority
 
 # The line is not to blame, and the same call can work later. The last one: its record ended while nobody followed it.
 _TRY_AGAIN = frozenset(
@@ -84,8 +88,48 @@ class LineCaller:
         )
 
 
-def patient_front(settings: ApiSettings, backend: Backend) -> FastAPI:
-    """A front that waits for an answer for as long as it takes."""
+@dataclass(frozen=True, slots=True)
+class LineSubmitter:
+    """Notes on every job whose line it answers."""
+
+    dispatcher: Submitter
+    batch_id: str
+
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        offer: ModelOffer,
+        priority: Priority,
+        deadline_ms: int | None,
+        idempotency_key: str | None,
+        fingerprint: str | None = None,
+        job_id: JobId | None = None,
+        attached: Attachments = NOTHING,
+        wish: CacheWish | None = None,
+    ) -> Submitted:
+        return self.dispatcher.submit(
+            request,
+            offer=offer,
+            priority=priority,
+            deadline_ms=deadline_ms,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
+            job_id=job_id,
+            attached=replace(attached, batch_id=self.batch_id),
+            wish=wish,
+        )
+
+    def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
+        return self.dispatcher.predicted_wait_s(model, priority, ahead)
+
+    def requeue(self, job: Job, *, offer: ModelOffer) -> Submitted:
+        return self.dispatcher.requeue(job, offer=offer)
+
+
+def patient_front(settings: ApiSettings, backend: Backend, batch_id: str) -> FastAPI:
+    """A front for the lines of one batch, that waits for an answer for as long as it takes."""
+    backend = replace(backend, dispatcher=LineSubmitter(backend.dispatcher, batch_id))
     return create_app(settings.model_copy(update={"sync_timeout_s": math.inf, "host": "127.0.0.1"}), backend)
 
 

@@ -23,6 +23,7 @@ from app.responses.objects import closing_object, is_complete, outcome_of, respo
 from app.responses.output import whole_output
 from app.responses.planning import PlannedResponse
 from app.sse import Chunks, ClientWatch, SseResponse
+from tasks.attachments import Attachments
 from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
 from tasks.generation import JsonObject
@@ -198,6 +199,7 @@ async def _admitted(
             fingerprint,
             job_id=job_id,
             outlives_client=planned.response.is_background,
+            attached=Attachments(metadata=planned.response.echo["metadata"] or None),
         )
     except BaseException:
         await to_thread.run_sync(records.discard, job_id)

@@ -16,6 +16,7 @@ from app.schemas.answers import ChatCompletion
 from app.schemas.openai import ChatBody
 from app.service_tiers import served_tier
 from app.tool_forms import ToolChatForm
+from tasks.attachments import Attachments
 from tasks.jobs import Job
 
 router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
@@ -52,4 +53,5 @@ async def create_chat_completion(
         has_seed=body.seed is not None,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),
+        attached=Attachments(metadata=body.metadata),
     )

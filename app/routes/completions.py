@@ -15,6 +15,7 @@ from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.schemas.answers import TextCompletion
 from app.schemas.openai import CompletionBody
 from app.service_tiers import served_tier
+from tasks.attachments import Attachments
 from tasks.jobs import Job
 
 router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
@@ -49,4 +50,5 @@ async def create_completion(
         has_seed=body.seed is not None,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(idempotency_key, request.url.path, body),
+        attached=Attachments(metadata=body.metadata),
     )

@@ -13,7 +13,7 @@ from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import sse
+from app import metadata_query, sse
 from app.admission import deadline_ms, job_request, may_be_too_long
 from app.answer_source import CACHE_HEADER
 from app.attaching import attachments
@@ -28,6 +28,7 @@ from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import CacheWish, answer_key
 from tasks.errors import InvalidRequest, PromptTooLong
 from tasks.generation import GenerationRequest
+from tasks.job_filter import JobFilter
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.stream_events import End, Tokens, encode_event
 
@@ -75,16 +76,25 @@ async def requeue_job(job_id: str, front: FrontDep) -> Response:
     return await _accepted(front, submission)
 
 
-@router.get("/v1/jobs", summary="Jobs, newest first; with ?dead=true only dead letters")
+@router.get(
+    "/v1/jobs",
+    summary="Jobs, newest first; with ?dead=true only dead letters",
+    openapi_extra={"parameters": [metadata_query.PARAMETER]},
+)
 async def list_jobs(
+    request: Request,
     front: FrontDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     state: JobState | None = None,
     model: str | None = None,
     dead: bool = False,
     after: str | None = None,
+    batch_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JobList:
-    """`after` is the last job of the page before; `has_more` says whether another page follows.
+    """Filters add up: `state`, `model`, `batch_id`, and `metadata[key]=value`, also several. `after` is the last job of
+    the page before; `has_more` says whether another page follows.
+
+    A batch lets go of a job a minute after its result is written down; from then on that is in the batch's files alone.
 
     A dead letter is a failed job whose request is not to blame: its attempts broke too often, or its model can't be
     served. It stays on this list until it is requeued, and is kept for KEEPWARM_DEAD_RETENTION_S."""
@@ -92,13 +102,16 @@ async def list_jobs(
     if dead and after is not None:
         raise InvalidRequest("after: dead letters come on one page; ask for more of them with limit.", param="after")
 
+    pairs = metadata_query.metadata_pairs(request.query_params.multi_items())
+    wanted = JobFilter(state=state, model=model, batch_id=batch_id, metadata=pairs)
+
     def read() -> JobList:
         jobs = front.backend.jobs
         if dead:
-            found = jobs.dead(limit + 1, model)
+            found = jobs.dead(limit + 1, wanted)
         else:
-            found = jobs.recent(limit + 1, state, model, None if after is None else JobId(after))
-        data = [job_object(job, *_place(front, job)) for job in found[:limit] if state in (None, job.state)]
+            found = jobs.recent(limit + 1, wanted, None if after is None else JobId(after))
+        data = [job_object(job, *_place(front, job)) for job in found[:limit]]
         return JobList(data=data, has_more=len(found) > limit)
 
     return await to_thread.run_sync(read)

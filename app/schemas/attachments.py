@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import BaseModel, Field
 
-from app.schemas.openai import Text
-
-MetadataKey = Annotated[Text, Field(max_length=64)]
-MetadataValue = Annotated[Text, Field(max_length=512)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+from app.schemas.openai import Metadata, Text
 
 
 class WebhookTarget(BaseModel):

@@ -92,6 +92,7 @@ class JobObject(BaseModel):
     requeued_as: str | None
     metadata: dict[str, str] | None
     webhook: WebhookObject | None
+    batch_id: str | None  # whose line it answers
 
 
 class JobList(BaseModel):
@@ -124,6 +125,7 @@ def job_object(job: Job, position: int | None, predicted_wait_s: float | None = 
         requeued_as=job.requeued_as,
         metadata=job.metadata,
         webhook=None if job.webhook is None else WebhookObject(url=job.webhook.url.partition("?")[0]),
+        batch_id=job.batch_id,
     )
 
 

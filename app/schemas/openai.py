@@ -28,6 +28,11 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
+MetadataKey = Annotated[Text, Field(max_length=64)]
+MetadataValue = Annotated[Text, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+
 def _as_list(value: object) -> object:
     """A lone string is a list of one; null is an empty list."""
     if value is None:
@@ -165,6 +170,7 @@ class StreamingFields(BaseModel):
     stream_options: StreamOptions | None = None
     priority: PriorityName | None = None
     service_tier: ServiceTier | None = None
+    metadata: Metadata | None = None  # of the job; `store` says nothing about jobs, which are kept for a while anyway
 
     @property
     def level(self) -> Priority:

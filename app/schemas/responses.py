@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from app.schemas.attachments import Metadata
-from app.schemas.openai import MAX_TOP_LOGPROBS, SamplingFields, StreamingFields, Text, ToolName
+from app.schemas.openai import MAX_TOP_LOGPROBS, Metadata, SamplingFields, StreamingFields, Text, ToolName
 from app.service_tiers import level_of
 from tasks.jobs import Priority
 

@@ -15,7 +15,7 @@ from tasks.settings import StoreSettings
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.fleet_store import FleetStore
-from tasks.store.job_store import JobStore
+from tasks.store.job_store import INDEX_SLACK_MS, JobStore
 from tasks.store.lease_store import LeaseStore
 from tasks.store.quarantine_store import QuarantineStore
 from tasks.wakeups import Wakeups
@@ -24,7 +24,6 @@ BATCH = 200  # records per sweep and tick; the next tick is half a second away
 OFFER_RETENTION_MS = 600_000  # a worker that restarts for so long still gets the jobs of its models
 FILE_SWEEP_S = 600
 TIDY_EVERY_MS = 10_000
-INDEX_SLACK_MS = 24 * 3600 * 1000  # the index is by creation, retention begins at the end
 
 _log = structlog.get_logger(__name__)
 

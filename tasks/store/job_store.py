@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tasks.answer_cache import CacheWish, result_of
-from tasks.attachments import NOTHING, Attachments, attachment_fields
+from tasks.attachments import NOTHING, Attachments, attachment_fields, tags
 from tasks.errors import (
     IdempotencyMismatch,
     JobNotFound,
@@ -20,6 +20,7 @@ from tasks.errors import (
     PromptQuarantined,
     QueueFull,
 )
+from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest, decode_request, encode_request
 from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
 from tasks.quarantine import Quarantine, request_digest
@@ -34,6 +35,7 @@ from tasks.stream_events import End, NumberedEvent, decode_numbered, encode_even
 from tasks.wakeups import Envelope
 
 RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
+INDEX_SLACK_MS = 24 * 3600 * 1000  # indexes are by creation, retention begins at the end
 FORGET_AFTER_MS = 60_000  # of a forgotten job: whoever reads its stream just now may end
 MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
 
@@ -57,6 +59,7 @@ class JobStore:
         self._settings = settings
         self._retention_ms = settings.retention_s * 1000
         self._dead_retention_ms = settings.dead_retention_s * 1000
+        self._index_ms = max(self._retention_ms, self._dead_retention_ms) + INDEX_SLACK_MS
         self._admit = RetriedScript(client, "admit")
         self._end_unclaimed = load_script(client, "end_unclaimed")
         self._hand_over = load_script(client, "hand_over")
@@ -95,7 +98,8 @@ class JobStore:
             key_digest = _key_digest(idempotency_key)
             body_digest = fingerprint or digest
         settings = self._settings
-        further = [part for field in attachment_fields(attached).items() for part in field]
+        attached_fields, indexes = _attached(attached)
+        further = [part for field in attached_fields.items() for part in field]
         answer_digest = "" if wish is None else wish.key.digest
         verdict, *rest = self._admit(
             keys=[
@@ -115,6 +119,7 @@ class JobStore:
                 keys.answer(answer_digest),
                 keys.ANSWERS_USED,
                 keys.CACHE_COUNTS,
+                *indexes,
             ],
             args=[
                 job_id,
@@ -135,6 +140,7 @@ class JobStore:
                 "" if wish is None else wish.key.note,
                 "1" if wish is not None and wish.ends_with_clients else "0",
                 "1" if wish is not None and wish.may_follow else "0",
+                self._index_ms,
                 len(further) // 2,
                 *further,
                 f"model:{request.model}",
@@ -195,6 +201,7 @@ class JobStore:
         """Write down a job that a cached answer has answered. False: its idempotency key is taken by now."""
         digest = request_digest(request)
         owner = "" if idempotency_key is None else f"{job_id} {fingerprint or digest}"
+        attached_fields, indexes = _attached(attached)
         fields: dict[str, str | int | bytes] = {
             "model": request.model,
             "priority": int(priority),
@@ -202,7 +209,7 @@ class JobStore:
             "failures": 0,
             "request": encode_request(request),
             "digest": digest,
-            **attachment_fields(attached),
+            **attached_fields,
         }
         return bool(
             self._answered(
@@ -213,6 +220,7 @@ class JobStore:
                     keys.idempotency(_key_digest(idempotency_key or "")),
                     keys.OUTBOX,
                     keys.response(job_id),
+                    *indexes,
                 ],
                 args=[
                     job_id,
@@ -221,6 +229,7 @@ class JobStore:
                     max(self._retention_ms, MIN_IDEMPOTENCY_MS),
                     keys.live(job_id),
                     msgspec.json.encode(result_of(answer)),
+                    self._index_ms,
                     len(answer),
                     *(encode_event(event) for event in answer),
                     *(part for field in fields.items() for part in field),
@@ -259,44 +268,49 @@ class JobStore:
         found = zip(job_ids, pipe.execute(), strict=True)
         return [job_from_fields(job_id, fields) for job_id, fields in found if fields]
 
-    def recent(
-        self, limit: int, state: JobState | None = None, model: str | None = None, after: JobId | None = None
-    ) -> list[Job]:
-        """Newest first, from behind the job `after` on. Filters are applied while reading back in pages, so a rare
-        state costs more reads. Raises JobNotFound for an `after` that is no longer on the list."""
-        page, start = max(limit, 100), 0 if after is None else self._rank(after) + 1
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]:
+        """Newest first, from behind the job `after` on. Filters are applied while reading back in pages, of the
+        shortest index that lists all jobs which could fit; so a rare state costs more reads. Raises JobNotFound for an
+        `after` that is no longer on the list."""
+        index = self._shortest_index(wanted)
+        page, start = max(limit, 100), 0 if after is None else self._rank(index, after) + 1
         jobs: list[Job] = []
         while len(jobs) < limit:
-            ids = self._recent_ids(start, page)
+            ids = self._recent_ids(index, start, page)
             if not ids:
                 break
-            jobs += [
-                job
-                for job in self.get_many(ids)
-                if (state is None or job.state is state) and (model is None or job.model == model)
-            ]
+            jobs += filter(wanted.fits, self.get_many(ids))
             start += page
         return jobs[:limit]
 
-    def dead(self, limit: int, model: str | None = None) -> list[Job]:
+    def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]:
         """Dead letters, newest first: failed jobs that may be worth another try. A requeued one leaves the list."""
-        jobs = self.get_many(self._dead_ids())
-        return [job for job in jobs if model is None or job.model == model][:limit]
+        return list(filter(wanted.fits, self.get_many(self._dead_ids())))[:limit]
+
+    @translated
+    def _shortest_index(self, wanted: JobFilter) -> str:
+        indexes = [keys.tagged(tag) for tag in tags(metadata=wanted.metadata, batch_id=wanted.batch_id)]
+        if len(indexes) < 2:
+            return indexes[0] if indexes else keys.JOBS
+        pipe = self._client.pipeline(transaction=False)
+        for index in indexes:
+            pipe.zcard(index)
+        return min(zip(pipe.execute(), indexes, strict=True))[1]
 
     @translated
     def _dead_ids(self) -> list[JobId]:
         return [JobId(job_id.decode()) for job_id in self._client.zrevrange(keys.DEAD, 0, -1)]
 
     @translated
-    def _rank(self, job_id: JobId) -> int:
-        rank = self._client.zrevrank(keys.JOBS, job_id)
+    def _rank(self, index: str, job_id: JobId) -> int:
+        rank = self._client.zrevrank(index, job_id)
         if rank is None:
             raise JobNotFound(job_id)
         return int(rank)
 
     @translated
-    def _recent_ids(self, start: int, count: int) -> list[JobId]:
-        ids = self._client.zrevrange(keys.JOBS, start, start + count - 1)
+    def _recent_ids(self, index: str, start: int, count: int) -> list[JobId]:
+        ids = self._client.zrevrange(index, start, start + count - 1)
         return [JobId(job_id.decode()) for job_id in ids]
 
     @translated
@@ -329,7 +343,7 @@ class JobStore:
             for idempotency_key, job_id in ended.items()
             for key in (keys.job(job_id), keys.stream(job_id), keys.idempotency(_key_digest(idempotency_key)))
         ]
-        self._forget(keys=[keys.JOBS, keys.DEAD, *per_job], args=[FORGET_AFTER_MS, *ended.values()])
+        self._forget(keys=[keys.JOBS, keys.DEAD, *per_job], args=[FORGET_AFTER_MS, keys.tagged(""), *ended.values()])
 
     def cancel(self, job_id: JobId) -> Job:
         """End a waiting job at once; ask the worker of a running one. Terminal jobs stay as they are.
@@ -381,6 +395,14 @@ class JobStore:
             args=[job_id, target],
         )
         return None if priority is None else Priority(priority)
+
+
+def _attached(attached: Attachments) -> tuple[dict[str, bytes], list[str]]:
+    """Fields of the record, and keys of the indexes that list the job for them."""
+    fields = attachment_fields(attached)
+    if job_tags := tags(metadata=attached.metadata, batch_id=attached.batch_id):
+        fields["tags"] = " ".join(job_tags).encode()
+    return fields, [keys.tagged(tag) for tag in job_tags]
 
 
 def _key_digest(idempotency_key: str) -> str:

@@ -19,6 +19,7 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
     result = fields.get(b"result")
     error = fields.get(b"error")
     last_error = fields.get(b"last_error")
+    batch = fields.get(b"batch")
     return Job(
         id=job_id,
         state=JobState(fields[b"state"].decode()),
@@ -41,6 +42,7 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
         requeued_as=_optional_id(fields.get(b"requeued_as")),
         metadata=decode_metadata(fields.get(b"metadata")),
         webhook=decode_webhook(fields.get(b"webhook")),
+        batch_id=batch.decode() if batch else None,
     )
 
 

@@ -7,6 +7,7 @@ import redis
 
 from tasks.errors import IdempotencyMismatch, JobNotFound, JobNotRepeatable, QueueFull, StoreUnavailable
 from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
+from tasks.job_filter import JobFilter
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
@@ -186,7 +187,7 @@ def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobSt
     assert (job.failures, job.last_error, job.workers) == (3, BROKEN, (W1, W1, W1))
     assert FleetStore(client).broken_attempts() == {(BROKEN.code, MODEL): 3}
     assert [dead.id for dead in jobs.dead(10)] == [job_id]
-    assert jobs.dead(10, model="other") == []
+    assert jobs.dead(10, JobFilter(model="other")) == []
     week_ms = 7 * 24 * 3600 * 1000
     for key in (keys.job(job_id), keys.stream(job_id)):
         assert week_ms - 10_000 < client.pttl(key) <= week_ms

@@ -22,6 +22,7 @@ from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.generation import AnswerFormat
+from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.quarantine import Quarantine
@@ -184,6 +185,7 @@ class FakeBackend:
             deadline_ms=deadline_ms,
             metadata=attached.metadata,
             webhook=attached.webhook,
+            batch_id=attached.batch_id,
         )
         self.jobs[job.id] = job
         if idempotency_key:
@@ -207,18 +209,14 @@ class FakeBackend:
             raise JobNotFound(job_id)
         return self.jobs[job_id]
 
-    def recent(
-        self, limit: int, state: JobState | None = None, model: str | None = None, after: JobId | None = None
-    ) -> list[Job]:
-        jobs = [
-            job for job in reversed(self.jobs.values()) if state in (None, job.state) and model in (None, job.model)
-        ]
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]:
+        jobs = [job for job in reversed(self.jobs.values()) if wanted.fits(job)]
         if after is not None:
             jobs = jobs[jobs.index(self.get(after)) + 1 :]
         return jobs[:limit]
 
-    def dead(self, limit: int, model: str | None = None) -> list[Job]:
-        return [job for job in self.recent(limit, JobState.FAILED, model) if not job.requeued_as]
+    def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]:
+        return [job for job in self.recent(limit, wanted) if job.state is JobState.FAILED and not job.requeued_as]
 
     def cancel(self, job_id: JobId) -> Job:
         job = self.get(job_id)

@@ -70,6 +70,7 @@ def test_posted_job_is_accepted_with_its_place(client, fake):
         "requeued_as": None,
         "metadata": None,
         "webhook": None,
+        "batch_id": None,
     }
     assert fake.submitted[0].priority is Priority.BATCH
     assert fake.submitted[0].request.max_tokens == 5

@@ -243,6 +243,15 @@ def test_answer_says_the_tier_that_its_job_had(client, fake, path, prompt, field
     assert {chunk["service_tier"] for chunk in chunks} == {tier}
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(("path", "prompt"), [("/v1/chat/completions", {}), ("/v1/completions", {"prompt": "x"})])
+def test_metadata_are_those_of_every_job_of_the_request(client, fake, path, prompt, n):
+    fake.batches = numbered(Tokens("a", (1,)), succeeded())
+    body = chat(metadata={"team": "red"}, store=True, n=n, **prompt)
+    assert client.post(path, json=body).status_code == 200
+    assert [job.metadata for job in fake.jobs.values()] == [{"team": "red"}] * n
+
+
 def test_answer_is_silent_about_tiers_when_none_was_asked_for(client, fake):
     fake.batches = numbered(Tokens("a", (1,)), succeeded())
     assert "service_tier" not in client.post("/v1/chat/completions", json=chat()).text

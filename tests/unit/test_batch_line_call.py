@@ -30,7 +30,7 @@ def fake() -> FakeBackend:
 
 @pytest.fixture
 async def caller(fake: FakeBackend) -> AsyncIterator[LineCaller]:
-    async with line_caller(patient_front(ApiSettings(), fake.backend())) as caller:
+    async with line_caller(patient_front(ApiSettings(), fake.backend(), "batch_1")) as caller:
         yield caller
 
 
@@ -39,7 +39,7 @@ def decoded(answer: LineAnswer) -> dict:
 
 
 def test_a_front_has_all_endpoints_of_batches(fake: FakeBackend):
-    assert endpoints_of(patient_front(ApiSettings(), fake.backend())) == ENDPOINTS
+    assert endpoints_of(patient_front(ApiSettings(), fake.backend(), "batch_1")) == ENDPOINTS
 
 
 @pytest.mark.parametrize("endpoint", [CHAT, TEXT])
@@ -50,6 +50,7 @@ async def test_line_is_admitted_at_batch_priority_under_its_key(fake: FakeBacken
     (submitted,) = fake.submitted
     assert (submitted.priority, submitted.idempotency_key) == (Priority.BATCH, "batch_1/7")
     assert answer.job_ids == tuple(fake.jobs)
+    assert [job.batch_id for job in fake.jobs.values()] == ["batch_1"]
     again = await caller.call(endpoint, body, "batch_1/7")
     assert (again.job_ids, decoded(again)) == (answer.job_ids, decoded(answer))
 

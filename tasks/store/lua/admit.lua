@@ -1,7 +1,7 @@
 -- Take a job in, or say why not. Queued is written only here and in release.lua.
 -- KEYS 1 job  2 waiting  3 waiting-models  4 queued  5 jobs  6 deadlines  7 idempotency  8 dead  9 job to repeat, or 1
 --      10 quarantine  11 arrivals  12 list of the wake-up  13 computing  14 answer
---      15 answers-used  16 cache-counts
+--      15 answers-used  16 cache-counts  17.. indexes that list the job besides
 -- ARGV 1 id  2 model  3 priority  4 deadline ms or ''  5 request  6 bound per model  7 bound in all
 --      8 body digest or '' (no idempotency key)  9 life of the idempotency key, ms
 --      10 id of the job to repeat or ''  11 request digest
@@ -9,7 +9,8 @@
 --      15 digest of the answer or '' (not to be cached)  16 note for it in the record
 --      17 '1' when the job ends with its clients, and so may be another one's
 --      18 '1' to follow a job that computes the same
---      19 how many further fields the record has, then these: name, value; then names under which quarantine may
+--      19 ms for which the indexes from 17 on keep an entry
+--      20 how many further fields the record has, then these: name, value; then names under which quarantine may
 --      know the request
 -- Returns {'admitted', position, created, 1 when somebody listens to the channel already}
 --      | {'hit', answer, now} | {'shared', job id, now} | {'attached', job id} | {'mismatch'} | {'full-model', depth}
@@ -72,7 +73,7 @@ if ARGV[15] ~= '' then
 end
 if ARGV[12] == '1' then return {'refused'} end
 -- 3  Quarantine.
-local first_name = 20 + 2 * ARGV[19]
+local first_name = 21 + 2 * ARGV[20]
 for i = first_name, #ARGV do
   local entry = redis.call('HGET', KEYS[10], ARGV[i])
   local left_ms = entry and string.match(entry, '^%d+ (%d+) ') - now
@@ -87,7 +88,7 @@ if total >= tonumber(ARGV[7]) then return {'full', total} end
 -- 5  In.
 redis.call('HSET', KEYS[1], 'state', 'queued', 'model', ARGV[2], 'priority', ARGV[3], 'attempt', 0, 'failures', 0,
   'seq', 0, 'created', int(now), 'request', ARGV[5], 'digest', ARGV[11])
-for i = 20, first_name - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 21, first_name - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', ARGV[4])
   redis.call('ZADD', KEYS[6], ARGV[4], ARGV[1])
@@ -98,6 +99,7 @@ redis.call('SADD', KEYS[3], ARGV[2])
 redis.call('HINCRBY', KEYS[11], ARGV[3] .. ' ' .. ARGV[2], 1)
 redis.call('ZADD', KEYS[4], int(now), ARGV[1])
 redis.call('ZADD', KEYS[5], int(now), ARGV[1])
+list_besides(17, ARGV[1], now, ARGV[19])
 if ARGV[8] ~= '' then redis.call('SET', KEYS[7], ARGV[1] .. ' ' .. ARGV[8], 'PX', ARGV[9]) end
 if ARGV[10] ~= '' then
   redis.call('HSET', KEYS[1], 'requeued_from', ARGV[10])

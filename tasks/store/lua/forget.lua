@@ -1,9 +1,9 @@
 -- Let go of jobs that have ended and whose outcome is safe elsewhere. A job that is still open stays as it is: without
 -- its record nobody could end it, and its entry in kw:running would be there for ever. Dead letters keep their record.
 -- KEYS 1 jobs  2 dead  then for each job: record, stream, idempotency
--- ARGV 1 ms for which records stay  2.. ids
-for i = 2, #ARGV do
-  local job, stream, idempotency = KEYS[i * 3 - 3], KEYS[i * 3 - 2], KEYS[i * 3 - 1]
+-- ARGV 1 ms for which records stay  2 prefix of the indexes that the field `tags` names  3.. ids
+for i = 3, #ARGV do
+  local job, stream, idempotency = KEYS[i * 3 - 6], KEYS[i * 3 - 5], KEYS[i * 3 - 4]
   if redis.call('HEXISTS', job, 'finished') == 1 then
     redis.call('DEL', idempotency)
     if not redis.call('ZSCORE', KEYS[2], ARGV[i]) then
@@ -11,6 +11,9 @@ for i = 2, #ARGV do
         if redis.call('PTTL', key) > tonumber(ARGV[1]) then redis.call('PEXPIRE', key, ARGV[1]) end
       end
       redis.call('ZREM', KEYS[1], ARGV[i])
+      for tag in string.gmatch(redis.call('HGET', job, 'tags') or '', '%S+') do
+        redis.call('ZREM', ARGV[2] .. tag, ARGV[i])
+      end
     end
   end
 end

@@ -9,7 +9,8 @@
 --   cache (digest, model fingerprint, ttl ms, bound on bytes: where the answer will be kept; see answer_cache.py)
 --   clients (how many wait for it and would miss it; a job without the field is there for itself)
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
---   metadata (JSON), webhook (JSON: where to say that the job has ended)
+--   metadata (JSON), webhook (JSON: where to say that the job has ended), batch (whose line the job answers),
+--   tags (of the indexes kw:tagged:{tag} that list it: "a b c")
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -25,6 +26,15 @@ local function append_event(job, stream, channel, seq, event)
   redis.call('XADD', stream, '0-' .. int(seq), 'e', event)
   redis.call('HSET', job, 'seq', int(seq))
   redis.call('PUBLISH', channel, int(seq) .. ' ' .. event)
+end
+
+-- List a job in the indexes that the script's keys from `first` on name, and keep those as short as the list of all.
+local function list_besides(first, id, now, keep_ms)
+  for i = first, #KEYS do
+    redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', int(now - keep_ms))
+    redis.call('ZADD', KEYS[i], int(now), id)
+    redis.call('PEXPIRE', KEYS[i], keep_ms)
+  end
 end
 
 -- Put the news that a job or a batch has ended into the outbox. The message copies what will be said of the record,

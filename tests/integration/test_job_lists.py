@@ -1,0 +1,144 @@
+"""Lists of jobs by metadata and batch, on a real store: what is found, what is read for it, what is cleared away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from app.backend import connect_backend
+from app.main import create_app
+from app.settings import ApiSettings
+from tasks.attachments import NOTHING, Attachments, tags
+from tasks.generation import GenerationRequest
+from tasks.job_filter import JobFilter
+from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
+from tasks.settings import StoreSettings
+from tasks.store import keys
+from tasks.store.connection import Client, connect
+from tasks.store.job_store import JobStore
+from tasks.stream_events import End, Tokens
+from tests.support.front_server import FrontServer
+from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def client(store_settings: StoreSettings) -> Client:
+    return connect(store_settings)
+
+
+@pytest.fixture
+def jobs(client: Client, store_settings: StoreSettings) -> JobStore:
+    return JobStore(client, store_settings)
+
+
+@pytest.fixture
+def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
+    worker = ScriptedWorker(store_settings)
+    worker.report(DEMO_OFFER)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def http(store_settings: StoreSettings, worker: ScriptedWorker) -> Iterator[httpx2.Client]:
+    with (
+        FrontServer(create_app(ApiSettings(), connect_backend(store_settings))) as server,
+        httpx2.Client(base_url=server.url, timeout=20) as http,
+    ):
+        yield http
+
+
+def admit(jobs: JobStore, attached: Attachments = NOTHING, key: str | None = None) -> JobId:
+    request = GenerationRequest(model="demo", prompt="x")
+    admission = jobs.admit(
+        new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=key, attached=attached
+    )
+    return admission.job_id
+
+
+def ids(found: list[Job]) -> list[JobId]:
+    return [job.id for job in found]
+
+
+def test_jobs_are_found_by_pairs_of_metadata_page_by_page(jobs: JobStore):
+    red = [admit(jobs, Attachments(metadata={"team": "red", "n": str(n % 2)})) for n in range(6)]
+    admit(jobs, Attachments(metadata={"team": "blue", "n": "0"}))
+    admit(jobs)
+    of_red = JobFilter(metadata={"team": "red"})
+    assert sorted(ids(jobs.recent(10, of_red))) == sorted(red)
+    first = ids(jobs.recent(4, of_red))
+    assert sorted(first + ids(jobs.recent(4, of_red, after=first[-1]))) == sorted(red)
+    assert sorted(ids(jobs.recent(9, JobFilter(metadata={"n": "1", "team": "red"})))) == sorted(red[1::2])
+    assert jobs.recent(9, JobFilter(metadata={"team": "green"})) == []
+    assert jobs.get(red[0]).metadata == {"team": "red", "n": "0"}
+
+
+def test_only_the_shortest_index_is_read(jobs: JobStore, client: Client):
+    for n in range(250):
+        admit(jobs, Attachments(metadata={"app": "web", "user": str(n)}))
+    wanted = JobFilter(metadata={"app": "web", "user": "7"})
+    before = client.info("commandstats")["cmdstat_hgetall"]["calls"]
+    assert len(jobs.recent(10, wanted)) == 1
+    assert client.info("commandstats")["cmdstat_hgetall"]["calls"] - before == 1
+
+
+def test_a_batch_lets_go_of_its_jobs_in_every_index(jobs: JobStore, client: Client):
+    attached = Attachments(batch_id="batch_1", metadata={"a": "b"})
+    ended, open_job = admit(jobs, attached, "batch_1/1"), admit(jobs, attached, "batch_1/2")
+    assert sorted(ids(jobs.recent(9, JobFilter(batch_id="batch_1")))) == sorted([ended, open_job])
+    jobs.cancel(ended)
+    jobs.forget({"batch_1/1": ended, "batch_1/2": open_job})
+    for wanted in (JobFilter(batch_id="batch_1"), JobFilter(metadata={"a": "b"})):
+        assert ids(jobs.recent(9, wanted)) == [open_job]
+    (index,) = [keys.tagged(tag) for tag in tags(metadata=None, batch_id="batch_1")]
+    assert client.zcard(index) == 1
+
+
+def test_old_entries_leave_an_index_and_an_index_ends_by_itself(
+    jobs: JobStore, client: Client, store_settings: StoreSettings
+):
+    attached = Attachments(metadata={"a": "b"})
+    (index,) = [keys.tagged(tag) for tag in tags(metadata=attached.metadata, batch_id=None)]
+    client.zadd(index, {"job_old": 1})
+    new = admit(jobs, attached)
+    assert client.zrange(index, 0, -1) == [new.encode()]
+    kept_ms = (store_settings.dead_retention_s + 24 * 3600) * 1000
+    assert kept_ms - 10_000 < client.pttl(index) <= kept_ms
+
+
+def test_job_without_metadata_is_in_no_further_index(jobs: JobStore, client: Client):
+    admit(jobs)
+    assert client.keys("kw:tagged:*") == []
+
+
+def test_route_takes_pairs_from_the_query(http: httpx2.Client, worker: ScriptedWorker):
+    body = {"model": "demo", "prompt": "x", "metadata": {"team": "red", "ticket": "7"}}
+    posted = http.post("/v1/jobs", json=body).json()
+    other = http.post("/v1/jobs", json={"model": "demo", "prompt": "x"}).json()
+    assert (posted["metadata"], posted["batch_id"], other["metadata"]) == (body["metadata"], None, None)
+    worker.take().answer("a")
+    worker.take().answer("b")
+    query = {"metadata[team]": "red", "metadata[ticket]": "7"}
+    assert [job["id"] for job in http.get("/v1/jobs", params=query).json()["data"]] == [posted["id"]]
+    assert http.get("/v1/jobs", params=query | {"state": "queued"}).json()["data"] == []
+    assert http.get("/v1/jobs", params={"metadata[team]": "blue"}).json() == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+    }
+    assert http.get("/v1/jobs", params={"metadata[k]": "x" * 513}).json()["param"] == "metadata"
+
+
+def test_job_that_a_cached_answer_answers_is_listed_too(jobs: JobStore):
+    answer = (Tokens("a", (1,)), End(state=JobState.SUCCEEDED, finish_reason="stop"))
+    request = GenerationRequest(model="demo", prompt="x")
+    attached = Attachments(metadata={"team": "red"}, batch_id="batch_1")
+    job_id = new_job_id()
+    assert jobs.write_answered(job_id, request, answer, priority=Priority.DEFAULT, attached=attached)
+    for wanted in (JobFilter(metadata={"team": "red"}), JobFilter(batch_id="batch_1"), JobFilter()):
+        assert ids(jobs.recent(9, wanted)) == [job_id]
+    assert jobs.get(job_id).state is JobState.SUCCEEDED
