@@ -10,6 +10,7 @@ from app.batches.contents import Contents
 from tasks.answer_cache import CacheOutcome, CacheWish
 from tasks.attachments import NOTHING, Attachments
 from tasks.batches import Batch as BatchRecord
+from tasks.batches import BatchFigures
 from tasks.controller.decisions import Decision
 from tasks.files import StoredFile
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport
@@ -188,6 +189,8 @@ class BatchRecords(Protocol):
         ...
 
     def open_input_files(self) -> dict[str, str]: ...
+
+    def figures(self) -> BatchFigures: ...
 
 
 class OutboxView(Protocol):

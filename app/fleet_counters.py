@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.backend import Backend
+from tasks.batches import BatchFigures, BatchState
 from tasks.controller.decisions import Action
 from tasks.fleet import LoadCounts
 from tasks.store.answer_store import CacheCounts
@@ -25,6 +26,7 @@ class FleetCounters(Collector):
     decisions: Mapping[tuple[str, str], int]  # of the controller, by action and reason
     loads: Mapping[str, LoadCounts]  # by model
     outbox: OutboxState
+    batches: BatchFigures
     cache: CacheCounts
 
     @classmethod
@@ -35,6 +37,7 @@ class FleetCounters(Collector):
             decisions=backend.decisions.decision_counts(),
             loads=backend.fleet.loads(),
             outbox=backend.outbox.state(),
+            batches=backend.batches.figures(),
             cache=backend.answers.counts(),
         )
 
@@ -70,6 +73,7 @@ class FleetCounters(Collector):
             "Jobs that came while no runner had their model ready",
             lambda each: each.cold_starts,
         )
+        yield from self._of_batches()
         tries = [(tuple(name.partition(" ")[::2]), count) for name, count in self.outbox.counts.items()]
         documentation = "Tries to deliver a webhook, by what came of them; a dead one was the last"
         yield _family("keepwarm_webhook_tries", documentation, ("outcome", "reason"), tries)
@@ -93,6 +97,21 @@ class FleetCounters(Collector):
         values = [((model,), figure(counts)) for model, counts in sorted(self.loads.items())]
         return _family(name, documentation, ("model_name",), values)
 
+    def _of_batches(self) -> Iterator[Metric]:
+        batches = self.batches
+        states = [state for state in BatchState if not state.is_terminal]
+        documentation = "Batches that have not ended"
+        yield _gauges(
+            "keepwarm_batches_open", documentation, {state.value: batches.open.get(state, 0) for state in states}
+        )
+        ended = [((state,), count) for state, count in batches.ended.items()]
+        yield _family("keepwarm_batches_ended", "Batches that have ended, by how", ("state",), ended)
+        yield _gauges("keepwarm_batch_lines", "Lines of open batches", batches.lines)
+        documentation = "Lines that may be in flight at once, of all open batches together"
+        yield GaugeMetricFamily("keepwarm_batch_window_lines", documentation, value=batches.window)
+        documentation = "Age of the open batch that was created first"
+        yield GaugeMetricFamily("keepwarm_batch_oldest_seconds", documentation, value=batches.oldest_age_s)
+
 
 def _family(
     name: str, documentation: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
@@ -100,4 +119,11 @@ def _family(
     family = CounterMetricFamily(name, documentation, labels=labels)
     for of_labels, value in values:
         family.add_metric(of_labels, value)
+    return family
+
+
+def _gauges(name: str, documentation: str, by_state: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, documentation, labels=("state",))
+    for state, value in by_state.items():
+        family.add_metric((state,), value)
     return family

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -75,6 +77,17 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFigures:
+    """What metrics say about all batches."""
+
+    open: Mapping[str, int] = field(default_factory=dict)  # by state
+    ended: Mapping[str, int] = field(default_factory=dict)  # by state, since the store exists
+    lines: Mapping[str, int] = field(default_factory=dict)  # of open batches: completed, failed, in_flight, waiting
+    window: int = 0  # lines that feeders may have in flight, of all open batches together
+    oldest_age_s: float = 0.0  # of an open batch
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

@@ -227,7 +227,15 @@ class Feeder:
                 await asyncio.sleep(LOOK_S)
 
     async def _write(self, **fields: Any) -> None:
-        write = partial(self.around.batches.write, self.batch.id, self.epoch, counts=self._progress(), **fields)
+        num_in_flight = 0 if self._lines is None else self._lines.num_in_flight
+        write = partial(
+            self.around.batches.write,
+            self.batch.id,
+            self.epoch,
+            counts=self._progress(),
+            in_flight=(num_in_flight, self.around.window),
+            **fields,
+        )
         state = await to_thread.run_sync(write)
         if state is None:
             raise FeederStopped("another feeder has the batch")

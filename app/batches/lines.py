@@ -63,6 +63,10 @@ class Lines:
     def __post_init__(self) -> None:
         self._flushed_at = self.clock()
 
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
     def is_complete(self) -> bool:
         return all(map(self.results.is_done, self.index.numbers))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from tasks.batches import (
     WINDOW_MS,
     Batch,
     BatchCounts,
+    BatchFigures,
     BatchState,
     LineError,
     new_batch_id,
@@ -142,10 +144,12 @@ class BatchStore:
         model: str | None = None,
         output_file_id: str | None = None,
         error_file_id: str | None = None,
+        in_flight: tuple[int, int] | None = None,
         is_released: bool = False,
     ) -> BatchState | None:
         """Renew the lease, note the progress, and move to another state if the table allows it.
 
+        `in_flight`: lines that are under way, and how many may be.
         The state in which the batch is now; None when another feeder took over, and nothing was written."""
         fields: list[Any] = []
         for name, value in (
@@ -154,6 +158,7 @@ class BatchStore:
             ("model", model),
             ("output_file", output_file_id),
             ("error_file", error_file_id),
+            ("in_flight", None if in_flight is None else "{} {}".format(*in_flight)),
         ):
             if value is not None:
                 fields += [name, value]
@@ -202,6 +207,32 @@ class BatchStore:
             pipe.hget(keys.batch(batch_id), "input_file")
         found = zip(ids, pipe.execute(), strict=True)
         return {file_id.decode(): batch_id for batch_id, file_id in found if file_id is not None}
+
+    @translated
+    def figures(self) -> BatchFigures:
+        """Reads the open batches, whose number is bounded."""
+        pipe = self._client.pipeline(transaction=False)
+        for raw in self._client.zrange(keys.OPEN_BATCHES, 0, -1):
+            pipe.hmget(keys.batch(raw.decode()), "state", "counts", "in_flight", "created")
+        pipe.hgetall(keys.BATCH_ENDS)
+        *records, ended = pipe.execute()
+        records = [record for record in records if record[0] is not None]
+        counts = [BatchCounts() if record[1] is None else _COUNTS.decode(record[1]) for record in records]
+        places = [tuple(map(int, record[2].split())) for record in records if record[2] is not None]
+        lines = {
+            "completed": sum(each.completed for each in counts),
+            "failed": sum(each.failed for each in counts),
+            "in_flight": sum(used for used, _ in places),
+        }
+        lines["waiting"] = max(0, sum(each.total for each in counts) - sum(lines.values()))
+        oldest_ms = min((int(record[3]) for record in records), default=None)
+        return BatchFigures(
+            open=Counter(record[0].decode() for record in records),
+            ended={state.decode(): int(count) for state, count in ended.items()},
+            lines=lines,
+            window=sum(size for _, size in places),
+            oldest_age_s=0.0 if oldest_ms is None else (now_ms(self._client) - oldest_ms) / 1000,
+        )
 
     @translated
     def is_open(self, batch_id: str) -> bool:

@@ -23,7 +23,7 @@
 | kw:probation | hash | model → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
 | kw:worker-losses | zset | `<model> <worker> <ms since it was busy>` of vanished workers; score = ms of the loss | release (rescue), controller | controller | 10 minutes |
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
-| kw:batch:{batch} | hash | a batch: state, `<state>_at` ms, endpoint, input_file, created, expires, metadata, model, counts, errors (JSON), output_file, error_file; webhook; feeder, lease (ms), epoch (fence); breaks, broke_by, counts_at_break | app (create, cancel), feeders | app, feeders | file retention after the end |
+| kw:batch:{batch} | hash | a batch: state, `<state>_at` ms, endpoint, input_file, created, expires, metadata, model, counts, errors (JSON), output_file, error_file; webhook; in_flight (`<lines> <bound>`); feeder, lease (ms), epoch (fence); breaks, broke_by, counts_at_break | app (create, cancel), feeders | app, feeders | file retention after the end |
 | kw:batches | zset | ids of batches; score = created ms | app | app (lists) | cleaned when read |
 | kw:batch-ends | hash | terminal state → batches that ended so | feeders | app (metrics) | – |
 | kw:open-batches | zset | batches that have not ended; score = ms at which somebody must look whether they are fed | app, feeders, controller | feeders, controller, app | at the end |

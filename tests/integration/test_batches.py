@@ -31,7 +31,7 @@ from tasks.files import StoredFile
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.batch_store import BREAK_PAUSE_MS
+from tasks.store.batch_store import BREAK_PAUSE_MS, BatchStore
 from tasks.store.connection import Client, connect, now_ms
 from tasks.store.file_store import FileStore
 from tests.support.front_server import FrontServer
@@ -458,3 +458,26 @@ async def test_cancelled_before_anybody_fed_it(sdk, feed):
 def test_folder_of_files_is_for_its_owner_only(sdk: OpenAI, store_settings: StoreSettings):
     upload(sdk)
     assert Path(store_settings.home / "files").stat().st_mode & 0o077 == 0
+
+
+# ---- figures
+
+
+def test_figures_add_up_over_open_batches_and_count_ends(store_settings: StoreSettings):
+    batches = BatchStore(connect(store_settings), store_settings)
+    assert batches.figures().oldest_age_s == 0
+    first, second, third = (batches.create(endpoint=CHAT, input_file_id="file-1") for _ in range(3))
+    for batch, counts, in_flight in (
+        (first, BatchCounts(total=100, completed=10, failed=2), (60, 128)),
+        (second, BatchCounts(total=5, completed=4), (1, 128)),
+    ):
+        epoch = batches.claim(batch.id, "feeder") or 0
+        batches.write(batch.id, epoch, to=BatchState.IN_PROGRESS, counts=counts, in_flight=in_flight)
+    for _ in range(2):  # a repeated call counts once
+        batches.write(second.id, epoch, to=BatchState.EXPIRED)
+    figures = batches.figures()
+    assert figures.open == {"in_progress": 1, "validating": 1}
+    assert figures.ended == {"expired": 1}
+    assert figures.lines == {"completed": 10, "failed": 2, "in_flight": 60, "waiting": 28}
+    assert (figures.window, third.state) == (128, BatchState.VALIDATING)
+    assert 0 <= figures.oldest_age_s < 60

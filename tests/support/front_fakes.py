@@ -18,6 +18,7 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tasks.answer_cache import CacheOutcome, CacheWish
 from tasks.attachments import NOTHING, Attachments
+from tasks.batches import BatchFigures
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
@@ -78,6 +79,15 @@ class FakeOutbox:
         return OutboxState(pending=2, overdue_s=1.5, counts=self.counts)
 
 
+@dataclass
+class FakeBatches:
+    """Nothing but figures."""
+
+    def figures(self) -> BatchFigures:
+        lines = {"completed": 7, "failed": 1, "in_flight": 4, "waiting": 88}
+        return BatchFigures(open={"in_progress": 2}, ended={"completed": 5}, lines=lines, window=256, oldest_age_s=61.5)
+
+
 def without_batches() -> dict[str, Any]:
     """Ports of files, batches and stored responses for a front that is not asked about them; tests of those have a real
     store."""
@@ -85,7 +95,7 @@ def without_batches() -> dict[str, Any]:
         "files": None,
         "contents": None,
         "file_retention_ms": 0,
-        "batches": None,
+        "batches": FakeBatches(),
         "outbox": FakeOutbox(),
         "responses": None,
         "feed": lambda batch_id: None,

@@ -312,6 +312,12 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         'keepwarm_webhook_tries_total{outcome="delivered",reason=""} 5.0',
         'keepwarm_webhook_tries_total{outcome="dead",reason="timeout"} 1.0',
         "keepwarm_webhooks_pending 2.0",
+        'keepwarm_batches_open{state="in_progress"} 2.0',
+        'keepwarm_batches_open{state="validating"} 0.0',
+        'keepwarm_batches_ended_total{state="completed"} 5.0',
+        'keepwarm_batch_lines{state="waiting"} 88.0',
+        "keepwarm_batch_window_lines 256.0",
+        "keepwarm_batch_oldest_seconds 61.5",
         "keepwarm_webhook_overdue_seconds 1.5",
         "keepwarm_store_up 1.0",
     ):
