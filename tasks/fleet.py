@@ -72,6 +72,12 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     is_matryoshka: bool = False  # the start of its vectors is a vector too, if made to have length 1
     fingerprint: str = ""  # of the file and of what it is loaded with: an equal one says the same; "" is equal to none
     cache: CachePolicy | None = None  # None: its answers are not cached
+    base: str | None = None  # of a LoRA adapter: the model whose runner serves it; it is never placed itself
+
+    @property
+    def runner_model(self) -> str:
+        """The model that has to be loaded."""
+        return self.base or self.id
 
     @property
     def is_usable(self) -> bool:
@@ -92,6 +98,11 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     idle_since_ms: int | None = None  # None while something runs
     progress: float = 1.0  # of the load
     reduced: str | None = None  # what was taken from its context or slots to make it fit
+    adapters: dict[str, int] = {}  # LoRA adapters that it serves as well → how many of `in_flight` are theirs
+
+    def serves(self, model: str) -> bool:
+        """Also while it starts."""
+        return model == self.model or model in self.adapters
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +183,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
     def has_ready_runner(self, model: str) -> bool:
         return any(
-            runner.model == model and runner.state is RunnerState.READY
+            runner.serves(model) and runner.state is RunnerState.READY
             for worker in self.workers
             for runner in worker.runners
         )

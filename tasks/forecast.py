@@ -50,7 +50,7 @@ def seats(offer: ModelOffer, fleet: Fleet, priority: Priority = Priority.BATCH) 
         for worker in fleet.workers
         if not worker.is_draining
         for runner in worker.runners
-        if runner.model == offer.id
+        if runner.serves(offer.id)
     ]
     ready = [runner for runner in runners if runner.state is RunnerState.READY]
     if ready:

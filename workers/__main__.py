@@ -142,7 +142,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     watch = FolderWatch(scanner, pool.update_models)
     register_model_host(GatedHost(pool))
 
-    gate.connect(pool.free_slots, pool.urgent_slots, ring=lambda: wakeups.ring(worker_id))
+    gate.connect(pool.free_slots, pool.urgent_slots, ring=lambda: wakeups.ring(worker_id), runner_of=pool.runner_of)
 
     def on_change() -> None:
         gate.look_again()

@@ -42,7 +42,7 @@ class Accounting:
 
     def settle(self, model: ModelFile, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> None:
         """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
-        reported = ready.weight_bytes + ready.kv_bytes + ready.compute_bytes
+        reported = ready.weight_bytes + ready.adapter_bytes + ready.kv_bytes + ready.compute_bytes
         told = self._measure(model, runner, ready)
         if told is None:
             told = window.taken_bytes(self._device.free_mark(), self._num_moves)

@@ -6,7 +6,7 @@ one whose draft speaks in other tokens is refused: that never gets well by itsel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from workers.estimate import ModelShape
 
 if TYPE_CHECKING:
     from workers.model_files import ModelFile
+
+_BETTER = "name a small model that generates text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +36,21 @@ class DraftFile:
         return min(context_length, self.trained_context_length or context_length)
 
 
-def add_drafts(models: dict[str, ModelFile], wishes: Mapping[str, str | None]) -> dict[str, str]:
-    """Give every model its draft, by id; an adapter without a wish has its base's. Returns the reasons of those that
-    can't be served with theirs. Raises InvalidSetting for a draft that can never be one."""
+def add_drafts(
+    models: dict[str, ModelFile], wishes: Mapping[str, str | None], adapters: Collection[str] = ()
+) -> dict[str, str]:
+    """Give every model its draft, by id; its adapters share it. Returns the reasons of those that can't be served with
+    theirs. Raises InvalidSetting for a draft that can never be one; `adapters` are none."""
     reasons = {}
-    bases = {model.path: model.id for model in models.values() if model.adapter_path is None}
     plain = dict(models)
     for model in plain.values():
-        wish = wishes.get(model.id) or wishes.get(bases.get(model.path, ""))
+        wish = wishes.get(model.id)
         if wish is None:
             continue
+        if wish.lower() in adapters:
+            raise _refusal(model, f"'{wish}' is a LoRA adapter and can't draft; {_BETTER}")
         draft = plain.get(wish.lower())
-        _check(model, draft, is_own=bool(wishes.get(model.id)))
+        _check(model, draft)
         if draft is None:
             problem = f"the folder has no usable model '{wish.lower()[:64]}'"
             models[model.id] = replace(
@@ -75,14 +80,17 @@ def _with_draft(model: ModelFile, draft: ModelFile) -> ModelFile:
     )
 
 
-def _check(model: ModelFile, draft: ModelFile | None, *, is_own: bool) -> None:
+def _check(model: ModelFile, draft: ModelFile | None) -> None:
     problem = None
     if model.kind is not ModelKind.GENERATE:
         problem = f"only a model that generates text may have one, and this one is of kind {model.kind}; remove it"
-    elif draft is not None and draft.path == model.path and draft.adapter_path is None and is_own:
+    elif draft is not None and draft.path == model.path:
         problem = "a model can't draft for itself; name a smaller one"
-    elif draft is not None and (draft.kind is not ModelKind.GENERATE or draft.adapter_path is not None):
-        what = "a LoRA adapter" if draft.adapter_path else f"of kind {draft.kind}"
-        problem = f"'{draft.id}' is {what} and can't draft; name a small model that generates text"
+    elif draft is not None and draft.kind is not ModelKind.GENERATE:
+        problem = f"'{draft.id}' is of kind {draft.kind} and can't draft; {_BETTER}"
     if problem is not None:
-        raise InvalidSetting("models.yaml", f"model '{model.id}': draft: {problem}")
+        raise _refusal(model, problem)
+
+
+def _refusal(model: ModelFile, problem: str) -> InvalidSetting:
+    return InvalidSetting("models.yaml", f"model '{model.id}': draft: {problem}")

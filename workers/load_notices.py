@@ -24,7 +24,8 @@ class LoadNotices:
         for runner in starting:
             if self._told.get(runner.pid) == runner.progress:
                 continue
-            waiting = self._backlog.waiting(runner.model, AUDIENCE)
-            if waiting:
-                self._writer.notify(waiting, Loading(model=runner.model, progress=round(runner.progress, 2)))
+            for model in (runner.model, *runner.adapters):
+                waiting = self._backlog.waiting(model, AUDIENCE)
+                if waiting:
+                    self._writer.notify(waiting, Loading(model=model, progress=round(runner.progress, 2)))
         self._told = {runner.pid: runner.progress for runner in starting}

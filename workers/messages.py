@@ -23,6 +23,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     forced_ids: tuple[int, ...] = ()  # already published: prefill them, don't emit their text again
     emitted_text: str = ""  # already published text of the forced ids
     priority: Priority = Priority.DEFAULT  # batch work gives up its place in the engine to any other
+    adapter: str = ""  # that the job asked for; "": the model itself
 
 
 class Encode(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -31,6 +32,7 @@ class Encode(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     key: int
     request: EncodingRequest
     published_rows: int = 0
+    adapter: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -64,6 +66,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_bytes: int
     compute_bytes: int
     copied_weight_bytes: int = 0  # of the weights, what is not used from the mapped file but from a copy in main memory
+    adapter_bytes: int = 0  # of the LoRA adapters beside the weights
+    broken_adapters: dict[str, str] = {}  # those that could not be loaded, with the reason
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

@@ -35,6 +35,27 @@ _NO_LANGUAGE_MODEL = {
 }
 
 
+def adapter_fingerprint(of_base: str, adapter: str) -> str:
+    """Of what an adapter says over a base with this fingerprint, which depends on the adapters' files and scales."""
+    return f"{of_base}/{adapter}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """A LoRA adapter: a model for clients, with a queue of its own, that the runner of its base serves."""
+
+    id: str
+    base: str
+    path: Path
+    file_bytes: int
+    tensor_bytes: int
+    identity: str  # changes when a runner has to load it anew: size, modification time and scale
+    scale: float
+    aliases: tuple[str, ...]
+    fallback: str | None
+    cache: CachePolicy | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
     """A model that this worker can serve, and how."""
@@ -42,7 +63,7 @@ class ModelFile:
     id: str
     path: Path  # the first file; llama.cpp finds the other parts itself
     file_bytes: int
-    identity: str  # changes when the file does: sizes and modification times
+    identity: str  # changes when a file does, also an adapter's: sizes and modification times
     shape: ModelShape
     trained_context_length: int
     description: str  # "llama 1.8M Q8_0"
@@ -62,8 +83,7 @@ class ModelFile:
     has_fixed_context: bool = False  # models.yaml says how long, so it is not shortened to fit
     has_fixed_slots: bool = False
     architecture: str = "unknown"
-    adapter_path: Path | None = None  # a LoRA adapter that is applied to the weights in `path`
-    adapter_scale: float = 1.0
+    adapters: tuple[AdapterFile, ...] = ()  # served over the same weights, in the order of their ids
     draft: DraftFile | None = None  # a small model that guesses for this one
     draft_problem: str | None = None  # why there is none, though models.yaml names one
     reduced: str | None = None  # what was taken away to make it fit here (`workers.fitting`)
@@ -74,6 +94,10 @@ class ModelFile:
     def fingerprint(self) -> str:
         """Hash of the file's identity and of all that a runner is loaded with."""
         return hashlib.sha256(repr(self._loaded_as).encode()).hexdigest()[:32]
+
+    @property
+    def adapter_bytes(self) -> int:
+        return sum(each.tensor_bytes for each in self.adapters)
 
     def parked_bytes(self, wished: int | None) -> int:
         """Main memory beside the KV cache for what lost its slot; see `workers.estimate`."""
@@ -110,7 +134,7 @@ class UnusableFile:
 class ModelFolder:
     """One scan's result, in the order of ids."""
 
-    models: tuple[ModelFile, ...] = ()
+    models: tuple[ModelFile, ...] = ()  # each with its adapters
     unusable: tuple[UnusableFile, ...] = ()
     unmatched: tuple[str, ...] = ()  # ids in models.yaml that no file has: probably misspelt
 
@@ -152,34 +176,48 @@ class FolderScanner:
         overrides = read_models_yaml(self._folder / MODELS_YAML)
         models: dict[str, ModelFile] = {}
         unusable: dict[str, UnusableFile] = {}
+        adapters: dict[str, AdapterFile] = {}
         used: dict[tuple[Path, str], GgufHeader] = {}
         # Adapters come last: they need the models that they are for.
         for files in sorted(_file_sets(self._folder), key=lambda each: _wishes(overrides, each).base is not None):
             model_id = files.stem.lower()
             try:
-                if model_id in models or model_id in unusable:
+                if model_id in models or model_id in unusable or model_id in adapters:
                     raise BrokenModelFile(f"another file has the same id '{model_id}'; rename one of them")
                 wishes = _wishes(overrides, files)
                 if wishes.base is None:
                     models[model_id] = self._describe(model_id, files, wishes, used)
                 else:
                     base = models.get(wishes.base.lower())
-                    models[model_id] = self._adapt(model_id, files, wishes, base, used)
+                    adapters[model_id] = self._adapter(model_id, files, wishes, base, used)
             except (BrokenModelFile, OSError) as error:
-                entry = _unusable(_free_id(model_id, models.keys() | unusable.keys()), files, error)
+                taken = models.keys() | unusable.keys() | adapters.keys()
+                entry = _unusable(_free_id(model_id, taken), files, error)
                 unusable[entry.id] = entry
         self._headers = used
-        for model_id, reason in add_drafts(models, {key: entry.draft for key, entry in overrides.items()}).items():
+        wishes_for_drafts = {key: entry.draft for key, entry in overrides.items()}
+        for model_id, reason in add_drafts(models, wishes_for_drafts, adapters.keys()).items():
             gone = models.pop(model_id)
             unusable[model_id] = UnusableFile(
                 id=model_id, path=gone.path, file_bytes=gone.file_bytes, reason=f"{gone.path.name}: {reason}"
             )
-        _check_names(models.values())
-        _check_fallbacks(models)
+        for adapter in sorted(adapters.values(), key=lambda each: each.id):
+            if adapter.base in models:
+                models[adapter.base] = _with_adapter(models[adapter.base], adapter)
+            else:  # its draft speaks in other tokens
+                unusable[adapter.id] = UnusableFile(
+                    id=adapter.id,
+                    path=adapter.path,
+                    file_bytes=adapter.file_bytes,
+                    reason=f"{adapter.path.name}: its base '{adapter.base}' can't be served",
+                )
+                del adapters[adapter.id]
+        _check_names([*models.values(), *adapters.values()])
+        _check_fallbacks(models, adapters)
         return ModelFolder(
             models=tuple(models[key] for key in sorted(models)),
             unusable=tuple(unusable[key] for key in sorted(unusable)),
-            unmatched=tuple(sorted(overrides.keys() - models.keys() - unusable.keys())),
+            unmatched=tuple(sorted(overrides.keys() - models.keys() - adapters.keys() - unusable.keys())),
         )
 
     def _describe(
@@ -217,58 +255,52 @@ class FolderScanner:
             has_fixed_slots=wishes.slots is not None,
         )
 
-    def _adapt(
+    def _adapter(
         self,
         model_id: str,
         files: _FileSet,
         wishes: ModelOverrides,
         base: ModelFile | None,
         used: dict[tuple[Path, str], GgufHeader],
-    ) -> ModelFile:
-        """A LoRA adapter over its base; what its entry does not set follows the base."""
+    ) -> AdapterFile:
         _check_files(model_id, files)
         path = files.paths[0]
         header = self._header(path, used)
         if header.text("general.type") != "adapter" or header.text("adapter.type") != "lora":
             raise BrokenModelFile("models.yaml gives it a base, but it is no LoRA adapter")
-        if base is None or base.adapter_path is not None:
+        if base is None:
             raise BrokenModelFile(f"it is a LoRA adapter for '{wishes.base}', which is no usable model of this folder")
         if header.architecture != base.architecture:
             raise BrokenModelFile(
                 f"it is a LoRA adapter for {header.architecture[:40]} models, and '{base.id}' is {base.architecture}"
             )
         scale = 1.0 if wishes.scale is None else wishes.scale
-        context_length = base.context_length
-        if wishes.context_length is not None:
-            context_length = _context_length(model_id, base.kind, base.trained_context_length, wishes.context_length)
-        return replace(
-            base,
+        return AdapterFile(
             id=model_id,
+            base=base.id,
+            path=path,
             file_bytes=path.stat().st_size,
-            identity=f"{base.identity};{_identity(path)};{scale}",
-            shape=replace(base.shape, weight_bytes=base.shape.weight_bytes + header.tensor_bytes),
-            description=f"{base.description} + LoRA",
+            tensor_bytes=header.tensor_bytes,
+            identity=f"{_identity(path)};{scale}",
+            scale=scale,
             aliases=tuple(wishes.aliases),
-            context_length=context_length,
-            slots=wishes.slots or base.slots,
-            kv_type=wishes.kv_type if "kv_type" in wishes.model_fields_set else base.kv_type,
-            is_pinned=wishes.pin,
-            ttl_s=wishes.ttl,
             fallback=wishes.fallback,
-            devices=tuple(wishes.devices) or base.devices,
-            replicas=wishes.replicas,
-            max_replicas=wishes.replica_ceiling,
             cache=wishes.cache_policy,
-            has_fixed_context=base.has_fixed_context or wishes.context_length is not None,
-            has_fixed_slots=base.has_fixed_slots or wishes.slots is not None,
-            adapter_path=path,
-            adapter_scale=scale,
         )
 
     def _header(self, path: Path, used: dict[tuple[Path, str], GgufHeader]) -> GgufHeader:
         key = (path, _identity(path))
         used[key] = self._headers[key] if key in self._headers else self._read(path)
         return used[key]
+
+
+def _with_adapter(base: ModelFile, adapter: AdapterFile) -> ModelFile:
+    return replace(
+        base,
+        adapters=(*base.adapters, adapter),
+        identity=f"{base.identity};{adapter.id}={adapter.identity}",
+        shape=replace(base.shape, weight_bytes=base.shape.weight_bytes + adapter.tensor_bytes),
+    )
 
 
 def _wishes(overrides: Mapping[str, ModelOverrides], files: _FileSet) -> ModelOverrides:
@@ -384,10 +416,11 @@ def _context_length(model_id: str, kind: ModelKind, trained: int, wished: int | 
     return wished
 
 
-def _check_names(models: Iterable[ModelFile]) -> None:
+def _check_names(models: Iterable[ModelFile | AdapterFile]) -> None:
     """Ids and aliases share one namespace, in any case."""
-    owner: dict[str, str] = {model.id: model.id for model in models}
-    for model in models:
+    named = list(models)
+    owner: dict[str, str] = {model.id: model.id for model in named}
+    for model in named:
         for alias in model.aliases:
             other = owner.setdefault(alias.lower(), model.id)
             if other != model.id:
@@ -396,24 +429,27 @@ def _check_names(models: Iterable[ModelFile]) -> None:
                 )
 
 
-def _check_fallbacks(models: Mapping[str, ModelFile]) -> None:
+def _check_fallbacks(models: Mapping[str, ModelFile], adapters: Mapping[str, AdapterFile]) -> None:
     """Only text may come from another model than was asked. A fallback may be a model that only other workers have; the
     controller looks at its kind again."""
-    for model in models.values():
+    kinds = {model.id: model.kind for model in models.values()}
+    kinds |= {adapter.id: model.kind for model in models.values() for adapter in model.adapters}
+    named: list[ModelFile | AdapterFile] = [*models.values(), *adapters.values()]
+    for model in named:
         if model.fallback is None:
             continue
-        if model.kind is not ModelKind.GENERATE:
+        kind = kinds[model.id]
+        if kind is not ModelKind.GENERATE:
             raise InvalidSetting(
                 MODELS_YAML,
                 f"model '{model.id}': fallback: only a model that generates text may have one, and this one is of kind "
-                f"{model.kind}: what two such models say can't be compared; remove it, or give it more replicas",
+                f"{kind}: what two such models say can't be compared; remove it, or give it more replicas",
             )
-        target = models.get(model.fallback)
-        if target is not None and target.kind is not ModelKind.GENERATE:
+        if kinds.get(model.fallback, ModelKind.GENERATE) is not ModelKind.GENERATE:
             raise InvalidSetting(
                 MODELS_YAML,
-                f"model '{model.id}': fallback: '{target.id}' is of kind {target.kind} and can't answer in its place; "
-                "name a model that generates text",
+                f"model '{model.id}': fallback: '{model.fallback}' is of kind {kinds[model.fallback]} and can't answer "
+                "in its place; name a model that generates text",
             )
 
 

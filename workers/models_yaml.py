@@ -15,8 +15,8 @@ models:
     device: cuda:1           # or `devices`; cpu, cuda, cuda:N or a list: only workers of these devices load it
     kind: generate           # or embed, rerank; the file tells
     pooling: mean            # or cls, last: how an embedding model makes one vector of its tokens; the file tells
-    base: llama-3.2-1b       # the file is a LoRA adapter for this model: a model of its own, with the base's settings
-    scale: 0.8               # of the adapter; 1 by default
+    base: llama-3.2-1b       # the file is a LoRA adapter for this model: a model of its own in the base's runner
+    scale: 0.8               # of the adapter; 1 by default. Else it may have an alias, a fallback and a cache only
     cache: {ttl: 1h, max_bytes: 256KiB}  # answers of requests with temperature 0 or a seed are kept and given again
     matryoshka: true         # clients may ask for fewer dimensions, because the model was trained for that
 """
@@ -53,6 +53,7 @@ _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 KvType = Literal["auto", "f16", "bf16", "q8_0", "q4_0"]
 
+_OF_ADAPTERS = frozenset({"aliases", "fallback", "base", "scale", "cache"})  # all else belongs to the runner
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -135,8 +136,8 @@ class ModelOverrides(BaseModel):
     def _bounds_agree(self) -> ModelOverrides:
         if self.scale is not None and self.base is None:
             raise ValueError("scale is of a LoRA adapter, which needs a base")
-        if self.base is not None and (self.kind is not None or self.pooling is not None):
-            raise ValueError("a LoRA adapter has the kind and the pooling of its base")
+        if self.base is not None and (foreign := sorted(self.model_fields_set - _OF_ADAPTERS)):
+            raise ValueError(f"a LoRA adapter runs in its base's runner: give {', '.join(foreign)} to '{self.base}'")
         if self.replicas > self.max_replicas and "max_replicas" in self.model_fields_set:
             raise ValueError("replicas is larger than max_replicas")
         return self

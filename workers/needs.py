@@ -122,7 +122,7 @@ class Needs:
         if answer is None:
             return formula_need(model, self._device, parked_bytes)
         return EstimatedNeed(
-            weight_bytes=max(answer.weight_bytes, model.shape.weight_bytes),  # with an adapter, which is not dry-run
+            weight_bytes=answer.weight_bytes + model.adapter_bytes,  # which are not dry-run
             kv_bytes=answer.kv_bytes,
             compute_bytes=answer.compute_bytes,
             output_bytes=answer.output_bytes,

@@ -1,10 +1,10 @@
-"""Offers of a worker: every model of its folder, what it costs here and, if it can't serve, the reason. No pool."""
+"""Offers of a worker: every model and adapter of its folder, its cost here and, if it can't serve, why. No pool."""
 
 from __future__ import annotations
 
 from tasks.fleet import ModelOffer
 from workers.costs import ModelCosts
-from workers.model_files import ModelFile, UnusableFile
+from workers.model_files import AdapterFile, ModelFile, UnusableFile, adapter_fingerprint
 
 
 def offer_of(model: ModelFile, costs: ModelCosts, *, failure: str | None, may_retry: bool) -> ModelOffer:
@@ -33,6 +33,31 @@ def offer_of(model: ModelFile, costs: ModelCosts, *, failure: str | None, may_re
         reduced=model.reduced,
         fingerprint=model.fingerprint,
         cache=model.cache,
+    )
+
+
+def offer_of_adapter(adapter: AdapterFile, base: ModelOffer, *, failure: str | None) -> ModelOffer:
+    """`failure`: why the runner of its base can't serve it; what stands in the base's way stands in its way too."""
+    return ModelOffer(
+        id=adapter.id,
+        base=base.id,
+        aliases=adapter.aliases,
+        context_length=base.context_length,
+        slots=base.slots,
+        bytes=adapter.tensor_bytes,
+        load_ms=base.load_ms,
+        file_bytes=adapter.file_bytes,
+        description=f"{base.description} + LoRA",
+        fallback=adapter.fallback,
+        devices=base.devices,
+        failure=failure or base.failure,
+        may_retry=failure is None and base.may_retry,
+        kind=base.kind,
+        embedding_length=base.embedding_length,
+        is_matryoshka=base.is_matryoshka,
+        reduced=base.reduced,
+        fingerprint=adapter_fingerprint(base.fingerprint, adapter.id),
+        cache=adapter.cache,
     )
 
 

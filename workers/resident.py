@@ -22,11 +22,17 @@ class Resident:
     has_worked: bool = False
     is_remeasured: bool = False  # after its first work, when it has touched its buffers
     outdated_since_s: float | None = None  # monotonic; its file or its settings have changed since it was loaded
+    broken_adapters: frozenset[str] = frozenset()  # that its model should have, and its process could not load
 
     @property
     def state(self) -> RunnerState:
         state = self.runner.state if self.runner else RunnerState.STARTING
         return RunnerState.DRAINING if self.is_leaving and state is RunnerState.READY else state
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Models that its process serves, or will serve, beside its own."""
+        return tuple(each.id for each in self.model.adapters if each.id not in self.broken_adapters)
 
     def take_remeasuring(self) -> bool:
         """True once in its life, when the first work is over."""
@@ -53,6 +59,8 @@ class Resident:
                 idle_since_ms=self.since_ms,
                 progress=0.0,
                 reduced=self.model.reduced,
+                adapters=dict.fromkeys(self.adapters, 0),
             )
         report = self.runner.report(held_bytes, state=self.state)
-        return msgspec.structs.replace(report, reduced=self.model.reduced)
+        adapters = {each: self.runner.in_flight_of(each) for each in self.adapters}
+        return msgspec.structs.replace(report, reduced=self.model.reduced, adapters=adapters)

@@ -54,6 +54,7 @@ from workers.messages import (
     TokenOut,
     ToRunner,
 )
+from workers.model_files import adapter_fingerprint
 from workers.oom import kernel_oom_kills
 from workers.places import Places
 from workers.runner_link import LinkClosed, RunnerLink
@@ -169,6 +170,10 @@ class Runner:
                 progress=1.0 if self.ready else self._progress,
             )
 
+    def in_flight_of(self, model: str) -> int:
+        """Attempts of this model alone that have begun: of an adapter, or of the runner's own model."""
+        return sum(flight.attempt.model == model for flight in self._all_flights())
+
     def running_attempts(self) -> list[RunningAttempt]:
         """What is in flight, with the engine steps since it began: the proof of life for its lease."""
         return [
@@ -197,8 +202,8 @@ class Runner:
 
     # ---- work
 
-    def take_slot(self, priority: Priority) -> RunnerSlot | None:
-        """Reserve a place for one attempt; None when full for its priority, or not ready."""
+    def take_slot(self, priority: Priority, model: str | None = None) -> RunnerSlot | None:
+        """Reserve a place for one attempt at the runner's own model, or at this adapter; None when full for its priority, or not ready."""
         with self._lock:
             before = self._places.openness
             if self._state is not RunnerState.READY or not self._places.take(priority):
@@ -206,7 +211,7 @@ class Runner:
             has_changed = self._places.openness != before
         if has_changed:
             self._on_change()
-        return RunnerSlot(self, priority)
+        return RunnerSlot(self, priority, model or self.model)
 
     def _room(self, priority: Priority) -> int:
         """The caller holds the lock."""
@@ -270,7 +275,7 @@ class Runner:
             "attempt_started",
             job_id=attempt.job_id,
             attempt=attempt.number,
-            model=self.model,
+            model=attempt.model,
             forced=len(attempt.forced_ids),
         )
         return flight.wait()
@@ -300,7 +305,7 @@ class Runner:
                 if not self._flights:
                     self._last_sign_s = self._clock.monotonic_s()  # silence counts from the first work
                 self._flights[flight.key] = flight
-            self._tell(_order(flight, priority))
+            self._tell(_order(flight, priority, of=self.model))
         return flight, None
 
     def _refusal(self, flight: Flight) -> Outcome | None:
@@ -504,14 +509,16 @@ class Runner:
 class RunnerSlot:
     """A reserved place in a runner; used once, by `run` or by `give_back`."""
 
-    def __init__(self, runner: Runner, priority: Priority) -> None:
+    def __init__(self, runner: Runner, priority: Priority, model: str) -> None:
         self._runner = runner
+        self._model = model
         self._priority = priority
         self._is_spent = False
 
     @property
     def fingerprint(self) -> str:
-        return self._runner.fingerprint
+        of_runner = self._runner.fingerprint
+        return of_runner if self._model == self._runner.model else adapter_fingerprint(of_runner, self._model)
 
     def run(self, attempt: Attempt) -> Outcome:
         """Generate and publish until the outcome; blocks. Never raises for what happens to the runner."""
@@ -526,16 +533,19 @@ class RunnerSlot:
             self._runner.release_slot(self._priority)
 
 
-def _order(flight: Flight, priority: Priority) -> Generate | Encode:
+def _order(flight: Flight, priority: Priority, *, of: str) -> Generate | Encode:
+    """`of`: the runner's model; what was asked from another one is for an adapter over its weights."""
     attempt = flight.attempt
+    adapter = "" if attempt.model == of else attempt.model
     if isinstance(attempt.request, EncodingRequest):
-        return Encode(key=flight.key, request=attempt.request, published_rows=attempt.published_rows)
+        return Encode(key=flight.key, request=attempt.request, published_rows=attempt.published_rows, adapter=adapter)
     return Generate(
         key=flight.key,
         request=attempt.request,
         forced_ids=attempt.forced_ids,
         emitted_text=attempt.emitted_text,
         priority=priority,
+        adapter=adapter,
     )
 
 

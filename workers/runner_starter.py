@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.errors import KeepwarmError
 from workers.clock import Clock
-from workers.engine.base import DraftConfig, EngineConfig
+from workers.engine.base import DraftConfig, EngineAdapter, EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.model_files import ModelFile
 from workers.runner import Runner, RunnerLimits
@@ -118,6 +118,5 @@ class RunnerStarter:
             parked_bytes=model.parked_bytes(self.parked_memory),
             model_kind=model.kind,
             pooling=model.pooling,
-            adapter_path=model.adapter_path,
-            adapter_scale=model.adapter_scale,
+            adapters=tuple(EngineAdapter(each.id, each.path, each.scale) for each in model.adapters),
         )

@@ -4,6 +4,8 @@ kombu asks a *queue cycle* for the queues of every BRPOP and tells it which one 
 transport option (`queue_order_strategy`). GatedCycle is such a class. So a worker stays subscribed to the queues of
 all its warm models, and a full one is merely left out of the pop: its jobs stay where any replica can take them.
 
+Adapters share the slots of their base, so wake-ups on their way are counted for all of them together.
+
 A model whose slots are all held, some of them by batch work, is named with its urgent levels only: the engine parks
 batch work for more urgent work.
 
@@ -55,14 +57,22 @@ class SlotGate:
         self._free_slots: FreeSlots = dict
         self._urgent_slots: FreeSlots = dict
         self._ring: Callable[[], None] = lambda: None
-        self._coming: dict[str, list[float]] = defaultdict(list)  # model → when its popped wake-ups expire
+        self._runner_of: Callable[[str], str] = str
+        self._coming: dict[str, list[float]] = defaultdict(list)  # runner's model → when its popped wake-ups expire
         self._closed_to_batch: set[str] = set()
         self._closed: set[str] = set()
 
-    def connect(self, free_slots: FreeSlots, urgent_slots: FreeSlots, ring: Callable[[], None]) -> None:
+    def connect(
+        self,
+        free_slots: FreeSlots,
+        urgent_slots: FreeSlots,
+        ring: Callable[[], None],
+        runner_of: Callable[[str], str] = str,
+    ) -> None:
         """The slots map each ready model to how many jobs it could take, of any priority and more urgent than batch;
-        `ring` ends the pop in flight."""
+        `ring` ends the pop in flight; `runner_of` names the model whose runner serves a model."""
         self._free_slots, self._urgent_slots, self._ring = free_slots, urgent_slots, ring
+        self._runner_of = runner_of
 
     def choose(self, queues: list[str]) -> QueuesByLevel:
         """The queues to name now. Queues that are no model's are always open."""
@@ -80,14 +90,16 @@ class SlotGate:
         """A message came from this queue."""
         model = model_of_queue(queue)
         if model is not None:
+            runner = self._runner_of(model)
             with self._lock:
-                self._coming[model].append(self._clock() + ARRIVAL_LIMIT_S)
+                self._coming[runner].append(self._clock() + ARRIVAL_LIMIT_S)
 
     def arrived(self, model: str) -> None:
         """A wake-up has taken its slot, or found none."""
+        runner = self._runner_of(model)
         with self._lock:
-            if self._coming[model]:
-                self._coming[model].pop(0)
+            if self._coming[runner]:
+                self._coming[runner].pop(0)
 
     def look_again(self) -> None:
         """Slots may have become free. Rings only if the pop in flight left such a model out."""
@@ -101,9 +113,9 @@ class SlotGate:
         return {model for model in models if slots.get(model, 0) > self._count_coming(model)}
 
     def _count_coming(self, model: str) -> int:
-        now = self._clock()
-        self._coming[model] = [expires for expires in self._coming[model] if expires > now]
-        return len(self._coming[model])
+        runner, now = self._runner_of(model), self._clock()
+        self._coming[runner] = [expires for expires in self._coming[runner] if expires > now]
+        return len(self._coming[runner])
 
 
 class GatedCycle(round_robin_cycle):

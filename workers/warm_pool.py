@@ -1,5 +1,7 @@
 """A worker's warm models: one runner process each, kept in line with the controller's placement and the byte ledger.
 
+LoRA adapters have no process: they are part of their base, whose runner serves them too.
+
 Decisions are taken under the pool's lock by `workers.residency` (pure); everything that takes time runs in threads
 without the lock: one keeper per runner (load, account, wait for its end, release) and one retirer per runner that goes
 (drain, park, stop). So a slow load or eviction delays nothing but the loads that need its bytes, and no request owns a
@@ -11,7 +13,7 @@ A runner on its way out is never revived, and its model is loaded again only aft
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,9 +32,10 @@ from workers.lease_keeper import RunningAttempt
 from workers.ledger import Ledger
 from workers.load_failures import LoadFailures
 from workers.measurements import Measurements
+from workers.messages import Ready
 from workers.model_files import ModelFile, ModelFolder
 from workers.needs import Needs
-from workers.offers import offer_of, offer_of_unusable
+from workers.offers import offer_of, offer_of_adapter, offer_of_unusable
 from workers.residency import ResidencySteps, Wanted, plan_residency
 from workers.resident import Resident
 from workers.runner import Runner, RunnerSlot
@@ -127,6 +130,8 @@ class WarmPool:
         self._costs = ModelCosts(device=device, measurements=measurements, needs=needs, parked_memory=parked_memory)
         self._accounting = Accounting(device=device, ledger=ledger, costs=self._costs)
         self._models = self._fitted(folder)  # as they would be loaded here
+        self._bases = _bases(self._models)
+        self._broken_adapters: dict[str, tuple[str, str]] = {}  # id → identity, and why its base was loaded without it
         needs.listen(self._refit)
 
     # ---- what it is
@@ -163,10 +168,16 @@ class WarmPool:
         return self._device.name
 
     def free_slots(self) -> dict[str, int]:
-        """Every model that is ready here, with the jobs of any priority that it could take right now."""
+        """Every model that is ready here, with the jobs of any priority that it could take right now.
+
+        Adapters are there as well; they share the slots of their base."""
         return {
             model: runner.free_slots for model, runner in self._serving().items() if runner.state is RunnerState.READY
         }
+
+    def runner_of(self, model: str) -> str:
+        """The model whose runner has the slots: its base, of an adapter."""
+        return self._bases.get(model, model)
 
     def urgent_slots(self) -> dict[str, int]:
         """The same for jobs that are more urgent than batch work, whose places they may share."""
@@ -184,18 +195,19 @@ class WarmPool:
         with self._lock:
             models = list(self._models.values())
             unusable = self._folder.unusable
-        return tuple(sorted([*map(self._offer, models), *map(offer_of_unusable, unusable)], key=lambda offer: offer.id))
+        found = [offer for model in models for offer in self._offers_of(model)]
+        return tuple(sorted([*found, *map(offer_of_unusable, unusable)], key=lambda offer: offer.id))
 
     # ---- jobs
 
     def take_slot(self, model: str, priority: Priority) -> RunnerSlot | None:
         """A place in the model's ready runner, or None."""
         runner = self._serving().get(model)
-        slot = runner.take_slot(priority) if runner else None
-        if slot is not None:
+        slot = runner.take_slot(priority, model) if runner else None
+        if runner is not None and slot is not None:
             with self._lock:
-                self._usage.touch(model, self._clock.now_ms())
-                if resident := self._residents.get(model):
+                self._usage.touch(runner.model, self._clock.now_ms())
+                if resident := self._residents.get(runner.model):
                     resident.has_worked = True
         return slot
 
@@ -232,6 +244,7 @@ class WarmPool:
         with self._lock:
             self._folder = folder
             self._models = models
+            self._bases = _bases(models)  # replaced, never changed: read without the lock
             for resident in self._residents.values():
                 current = self._models.get(resident.model.id)
                 if current is not None and current.loads_like(resident.model):
@@ -389,6 +402,7 @@ class WarmPool:
         try:
             ready = runner.wait_loaded()
             load_ms = int(self._lived_s(started_s) * 1000)
+            self._note_broken(resident, ready)
             self._accounting.settle(resident.model, runner, ready, window, load_ms=load_ms)
             if runner.open():
                 with self._lock:
@@ -403,6 +417,18 @@ class WarmPool:
         finally:
             runner.stop(self._limits.stop_s)  # returns at once when it is gone already
             runner.wait_gone(self._limits.stop_s)
+
+    def _note_broken(self, resident: Resident, ready: Ready) -> None:
+        """Adapters that the process could not load: it serves without them, and they say why."""
+        with self._lock:
+            resident.broken_adapters = frozenset(ready.broken_adapters)
+            for adapter in resident.model.adapters:
+                reason = ready.broken_adapters.get(adapter.id)
+                if reason is None:
+                    self._broken_adapters.pop(adapter.id, None)
+                else:
+                    self._broken_adapters[adapter.id] = (adapter.identity, reason)
+                    log.warning("adapter_broken", model=adapter.id, base=resident.model.id, reason=reason)
 
     def _lived_s(self, started_s: float) -> float:
         return self._clock.monotonic_s() - started_s
@@ -514,8 +540,15 @@ class WarmPool:
         self.reconcile()
         self._notify()
 
-    def _offer(self, model: ModelFile) -> ModelOffer:
-        return offer_of(model, self._costs, failure=self._failure_of(model), may_retry=self._may_retry(model))
+    def _offers_of(self, model: ModelFile) -> list[ModelOffer]:
+        """Of the model and its adapters."""
+        offer = offer_of(model, self._costs, failure=self._failure_of(model), may_retry=self._may_retry(model))
+        with self._lock:
+            broken = dict(self._broken_adapters)
+        reasons = {
+            each.id: broken[each.id][1] for each in model.adapters if broken.get(each.id, ("",))[0] == each.identity
+        }
+        return [offer, *(offer_of_adapter(each, offer, failure=reasons.get(each.id)) for each in model.adapters)]
 
     def _may_retry(self, model: ModelFile) -> bool:
         with self._lock:
@@ -536,10 +569,13 @@ class WarmPool:
         return f"{self._ledger.refusal(model.id, need)}." if need.total_bytes > self.budget_bytes - pinned else None
 
     def _serving(self) -> dict[str, Runner]:
-        """Runners that may get new work."""
+        """Runners that may get new work, by all models that they serve."""
         with self._lock:
             return {
-                model: each.runner for model, each in self._residents.items() if each.runner and not each.is_leaving
+                served: each.runner
+                for model, each in self._residents.items()
+                if each.runner and not each.is_leaving
+                for served in (model, *each.adapters)
             }
 
     def _runners(self) -> list[Runner]:
@@ -551,6 +587,11 @@ class WarmPool:
             self._listener()
         except Exception:
             log.exception("pool_listener_failed")
+
+
+def _bases(models: Mapping[str, ModelFile]) -> dict[str, str]:
+    """The base of each adapter."""
+    return {adapter.id: model.id for model in models.values() for adapter in model.adapters}
 
 
 def _in_background(name: str, target: Callable[..., None], *arguments: object) -> None:

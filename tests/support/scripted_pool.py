@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tasks.fleet import RunnerReport, RunnerState, WorkerPlacement
@@ -15,9 +15,35 @@ from workers.estimate import ModelShape
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.messages import Shutdown
-from workers.model_files import ModelFile, ModelFolder, UnusableFile
+from workers.model_files import AdapterFile, ModelFile, ModelFolder, UnusableFile
 from workers.runner import Runner, RunnerLimits
 from workers.warm_pool import PoolLimits, WarmPool
+
+
+def make_adapter(adapter_id: str, *, identity: str = "1") -> AdapterFile:
+    """An adapter of a MiB."""
+    return AdapterFile(
+        id=adapter_id,
+        base="base",
+        path=Path(f"/models/{adapter_id}.gguf"),
+        file_bytes=MIB,
+        tensor_bytes=MIB,
+        identity=identity,
+        scale=1.0,
+        aliases=(),
+        fallback=None,
+    )
+
+
+def with_adapters(model: ModelFile, *adapters: AdapterFile) -> ModelFile:
+    """As the scan of a folder makes it."""
+    weight_bytes = model.shape.weight_bytes + sum(each.tensor_bytes for each in adapters)
+    return replace(
+        model,
+        adapters=adapters,
+        identity=";".join([model.identity, *(f"{each.id}={each.identity}" for each in adapters)]),
+        shape=replace(model.shape, weight_bytes=weight_bytes),
+    )
 
 
 def make_model(model_id: str, *, mib: int, pinned: bool = False, slots: int = 2, identity: str = "1") -> ModelFile:
@@ -164,10 +190,10 @@ class PoolBench:
         self._epoch += 1
         self.pool.apply(WorkerPlacement(hold=hold, evict=evict), self._epoch)
 
-    def finish_load(self, model: str, *, start: int = 1) -> ScriptedLink:
+    def finish_load(self, model: str, *, start: int = 1, broken_adapters: dict[str, str] | None = None) -> ScriptedLink:
         """Let the model's load succeed with exactly the bytes that the formula gives."""
         link = self.starter.await_start(model, start)
-        link.load(weight_bytes=self.models[model].shape.weight_bytes)
+        link.load(weight_bytes=self.models[model].shape.weight_bytes, broken_adapters=broken_adapters)
         self.changes.wait_until(lambda: self.state(model) is RunnerState.READY)
         return link
 

@@ -77,9 +77,17 @@ class ScriptedLink:
         self._steps += 1
         self.say(Step(self._steps, outputs))  # type: ignore[arg-type]
 
-    def load(self, *, weight_bytes: int = MIB, slots: int = 2) -> None:
+    def load(self, *, weight_bytes: int = MIB, slots: int = 2, broken_adapters: dict[str, str] | None = None) -> None:
         self.say(
-            Ready(context_length=64, slots=slots, load_ms=1, weight_bytes=weight_bytes, kv_bytes=0, compute_bytes=0)
+            Ready(
+                context_length=64,
+                slots=slots,
+                load_ms=1,
+                weight_bytes=weight_bytes,
+                kv_bytes=0,
+                compute_bytes=0,
+                broken_adapters=broken_adapters or {},
+            )
         )
 
     def finish(self, key: int, reason: str | None = "stop") -> None:

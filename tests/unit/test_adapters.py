@@ -1,4 +1,4 @@
-"""LoRA adapters in the models folder: a model of their own, with what their base has."""
+"""LoRA adapters in the models folder: models for clients, and part of their base for all else."""
 
 from __future__ import annotations
 
@@ -30,20 +30,27 @@ def scan(folder: Path, yaml: str) -> ModelFolder:
     return FolderScanner(folder, default_slots=8).scan()
 
 
-def test_an_adapter_is_a_model_with_the_settings_of_its_base(folder: Path) -> None:
-    yaml = "models: {base: {slots: 3, alias: b}, a-tune: {base: Base, scale: 0.5, alias: t, context_length: 1024}}"
-    tuned, base = scan(folder, yaml).models
-    assert (tuned.id, tuned.path, tuned.adapter_path) == ("a-tune", base.path, folder / "a-tune.gguf")
-    assert (tuned.adapter_scale, tuned.slots, tuned.context_length, tuned.aliases) == (0.5, 3, 1024, ("t",))
-    assert tuned.shape.weight_bytes == base.shape.weight_bytes + 768
-    assert tuned.description == "llama 192 F32 + LoRA"
-    assert not tuned.loads_like(base)
+def test_an_adapter_belongs_to_its_base_whose_bytes_grow_by_it(folder: Path) -> None:
+    (plain,) = scan(folder, "models: {base: {slots: 3}}").models
+    (base,) = scan(folder, "models: {base: {slots: 3}, a-tune: {base: Base, scale: 0.5, alias: t, fallback: x}}").models
+    (adapter,) = base.adapters
+    assert (base.id, base.path, base.slots) == ("base", folder / "base.gguf", 3)
+    assert (adapter.id, adapter.path, adapter.scale) == ("a-tune", folder / "a-tune.gguf", 0.5)
+    assert (adapter.aliases, adapter.fallback) == (("t",), "x")
+    assert base.adapter_bytes == adapter.tensor_bytes == 768
+    assert base.shape.weight_bytes == plain.shape.weight_bytes + 768
+    assert not base.loads_like(plain)
 
 
-def test_another_scale_is_another_model_to_load(folder: Path) -> None:
-    first, _ = scan(folder, "models: {a-tune: {base: base}}").models
-    second, _ = scan(folder, "models: {a-tune: {base: base, scale: 2}}").models
-    assert not first.loads_like(second)
+def test_runner_is_outdated_by_another_scale_or_file_and_not_by_another_name(folder: Path) -> None:
+    (first,) = scan(folder, "models: {a-tune: {base: base}}").models
+    (named,) = scan(folder, "models: {a-tune: {base: base, alias: t, fallback: base}}").models
+    (scaled,) = scan(folder, "models: {a-tune: {base: base, scale: 2}}").models
+    (folder / "a-tune.gguf").write_bytes(gguf_bytes(LORA | {"general.name": "newer"}))
+    (newer,) = scan(folder, "models: {a-tune: {base: base}}").models
+    assert first.loads_like(named)
+    assert not first.loads_like(scaled)
+    assert not first.loads_like(newer)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def test_another_scale_is_another_model_to_load(folder: Path) -> None:
 )
 def test_an_adapter_without_its_base_says_what_is_missing(folder: Path, yaml: str, says: str) -> None:
     found = scan(folder, yaml)
-    assert [model.id for model in found.models] == ["base"]
+    assert [(model.id, model.adapters) for model in found.models] == [("base", ())]
     assert says in found.unusable[0].reason
 
 
@@ -67,14 +74,34 @@ def test_what_is_no_adapter_has_no_base(folder: Path) -> None:
     assert "for qwen2 models, and 'base' is llama" in scan(folder, "models: {a-tune: {base: base}}").unusable[0].reason
 
 
-@pytest.mark.parametrize("entry", ["{scale: 1}", "{base: base, scale: 0}", "{base: base, kind: embed}"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{scale: 1}",
+        "{base: base, scale: 0}",
+        "{base: base, kind: embed}",
+        "{base: base, slots: 2}",
+        "{base: base, ttl: 5}",
+    ],
+)
 def test_an_entry_that_makes_no_sense_is_refused(folder: Path, entry: str) -> None:
     with pytest.raises(InvalidSetting, match="a-tune"):
         scan(folder, f"models: {{a-tune: {entry}}}")
+
+
+def test_setting_of_the_runner_is_sent_to_the_base(folder: Path) -> None:
+    with pytest.raises(InvalidSetting, match="give pin, slots to 'base'"):
+        scan(folder, "models: {a-tune: {base: base, slots: 2, pin: true}}")
+
+
+def test_name_of_an_adapter_is_taken(folder: Path) -> None:
+    with pytest.raises(InvalidSetting, match="the alias 'a-tune' already belongs to 'a-tune'"):
+        scan(folder, "models: {base: {alias: a-tune}, a-tune: {base: base}}")
 
 
 def test_the_base_of_an_adapter_is_a_plain_model(folder: Path) -> None:
     assert LLAMA["general.architecture"] == LORA["general.architecture"]
     (folder / "b-tune.gguf").write_bytes(gguf_bytes(LORA))
     found = scan(folder, "models: {a-tune: {base: base}, b-tune: {base: a-tune}}")
-    assert [model.id for model in found.models] == ["a-tune", "base"]
+    assert [adapter.id for adapter in found.models[0].adapters] == ["a-tune"]
+    assert [file.id for file in found.unusable] == ["b-tune"]

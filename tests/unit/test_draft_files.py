@@ -86,17 +86,29 @@ def test_what_can_never_draft_is_said_at_once(folder: Path, yaml: str, problem: 
         scan(folder, yaml)
 
 
-def test_an_adapter_has_the_draft_of_its_base_or_its_own(folder: Path) -> None:
+def test_adapters_share_the_draft_of_their_base(folder: Path) -> None:
     (folder / "tune.gguf").write_bytes(gguf_bytes(LORA))
-    (folder / "third.gguf").write_bytes(gguf_bytes())
-    yaml = "models: {large: {draft: small}, tune: {base: large%s}}"
-    models = {model.id: model for model in scan(folder, yaml % "").models}
-    assert models["tune"].draft == models["large"].draft
-    models = {model.id: model for model in scan(folder, yaml % ", draft: third").models}
-    assert models["tune"].draft is not None
-    assert models["tune"].draft.id == "third"
-    assert models["large"].draft is not None
-    assert models["large"].draft.id == "small"
+    large, small = scan(folder, "models: {large: {draft: small}, tune: {base: large}}").models
+    assert large.draft is not None
+    assert large.draft.shape == small.shape
+    assert [adapter.id for adapter in large.adapters] == ["tune"]
+    with pytest.raises(InvalidSetting, match="give draft to 'large'"):
+        scan(folder, "models: {tune: {base: large, draft: small}}")
+
+
+def test_draft_is_weighed_without_its_own_adapters(folder: Path) -> None:
+    (folder / "tune.gguf").write_bytes(gguf_bytes(LORA))
+    large, small = scan(folder, "models: {large: {draft: small}, tune: {base: small}}").models
+    assert large.draft is not None
+    assert large.draft.shape.weight_bytes == small.shape.weight_bytes - small.adapter_bytes
+
+
+def test_adapter_is_unusable_with_a_base_whose_draft_can_never_serve(folder: Path) -> None:
+    (folder / "tune.gguf").write_bytes(gguf_bytes(LORA))
+    (folder / "small.gguf").write_bytes(gguf_bytes(MANY_TOKENS))
+    found = scan(folder, "models: {large: {draft: small}, tune: {base: large}}")
+    assert [file.id for file in found.unusable] == ["large", "tune"]
+    assert "its base 'large' can't be served" in found.unusable[1].reason
 
 
 def test_its_bytes_are_counted_in_formula_and_dry_run(folder: Path) -> None:

@@ -34,7 +34,7 @@ class RepeatingBackend(FakeBackend):
         self.interrupt_every = interrupt_every
         self.decodes = self.drafted = self.widest = 0
 
-    def decode(self, batch) -> Floats:
+    def decode(self, batch, adapter: str = "") -> Floats:
         self.decodes += 1
         drafted = sum(part.outputs - 1 for part in batch if part.outputs)
         assert drafted <= self.max_drafted
@@ -44,7 +44,7 @@ class RepeatingBackend(FakeBackend):
         assert all(part.start + len(part.tokens) <= CONTEXT for part in batch)
         self.drafted += drafted
         self.widest = max(self.widest, drafted)
-        logits = super().decode(batch)
+        logits = super().decode(batch, adapter)
         if self.interrupt_every and self.decodes % self.interrupt_every == 0:
             raise Interrupted  # behind what the cache has taken already
         row = 0
@@ -151,8 +151,8 @@ def test_repetitive_text_takes_fewer_steps(seed: int):
 
 def test_draft_ends_before_the_limit_of_tokens():
     class Parrot(RepeatingBackend):
-        def decode(self, batch) -> Floats:
-            logits = super().decode(batch)
+        def decode(self, batch, adapter: str = "") -> Floats:
+            logits = super().decode(batch, adapter)
             logits[:, ord("x")] = 20.0
             return logits
 
@@ -204,8 +204,8 @@ def test_grammar_goes_on_token_by_token_through_a_draft():
 
 def test_end_token_in_a_draft_ends_the_sequence_and_the_slot_holds_what_was_said():
     class Ending(RepeatingBackend):
-        def decode(self, batch) -> Floats:
-            logits = super().decode(batch)
+        def decode(self, batch, adapter: str = "") -> Floats:
+            logits = super().decode(batch, adapter)
             if self.drafted:
                 logits[:, EOG_ID] = 30.0
             return logits

@@ -17,7 +17,7 @@ class Echo:
         self.batches: list[list[tuple[int, ...]]] = []
         self.is_broken = False
 
-    def encode(self, inputs):
+    def encode(self, inputs, adapter=""):
         self.batches.append(list(inputs))
         rows = np.array([[len(tokens), tokens[0]] for tokens in inputs], dtype=np.float32)
         return rows * np.nan if self.is_broken else rows

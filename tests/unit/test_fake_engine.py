@@ -186,10 +186,10 @@ def test_load_error_is_raised_as_such():
 class CrampedBackend(FakeBackend):
     """Has room for a few tokens per batch only."""
 
-    def decode(self, batch) -> Floats:
+    def decode(self, batch, adapter: str = "") -> Floats:
         if sum(len(part.tokens) for part in batch) > 5:
             raise NoRoom
-        return super().decode(batch)
+        return super().decode(batch, adapter)
 
 
 def loop(backend: FakeBackend) -> StepLoop:
@@ -212,8 +212,8 @@ def test_full_cache_shrinks_the_prefill_instead_of_failing():
 
 
 class BrokenBackend(FakeBackend):
-    def decode(self, batch) -> Floats:
-        return super().decode(batch) * float("nan")
+    def decode(self, batch, adapter: str = "") -> Floats:
+        return super().decode(batch, adapter) * float("nan")
 
 
 def test_a_model_that_produces_nan_is_given_up():

@@ -37,8 +37,8 @@ class Noise(FakeBackend):
     def __init__(self) -> None:
         super().__init__(2, FakeBehaviour())
 
-    def decode(self, batch: Items[Slice]) -> np.ndarray:
-        super().decode(batch)
+    def decode(self, batch: Items[Slice], adapter: str = "") -> np.ndarray:
+        super().decode(batch, adapter)
         rows = []
         for part in batch:
             seed = zlib.crc32(np.array(self._kv[part.slot]).tobytes())

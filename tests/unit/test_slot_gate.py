@@ -54,6 +54,15 @@ def test_message_on_its_way_counts_as_a_taken_slot() -> None:
     assert bench.named() == [PRIVATE, "model.a"]
 
 
+def test_wakeups_of_adapters_count_against_the_slots_that_they_share() -> None:
+    bench = Bench(a=1, b=1)
+    bench.gate.connect(lambda: bench.free_slots, bench._urgent, bench._ring, runner_of=lambda model: "a")
+    bench.gate.popped("model.b")
+    assert bench.named() == [PRIVATE]
+    bench.gate.arrived("b")
+    assert bench.named() == [PRIVATE, "model.a", "model.b"]
+
+
 def test_message_that_never_arrived_is_forgotten() -> None:
     bench = Bench(a=1)
     bench.gate.popped("model.a")

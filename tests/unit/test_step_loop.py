@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tasks.generation import SamplingParams
 from tasks.jobs import Priority
 from tests.support.generating import Heard, listen, request
+from workers.engine.adapter_turns import TURN_STEPS
 from workers.engine.backend import NoRoom
 from workers.engine.fake import TOKEN_BYTES, FakeBackend, FakeState
 from workers.engine.fake_behaviour import FakeBehaviour
@@ -33,8 +35,10 @@ class WatchedBackend(FakeBackend):
         self.room = room
         self.num_slots = slots
         self.computed = self.copies = self.restores = 0
+        self.adapters: list[str] = []  # of each batch
 
-    def decode(self, batch) -> Floats:
+    def decode(self, batch, adapter: str = "") -> Floats:
+        self.adapters.append(adapter)
         slots = [part.slot for part in batch]
         assert slots == sorted(set(slots)) and set(slots) <= set(range(self.num_slots))
         assert sum(len(part.tokens) for part in batch if len(part.tokens) > 1) <= CHUNK
@@ -42,7 +46,7 @@ class WatchedBackend(FakeBackend):
         if tokens + sum(self.length(slot) for slot in range(self.num_slots)) > self.room:
             raise NoRoom
         self.computed += tokens
-        return super().decode(batch)
+        return super().decode(batch, adapter)
 
     def keep_prefix(self, slot: int, length: int) -> int:
         cuts = self.cuts_tails or length == self.length(slot)
@@ -70,7 +74,14 @@ def loop_of(backend: WatchedBackend, *, parked_bytes: int = 10**6) -> StepLoop:
 
 
 def add(
-    loop: StepLoop, key: int, prompt: str, priority: Priority = Priority.DEFAULT, *, max_tokens: int = 12, seed: int = 0
+    loop: StepLoop,
+    key: int,
+    prompt: str,
+    priority: Priority = Priority.DEFAULT,
+    *,
+    max_tokens: int = 12,
+    seed: int = 0,
+    adapter: str = "",
 ) -> None:
     what = request(
         prompt,
@@ -78,7 +89,8 @@ def add(
         ignore_eos=True,
         sampling=SamplingParams(temperature=1.0 if seed else 0.0, seed=seed),
     )
-    loop.add(loop.sequence(Generate(key=key, request=what, priority=priority), tuple(prompt.encode())))
+    message = Generate(key=key, request=what, priority=priority, adapter=adapter)
+    loop.add(loop.sequence(message, tuple(prompt.encode())))
 
 
 def run(loop: StepLoop, heard: dict[int, Heard] | None = None) -> dict[int, Heard]:
@@ -107,6 +119,7 @@ class Arrival:
     max_tokens: int
     seed: int
     cancel_after: int | None  # steps
+    adapter: str
 
 
 arrivals = st.lists(
@@ -118,6 +131,7 @@ arrivals = st.lists(
         max_tokens=st.integers(1, 25),
         seed=st.integers(0, 2),
         cancel_after=st.none() | st.none() | st.integers(0, 20),
+        adapter=st.sampled_from(["", "", "formal", "rhyming"]),
     ),
     min_size=1,
     max_size=14,
@@ -139,7 +153,8 @@ def test_everybody_ends_with_the_text_that_it_would_have_alone(plan, slots, park
     for step in range(2000):
         for key, each in enumerate(plan):
             if each.step == step:
-                add(loop, key, each.prompt, each.priority, max_tokens=each.max_tokens, seed=each.seed)
+                options = {"max_tokens": each.max_tokens, "seed": each.seed, "adapter": each.adapter}
+                add(loop, key, each.prompt, each.priority, **options)
             if each.cancel_after is not None and each.step + each.cancel_after == step:
                 loop.cancel(key)
         if loop.has_work:
@@ -149,7 +164,7 @@ def test_everybody_ends_with_the_text_that_it_would_have_alone(plan, slots, park
         check_slots(loop, slots, parked_bytes)
     assert set(heard) == set(range(len(plan)))
     for key, each in enumerate(plan):
-        whole = alone(each.prompt, max_tokens=each.max_tokens, seed=each.seed)
+        whole = alone(each.prompt, max_tokens=each.max_tokens, seed=each.seed, adapter=each.adapter)
         if heard[key].done.finish_reason is None:
             assert each.cancel_after is not None
             assert whole.ids[: len(heard[key].ids)] == heard[key].ids
@@ -232,9 +247,9 @@ def test_batch_work_alone_does_not_shorten_the_chunk_of_an_urgent_prompt():
     now = [0.0]
 
     class SlowBackend(WatchedBackend):
-        def decode(self, batch) -> Floats:
+        def decode(self, batch, adapter: str = "") -> Floats:
             now[0] += 0.01 * sum(len(part.tokens) for part in batch)
-            return super().decode(batch)
+            return super().decode(batch, adapter)
 
     def steps_until_first_token(company: Priority) -> int:
         loop = StepLoop(SlowBackend(2), slots=2, context_length=1000, prefill_chunk=400, monotonic_s=lambda: now[0])
@@ -331,6 +346,58 @@ def test_memory_for_parked_states_is_bounded(limit_tokens, found):
         run(loop)
     add(loop, 9, PROMPTS[4] + "?")
     assert run(loop)[9].done.cached_tokens == found
+
+
+# ---- adapters
+
+
+def test_what_was_computed_under_one_adapter_is_never_used_under_another():
+    backend = WatchedBackend(3)
+    loop = loop_of(backend)
+    prompt = SYSTEM * 3
+    for key, adapter in enumerate(["", "formal", "rhyming"]):
+        add(loop, key, prompt, adapter=adapter)  # together: nobody waits for another one's prefill
+    heard = run(loop)
+    assert [heard[key].done.cached_tokens for key in range(3)] == [0, 0, 0]
+    assert (backend.copies, backend.restores) == (0, 0)
+    for key, adapter in enumerate(["", "formal", "rhyming"]):
+        add(loop, 3 + key, prompt, adapter=adapter)  # from the idle slots
+    heard = run(loop, heard)
+    assert [heard[3 + key].done.cached_tokens for key in range(3)] == [len(prompt) - 1] * 3
+    for key, adapter in enumerate(["", "formal", "rhyming"]):
+        assert heard[key].text == heard[3 + key].text == alone(prompt, adapter=adapter).text
+
+
+def test_conversation_in_memory_is_found_under_its_own_adapter_only():
+    backend = WatchedBackend(1)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    turn = PROMPTS[4] + "and more"
+    for key, (prompt, adapter) in enumerate([(PROMPTS[4], "formal"), (SYSTEM * 2, ""), (turn, ""), (turn, "formal")]):
+        add(loop, key, prompt, adapter=adapter)
+        run(loop, heard)
+    assert [heard[key].done.cached_tokens for key in range(4)] == [0, 0, 0, len(PROMPTS[4])]
+    assert heard[3].text == alone(turn, adapter="formal").text
+
+
+def test_sequences_of_all_adapters_get_on_and_few_batches_change_the_adapter():
+    backend = WatchedBackend(4)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    for key, adapter in enumerate(["", "", "formal", "rhyming"]):
+        add(loop, key, f"number {key}", adapter=adapter, max_tokens=100)
+    longest_wait = dict.fromkeys(range(4), 0)
+    last_step = dict.fromkeys(range(4), 0)
+    for step in range(150):
+        spoken = {key: len(each.ids) for key, each in heard.items()}
+        listen(loop, heard)
+        for key in heard:
+            if len(heard[key].ids) > spoken.get(key, 0):
+                longest_wait[key] = max(longest_wait[key], step - last_step[key])
+                last_step[key] = step
+    assert max(longest_wait.values()) <= 2 * TURN_STEPS + 1
+    changes = sum(one != other for one, other in pairwise(backend.adapters))
+    assert len(backend.adapters) / TURN_STEPS - 1 <= changes <= len(backend.adapters) / TURN_STEPS + 1
 
 
 # ---- a KV cache without room

@@ -52,10 +52,11 @@ class Backend(Protocol):
         """Drafted tokens that a batch may carry, each with a row of logits; 0 where they can't be forgotten at once."""
         ...
 
-    def decode(self, batch: Items[Slice]) -> Floats:
+    def decode(self, batch: Items[Slice], adapter: str = "") -> Floats:
         """One row of logits per wanted output, in order, valid until the next call.
 
-        Slices come in ascending order of their slots. Raises NoRoom, Interrupted or EngineFailed."""
+        All of it is computed with one adapter; "" is the model itself. Slices come in ascending order of their slots.
+        Raises NoRoom, Interrupted or EngineFailed."""
         ...
 
     def interrupt(self) -> None:

@@ -23,6 +23,15 @@ class DraftConfig:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class EngineAdapter:
+    """A LoRA adapter over the weights; sequences name it by its id."""
+
+    id: str
+    path: Path
+    scale: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How to load one model."""
@@ -42,8 +51,7 @@ class EngineConfig:
     draft_tokens: int = DRAFT_TOKENS  # per step, of all sequences together; 0: no speculative decoding
     draft: DraftConfig | None = None  # None: guesses come from the text itself alone
     model_kind: ModelKind = ModelKind.GENERATE
-    adapter_path: Path | None = None  # a LoRA adapter over the weights
-    adapter_scale: float = 1.0
+    adapters: tuple[EngineAdapter, ...] = ()  # loaded beside the weights, for the sequences that ask for them
     pooling: str | None = None  # mean, cls, last; None: as the file says
     parked_bytes: int = 0  # memory for the caches of sequences that lost their slot, beside the KV cache
 

@@ -20,8 +20,8 @@ STEP_TOKENS = 512  # a batch of short inputs ends here, so that a cancel and the
 class EncodingBackend(Protocol):
     """A model that turns a batch of inputs into rows; one thread owns it."""
 
-    def encode(self, inputs: Items[Items[int]]) -> Rows:
-        """One row per input, in order. Raises EngineFailed."""
+    def encode(self, inputs: Items[Items[int]], adapter: str = "") -> Rows:
+        """One row per input, in order, all computed with one adapter; "" is the model itself. Raises EngineFailed."""
         ...
 
 
@@ -31,6 +31,7 @@ class Encoding:
 
     key: int
     inputs: tuple[tuple[int, ...], ...]
+    adapter: str = ""
     done: int = 0
     dimensions: int | None = None
     is_scored: bool = False  # a score per input, and no vector
@@ -74,11 +75,12 @@ class EncodeLoop:
 
     def step(self) -> tuple[Output, ...]:
         outputs, self._outbox = self._outbox, []
-        chosen = share_batch(self._jobs, max_tokens=self._step_tokens, max_inputs=self._max_inputs)
+        alike = [job for job in self._jobs if job.adapter == self._jobs[0].adapter]
+        chosen = share_batch(alike, max_tokens=self._step_tokens, max_inputs=self._max_inputs)
         if not chosen:
             return tuple(outputs)
         batch = [tokens for job, count in chosen for tokens in job.inputs[job.done : job.done + count]]
-        rows = self._backend.encode(batch)
+        rows = self._backend.encode(batch, chosen[0][0].adapter)
         if not np.isfinite(rows).all():
             raise EngineFailed("The model produced NaN or infinity: its file is damaged.")
         at = 0

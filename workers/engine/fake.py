@@ -1,7 +1,7 @@
 """An engine without a model: deterministic text at a configurable pace, for tests and for measuring everything else.
 
-Its "model" is a hash of all tokens so far, so a slip in positions, prefixes or slots changes the text. The words come
-from a small list; the prompt is counted in UTF-8 bytes.
+Its "model" is a hash of all tokens so far and the adapter of each, so a slip in positions, prefixes, slots or adapters
+changes the text. The words come from a small list; the prompt is counted in UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class FakeBackend:
         self._interrupted = threading.Event()
         self.batch_sizes: list[int] = []
 
-    def decode(self, batch: Items[Slice]) -> Floats:
+    def decode(self, batch: Items[Slice], adapter: str = "") -> Floats:
         self._pace(sum(len(part.tokens) for part in batch))
         rows = []
         for part in batch:
@@ -84,7 +84,7 @@ class FakeBackend:
                 raise EngineFailed(f"slot {part.slot} holds {len(kv)} tokens, but the batch starts at {part.start}")
             for token in part.tokens:
                 kv.append(token)
-                hashes.append(zlib.crc32(token.to_bytes(4, "big"), hashes[-1] if hashes else 0))
+                hashes.append(zlib.crc32(token.to_bytes(4, "big") + adapter.encode(), hashes[-1] if hashes else 0))
             self._act_on(part)
             rows += [self._logits(digest) for digest in hashes[len(hashes) - part.outputs :]]
         return np.array(rows, dtype=np.float32).reshape(len(rows), len(VOCABULARY))

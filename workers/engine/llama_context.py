@@ -25,10 +25,9 @@ def context_params(config: EngineConfig) -> Any:
 
 
 def new_context(model: LlamaModel, params: Any, log: LlamaLog, *, of: str) -> Any:
-    """A llama_context with the model's adapter. Raises ModelLoadFailed, mostly for want of memory; `of` says of what
+    """A llama_context without an adapter. Raises ModelLoadFailed, mostly for want of memory; `of` says of what
     the context was to be."""
     pointer = api.llama_init_from_model(model.pointer, params)
     if not pointer:
         raise ModelLoadFailed(f"llama.cpp can't create a context {of}: {log.complaints() or 'it gave no reason'}.")
-    model.adapt(pointer)
     return pointer

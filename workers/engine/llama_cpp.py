@@ -11,6 +11,7 @@ from tasks.generation import GenerationRequest
 from workers.engine.base import EngineConfig, ProgressCallback
 from workers.engine.chat_template import ChatTemplate
 from workers.engine.grammars import Grammars
+from workers.engine.llama_adapters import LlamaAdapters
 from workers.engine.llama_draft import LlamaDraft
 from workers.engine.llama_generating import LlamaContext, drafted_bytes
 from workers.engine.llama_loading import load
@@ -44,9 +45,9 @@ class LlamaEngine(LoopedEngine):
         self._start(self._model, self._context)
         return ready
 
-    def _use(self, model: LlamaModel) -> int:
-        self._model = model
-        self._context = LlamaContext(model, self._config, self._log)
+    def _use(self, model: LlamaModel, adapters: LlamaAdapters) -> int:
+        self._model, self._adapters = model, adapters
+        self._context = LlamaContext(model, self._config, self._log, adapters)
         return drafted_bytes(model, self._config)
 
     def _start(self, model: LlamaModel, context: LlamaContext) -> None:
@@ -66,6 +67,7 @@ class LlamaEngine(LoopedEngine):
 
     def prepare(self, message: Generate | Encode) -> Sequence:
         message = only_generate(message)
+        self._adapters.check(message.adapter)
         constraint = self._grammars.constraint(message.request, self._template.tool_format)
         return self._loop.sequence(message, self._prompt_ids(message.request), constraint)
 

@@ -93,7 +93,7 @@ def draft_engine_config(config: EngineConfig, draft: DraftConfig) -> EngineConfi
         prefill_chunk=DRAFT_PIECE,
         draft_tokens=0,
         draft=None,
-        adapter_path=None,
+        adapters=(),
         parked_bytes=0,
     )
 

@@ -22,6 +22,7 @@ from tasks.errors import InputTooLong, InvalidRequest, ModelLoadFailed, WrongMod
 from tasks.fleet import ModelKind
 from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.encoding import EncodeLoop, Encoding, Rows
+from workers.engine.llama_adapters import NO_ADAPTERS, ActiveAdapter, LlamaAdapters
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_context import context_params, new_context
 from workers.engine.llama_loading import load
@@ -54,9 +55,12 @@ def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> 
 class EncoderContext:
     """An EncodingBackend: the compute buffers of one model."""
 
-    def __init__(self, model: LlamaModel, config: EngineConfig, log: LlamaLog) -> None:
+    def __init__(
+        self, model: LlamaModel, config: EngineConfig, log: LlamaLog, adapters: LlamaAdapters = NO_ADAPTERS
+    ) -> None:
         """Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
         self._pointer: Any = encoding_context(model, config, log)
+        self._adapter = ActiveAdapter(self._pointer, adapters)
         self._turn = turnstile_for(config)
         self._memory: Any = api.llama_get_memory(self._pointer)  # None: an encoder keeps nothing
         self._batch = LlamaBatch(config.context_length)
@@ -64,8 +68,9 @@ class EncoderContext:
         self.num_classes: int = api.llama_model_n_cls_out(model.pointer) if is_score else 0
         self._width = self.num_classes or api.llama_model_n_embd_out(model.pointer)
 
-    def encode(self, inputs: Items[Items[int]]) -> Rows:
+    def encode(self, inputs: Items[Items[int]], adapter: str = "") -> Rows:
         self._batch.fill_whole(inputs)
+        self._adapter.use(adapter)
         with self._turn:
             code = api.llama_decode(self._pointer, self._batch.struct)
         if code != 0:
@@ -103,10 +108,10 @@ class LlamaEncoder:
     def load(self, progress: ProgressCallback) -> Ready:
         return load(self._config, self._log, progress, self._use)
 
-    def _use(self, model: LlamaModel) -> int:
+    def _use(self, model: LlamaModel, adapters: LlamaAdapters) -> int:
         config = self._config
-        self._model = model
-        context = self._context = EncoderContext(model, config, self._log)
+        self._model, self._adapters = model, adapters
+        context = self._context = EncoderContext(model, config, self._log, adapters)
         if config.model_kind is ModelKind.RERANK and not context.num_classes:
             raise ModelLoadFailed(
                 f"{config.model_path.name} has no classifier, so it can't score texts; `kind: embed` in models.yaml "
@@ -123,6 +128,7 @@ class LlamaEncoder:
         request = message.request
         if (request.query is not None) != (kind is ModelKind.RERANK):
             raise WrongModelKind(request.model, kind)
+        self._adapters.check(message.adapter)
         inputs = []
         name = "input" if request.query is None else "documents"
         # One after the other: a long query in front of every document would take more memory than there is.
@@ -132,6 +138,7 @@ class LlamaEncoder:
             inputs.append(tokens)
         return Encoding(
             key=message.key,
+            adapter=message.adapter,
             inputs=tuple(inputs),
             done=message.published_rows,
             dimensions=request.dimensions,

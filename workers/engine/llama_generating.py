@@ -15,6 +15,7 @@ from llama_cpp import llama_cpp as api
 
 from workers.engine.backend import Interrupted, NoRoom, Slice
 from workers.engine.base import EngineConfig, EngineFailed
+from workers.engine.llama_adapters import NO_ADAPTERS, ActiveAdapter, LlamaAdapters
 from workers.engine.llama_batch import LlamaBatch
 from workers.engine.llama_context import context_params, new_context
 from workers.engine.llama_log import LlamaLog
@@ -63,6 +64,7 @@ class LlamaContext:
         model: LlamaModel,
         config: EngineConfig,
         log: LlamaLog,
+        adapters: LlamaAdapters = NO_ADAPTERS,
         *,
         turn: AbstractContextManager[None] | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class LlamaContext:
 
         Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
         self._pointer: Any = generating_context(model, config, log)
+        self._adapter = ActiveAdapter(self._pointer, adapters)
         self._model = model
         self._vocabulary_size = model.vocabulary_size
         self.turn = turnstile_for(config) if turn is None else turn
@@ -100,8 +103,9 @@ class LlamaContext:
     def vocabulary(self) -> Vocabulary:
         return self._model.vocabulary
 
-    def decode(self, batch: Items[Slice]) -> Floats:
+    def decode(self, batch: Items[Slice], adapter: str = "") -> Floats:
         outputs = self._batch.fill(batch)
+        self._adapter.use(adapter)
         with self.turn:
             code = api.llama_decode(self._pointer, self._batch.struct)
         self._memory.decode_has_begun()

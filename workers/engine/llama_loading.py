@@ -10,15 +10,19 @@ from llama_cpp import llama_cpp as api
 from tasks.errors import ModelLoadFailed
 from workers.engine.base import EngineConfig, ProgressCallback
 from workers.engine.kv_types import KV_TYPES
+from workers.engine.llama_adapters import LlamaAdapters, load_adapters
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
 from workers.engine.probe import extra_buffers_are_safe
 from workers.messages import Ready
 
+Use = Callable[[LlamaModel, LlamaAdapters], int]
 
-def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: Callable[[LlamaModel], int]) -> Ready:
-    """`use` gets the model, to own it and to build its context on it; it returns the bytes that its work will take
-    beside llama.cpp's buffers. Raises ModelLoadFailed, and what `use` raises."""
+
+def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: Use) -> Ready:
+    """`use` gets the model and its adapters, to own them and to build its context on them; it returns the bytes that
+    its work will take beside llama.cpp's buffers. An adapter that can't be loaded is left out, and Ready says why.
+    Raises ModelLoadFailed, and what `use` raises."""
     started = time.monotonic()
     if config.kv_type not in KV_TYPES:
         raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(KV_TYPES)}.")
@@ -28,13 +32,13 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: C
         log,
         gpu_layers=config.gpu_layers,
         main_gpu=config.main_gpu,
-        adapter=(config.adapter_path, config.adapter_scale) if config.adapter_path else None,
         split_mode=config.split_mode,
         tensor_split=config.tensor_split,
         use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
         progress=progress,
     )
-    other_bytes = use(model)
+    adapters = load_adapters(model, config.adapters, log)
+    other_bytes = use(model, adapters)
     buffers, copied = log.buffer_bytes(), log.copied_weight_bytes()
     log.forget()
     return Ready(
@@ -45,4 +49,6 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: C
         kv_bytes=buffers["KV"] + buffers["RS"],
         compute_bytes=buffers["compute"] + buffers["output"] + other_bytes,
         copied_weight_bytes=copied,
+        adapter_bytes=adapters.num_bytes,
+        broken_adapters=adapters.broken,
     )

@@ -43,7 +43,6 @@ class LlamaModel:
         *,
         gpu_layers: int = 0,
         main_gpu: int = 0,
-        adapter: tuple[Path, float] | None = None,
         split_mode: str = "none",
         tensor_split: tuple[float, ...] = (),
         use_extra_bufts: bool = True,
@@ -75,30 +74,10 @@ class LlamaModel:
             self.close()
             raise ModelLoadFailed(f"{path.name} is an encoder-decoder model; those can't be served.")
         self.vocab: Any = api.llama_model_get_vocab(self.pointer)
-        self._adapter = self._load_adapter(adapter, log) if adapter else None
         self.weight_bytes: int = api.llama_model_size(self.pointer)
         template = api.llama_model_chat_template(self.pointer, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
-
-    def adapt(self, context: Any) -> None:
-        """Make a context compute with this model's adapter, if it has one. Raises ModelLoadFailed."""
-        if self._adapter is None:
-            return
-        pointer, scale = self._adapter
-        adapters = (api.llama_adapter_lora_p_ctypes * 1)(pointer)
-        if api.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(scale)):
-            raise ModelLoadFailed("llama.cpp can't apply the LoRA adapter.")
-
-    def _load_adapter(self, adapter: tuple[Path, float], log: LlamaLog) -> tuple[Any, float]:
-        """It is freed with its model."""
-        path, scale = adapter
-        check_file(path)
-        pointer = api.llama_adapter_lora_init(self.pointer, str(path).encode())
-        if not pointer:
-            self.close()
-            raise ModelLoadFailed(f"llama.cpp can't load the LoRA adapter {path.name}: {log.complaints()}.")
-        return pointer, scale
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Text → ids; control tokens written out in the text are recognised if asked for. Safe in any thread."""

@@ -17,6 +17,7 @@ from workers.engine.backend import State
 class ParkedState:
     tokens: list[int]
     state: State
+    adapter: str = ""  # under which it was computed
 
 
 class ParkedStates:
@@ -34,18 +35,18 @@ class ParkedStates:
         return iter(self._entries.values())
 
     def contains(self, held: list[int], tokens: list[int]) -> bool:
-        """Whether a state of `held` can serve whoever wants a state of `tokens`."""
+        """Whether a state of `held` can serve whoever wants a state of `tokens` under the same adapter."""
         return held[: len(tokens)] == tokens if self._cuts_tails else held == tokens
 
-    def put(self, tokens: list[int], state: State) -> None:
+    def put(self, tokens: list[int], state: State, adapter: str = "") -> None:
         """Keep it, in place of all that it contains; the least recently used entries make room.
 
         `state` must not be larger than the limit."""
-        for entry in [each for each in self if self.contains(tokens, each.tokens)]:
+        for entry in [each for each in self if each.adapter == adapter and self.contains(tokens, each.tokens)]:
             self.drop(entry)
         while self.used_bytes + state.nbytes > self.limit_bytes:
             self.drop(next(iter(self)))
-        entry = ParkedState(tokens, state)
+        entry = ParkedState(tokens, state, adapter)
         self._entries[id(entry)] = entry
         self.used_bytes += state.nbytes
 

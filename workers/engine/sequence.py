@@ -32,6 +32,7 @@ class Sequence:
         "_pieces",
         "_skip",
         "_whole_texts",
+        "adapter",
         "arrival",
         "cached_tokens",
         "chance",
@@ -61,6 +62,7 @@ class Sequence:
         request = message.request
         self.key = message.key
         self.priority = message.priority
+        self.adapter = message.adapter  # what the cache holds of it is of use under this one only
         self.arrival = 0  # its number in the engine, given by the step loop
         self.waits_for: tuple[Sequence, int] | None = None  # a running one that prefills these first tokens of ours
         self.slot = -1  # while it has none

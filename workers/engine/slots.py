@@ -4,6 +4,8 @@ prefix that is to be had.
 A prefix may lie in an idle slot (taken as it is), in any slot (copied) or in memory (restored). What a slot holds is
 saved to memory only when somebody else is about to overwrite it, so a parked sequence that finds its slot untouched
 goes on at no cost.
+
+What was computed under one LoRA adapter is of no use under another one: each adapter finds its own prefixes only.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Slots:
         self._backend = backend
         self._parked = parked
         self._held: list[list[int]] = [[] for _ in range(count)]  # the tokens in each idle slot's cache
+        self._adapter = [""] * count  # under which each slot's cache was computed
         self._used_at = [0] * count  # step of the last release
         self.free = set(range(count))
         self.running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
@@ -47,8 +50,8 @@ class Slots:
 
     def take(self, sequence: Sequence) -> None:
         """Give the sequence a free slot with as much of its tokens as can be had."""
-        source = self._best_source(sequence.tokens)
-        slot = source.slot if source.in_place else self._slot_to_overwrite()
+        source = self._best_source(sequence)
+        slot = source.slot if source.in_place else self._slot_to_overwrite(sequence.adapter)
         if source.parked is not None:
             self._parked.touch(source.parked)  # what is saved now takes the room of others first
         if not source.in_place or source.length * 2 < len(self._held[slot]):
@@ -57,7 +60,7 @@ class Slots:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = min(kept, sequence.prompt_tokens)
         sequence.slot, sequence.decoded = slot, kept
-        self._held[slot] = []
+        self._held[slot], self._adapter[slot] = [], sequence.adapter
         self.free.remove(slot)
         self.running.append(sequence)
         self.running.sort(key=lambda each: each.slot)
@@ -82,10 +85,14 @@ class Slots:
 
     def leader(self, sequence: Sequence) -> tuple[Sequence, int] | None:
         """A running sequence that is about to prefill so much of this one's tokens that waiting for them pays."""
-        prefilling = [each for each in self.running if each.pending > 1 and each.priority <= sequence.priority]
+        prefilling = [
+            each
+            for each in self.running
+            if each.pending > 1 and each.priority <= sequence.priority and each.adapter == sequence.adapter
+        ]
         if not prefilling or not self._backend.cuts_tails:  # without cuts its state would fit at one moment only
             return None
-        best, at_once = None, self._best_source(sequence.tokens).saves
+        best, at_once = None, self._best_source(sequence).saves
         for other in prefilling:
             length = scheduler.common_prefix(other.tokens, sequence.tokens[:-1])
             saves = self._copy_saves(length, len(other.tokens))
@@ -95,13 +102,13 @@ class Slots:
 
     # ---- sources
 
-    def _best_source(self, tokens: list[int]) -> Source:
-        return max(self._sources(tokens), key=lambda source: source.saves, default=NOWHERE)
+    def _best_source(self, sequence: Sequence) -> Source:
+        return max(self._sources(sequence.tokens, sequence.adapter), key=lambda source: source.saves, default=NOWHERE)
 
-    def _sources(self, tokens: list[int]) -> Iterator[Source]:
+    def _sources(self, tokens: list[int], adapter: str) -> Iterator[Source]:
         """All that are better than starting from nothing."""
         has_choice = len(self.free) > 1
-        for slot in self.free:
+        for slot in self._free_of(adapter):
             held = self._held[slot]
             length = self._usable(held, tokens)
             if length * 10 >= len(tokens) and length:  # llama-server's threshold for taking a slot by its prefix
@@ -110,14 +117,23 @@ class Slots:
                     yield Source(length, length - loses_much * len(held) / COMPUTED_PER_MOVED, slot, in_place=True)
             if has_choice and (saves := self._copy_saves(length, len(held))) > 0:
                 yield Source(length, saves, slot)
-        for other in self.running:
+        for other in self._running_of(adapter):
             length = self._usable(other.tokens[: other.decoded], tokens)
             if (saves := self._copy_saves(length, other.decoded)) > 0:
                 yield Source(length, saves, other.slot)
-        for entry in self._parked:
+        for entry in self._parked_of(adapter):
             length = self._usable(entry.tokens, tokens)
             if length >= WORTH_MOVING and (saves := length - len(entry.tokens) / COMPUTED_PER_MOVED) > 0:
                 yield Source(length, saves, parked=entry)
+
+    def _free_of(self, adapter: str) -> list[int]:
+        return [slot for slot in self.free if self._adapter[slot] == adapter]
+
+    def _running_of(self, adapter: str) -> list[Sequence]:
+        return [each for each in self.running if each.adapter == adapter]
+
+    def _parked_of(self, adapter: str) -> list[ParkedState]:
+        return [entry for entry in self._parked if entry.adapter == adapter]
 
     def _usable(self, held: list[int], tokens: list[int]) -> int:
         # The last token is always decoded again: its logits are needed and were not kept.
@@ -131,8 +147,8 @@ class Slots:
 
     # ---- moving
 
-    def _slot_to_overwrite(self) -> int:
-        busy = {each.slot for each in self.running}
+    def _slot_to_overwrite(self, adapter: str) -> int:
+        busy = {each.slot for each in self._running_of(adapter)}  # whose batches it will share
         return scheduler.choose_slot(self.free, busy, self._used_at)
 
     def _save(self, slot: int) -> None:
@@ -142,15 +158,15 @@ class Slots:
             return
         state = self._backend.save(slot, self._parked.limit_bytes)
         if state is not None:
-            self._parked.put(held, state)
+            self._parked.put(held, state, self._adapter[slot])
 
     def _lies_elsewhere(self, slot: int, held: list[int]) -> bool:
-        contains = self._parked.contains
-        running = self.running if self._backend.cuts_tails else []  # else it is gone with their next token
+        contains, adapter = self._parked.contains, self._adapter[slot]
+        running = self._running_of(adapter) if self._backend.cuts_tails else []  # else it is gone with their next token
         return (
-            any(contains(self._held[other], held) for other in self.free if other != slot)
+            any(contains(self._held[other], held) for other in self._free_of(adapter) if other != slot)
             or any(contains(each.tokens[: each.decoded], held) for each in running)
-            or any(contains(entry.tokens, held) for entry in self._parked)
+            or any(contains(entry.tokens, held) for entry in self._parked_of(adapter))
         )
 
     def _fetch(self, source: Source, slot: int) -> int:

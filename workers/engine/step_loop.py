@@ -2,6 +2,8 @@
 
 Knows nothing of llama.cpp: a Backend decodes. One step = admit → share out the batch → decode → sample → publish.
 
+A batch has one LoRA adapter: while sequences of several run, their batches take turns (`adapter_turns`).
+
 A sequence without a slot waits, whether it is new or was parked: then its tokens so far are its prompt, and what its
 slot held is found again like any other prefix.
 """
@@ -18,6 +20,7 @@ import numpy as np
 from tasks.errors import PromptTooLong
 from tasks.jobs import Priority
 from workers.engine import scheduler
+from workers.engine.adapter_turns import AdapterTurns
 from workers.engine.backend import Backend, Interrupted, NoRoom, Slice
 from workers.engine.base import EngineFailed
 from workers.engine.constraint import Constraint
@@ -51,6 +54,7 @@ class StepLoop:
         self._context_length = context_length
         self._pace = scheduler.PrefillPace(prefill_chunk)
         self._drafting = Drafting(backend.max_drafted, draft_model, monotonic_s)
+        self._turns = AdapterTurns()
         self._monotonic_s = monotonic_s
         self._waiting = WaitingLine()
         self._slots = Slots(backend, slots, ParkedStates(parked_bytes, cuts_tails=backend.cuts_tails))
@@ -173,11 +177,11 @@ class StepLoop:
 
     def _decode(self) -> tuple[list[Sequence], Floats]:
         """Decode the next batch: who may be sampled now, and their logits."""
-        running = self._slots.running
-        while running:
+        adapter = self._whose_turn()
+        while running := [each for each in self._slots.running if each.adapter == adapter]:
             pending = [sequence.pending for sequence in running]
             try:
-                granted, logits = self._decode_what_fits(pending)
+                granted, logits = self._decode_what_fits(running, pending)
             except Interrupted:
                 self._take_stock()
                 break
@@ -192,35 +196,45 @@ class StepLoop:
             return sampled, logits
         return [], _NO_LOGITS
 
-    def _decode_what_fits(self, pending: list[int]) -> tuple[list[int], Floats]:
-        """With less prefill while the KV cache has no room for it. Raises NoRoom when even a token is too much."""
+    def _whose_turn(self) -> str:
+        """The adapter of the next batch. Batch work sits out while a more urgent prompt is read, as within a batch."""
         running = self._slots.running
+        urgent = [each for each in running if each.priority is not Priority.BATCH]
+        candidates = urgent if any(each.pending > 1 for each in urgent) else running
+        return self._turns.choose({each.adapter for each in candidates}, self._monotonic_s())
+
+    def _decode_what_fits(self, running: list[Sequence], pending: list[int]) -> tuple[list[int], Floats]:
+        """With less prefill while the KV cache has no room for it. Raises NoRoom when even a token is too much."""
         if max(pending) == 1:
-            return pending, self._decode_with_drafts(pending)
+            return pending, self._decode_with_drafts(running, pending)
         levels = [sequence.priority for sequence in running]
-        generating = sum(
-            wanted == 1 and level is not Priority.BATCH for wanted, level in zip(pending, levels, strict=True)
-        )
-        chunk = self._pace.chunk(generating=generating, waiting=len(pending) - pending.count(1))
+        chunk = self._chunk()
         while True:
             granted = scheduler.shares(pending, levels, chunk, self._steps)
             try:
-                return granted, self._timed_decode(pending, granted)
+                return granted, self._timed_decode(running, pending, granted)
             except NoRoom:
                 if chunk <= 1:
                     raise
                 chunk //= 2
 
-    def _decode_with_drafts(self, pending: list[int]) -> Floats:
-        """Of sequences that all generate. Raises NoRoom when there is none even without the drafts."""
+    def _chunk(self) -> int:
+        """Prompt tokens for this step: those who generate under other adapters wait for it too, and so do prompts."""
         running = self._slots.running
+        prefilling = [each for each in running if each.pending > 1]
+        generating = sum(each.pending == 1 and each.priority is not Priority.BATCH for each in running)
+        chunk = self._pace.chunk(generating=generating, waiting=len(prefilling))
+        return max(1, chunk // len({each.adapter for each in prefilling}))
+
+    def _decode_with_drafts(self, running: list[Sequence], pending: list[int]) -> Floats:
+        """Of sequences that all generate. Raises NoRoom when there is none even without the drafts."""
         self._drafting.prepare(running)
         try:
-            return self._timed_decode(pending, pending)
+            return self._timed_decode(running, pending, pending)
         except NoRoom:
             if not drop_drafts(running):
                 raise
-            return self._timed_decode(pending, pending)
+            return self._timed_decode(running, pending, pending)
 
     def _make_room(self) -> None:
         """The KV cache has no room for another token: 1 idle slots are emptied, 2 the last in rank is parked until
@@ -246,7 +260,7 @@ class StepLoop:
             length = min(self._backend.length(sequence.slot), len(sequence.tokens) - 1)
             sequence.decoded = self._backend.keep_prefix(sequence.slot, length)
 
-    def _timed_decode(self, pending: list[int], granted: list[int]) -> Floats:
+    def _timed_decode(self, running: list[Sequence], pending: list[int], granted: list[int]) -> Floats:
         batch = [
             Slice(
                 sequence.slot,
@@ -254,28 +268,26 @@ class StepLoop:
                 sequence.tokens[sequence.decoded : sequence.decoded + count] + sequence.draft,
                 int(count == wanted) + len(sequence.draft),
             )
-            for sequence, wanted, count in zip(self._slots.running, pending, granted, strict=True)
+            for sequence, wanted, count in zip(running, pending, granted, strict=True)
             if count
         ]
         self._prefilling = frozenset(
             sequence.key
-            for sequence, wanted, count in zip(self._slots.running, pending, granted, strict=True)
+            for sequence, wanted, count in zip(running, pending, granted, strict=True)
             if wanted > 1 and count
         )
         # Without its tail a state that can't be cut would have to be computed from the start.
-        self._can_wait = self._backend.cuts_tails and all(
-            sequence.priority is Priority.BATCH for sequence in self._slots.running
-        )
+        self._can_wait = self._backend.cuts_tails and all(sequence.priority is Priority.BATCH for sequence in running)
         started_s = self._monotonic_s()
         try:
-            logits = self._backend.decode(batch)
+            logits = self._backend.decode(batch, running[0].adapter)
         finally:
             self._prefilling = frozenset()
             self._can_wait = False
         seconds = self._monotonic_s() - started_s
         others = sum(wanted == count == 1 for wanted, count in zip(pending, granted, strict=True))
         if max(pending) == 1:
-            self._drafting.measured(self._slots.running, seconds)
+            self._drafting.measured(running, seconds)
         self._pace.measured(sum(granted) - others, others, seconds)
         return logits
 
