@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -73,7 +73,7 @@ class AnswerCache(Protocol):
 class DecisionLog(Protocol):
     """What the controller decided, and why. Blocking."""
 
-    def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]: ...
+    def decisions(self, limit: int, *, models: Collection[str] = ()) -> list[Decision]: ...
 
     def decision_counts(self) -> dict[tuple[str, str], int]: ...
 

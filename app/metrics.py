@@ -159,7 +159,9 @@ class _FleetGauges(Collector):
         runners: Tally[tuple[str, str, str]] = Tally()
         for worker in workers:
             for runner in worker.runners:
-                running[runner.model] = running.get(runner.model, 0) + runner.in_flight
+                own = runner.in_flight - sum(runner.adapters.values())
+                for model, in_flight in ((runner.model, own), *runner.adapters.items()):
+                    running[model] = running.get(model, 0) + in_flight
                 runners[worker.id, runner.model, runner.state.value] += 1
         waiting = dict.fromkeys(running, 0) | {queue.model: queue.depth for queue in snapshot.queues}
         oldest = dict.fromkeys(running, 0.0) | {queue.model: queue.oldest_age_ms / 1000 for queue in snapshot.queues}

@@ -90,7 +90,7 @@ def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHos
 def _claim(job_id: JobId, model: str, slot: Slot, host: ModelHost, stores: AttemptStores) -> Attempt | None:
     attempt = None
     try:
-        attempt = stores.leases.claim(job_id, model, host.worker_id, slot.fingerprint)
+        attempt = stores.leases.claim(job_id, model, host.worker_id, slot.fingerprint, runner_model=slot.runner_model)
     except JobIsLate:
         stores.jobs.end_waiting(job_id, JobState.EXPIRED, deadline_error())
     except JobIsQuarantined as quarantined:

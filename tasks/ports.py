@@ -72,6 +72,11 @@ class Slot(Protocol):
         """Of the model as this runner has loaded it (`tasks.fleet.ModelOffer`)."""
         ...
 
+    @property
+    def runner_model(self) -> str:
+        """The model whose runner it is: that of the job, or the base of the adapter that the job asked for."""
+        ...
+
     def run(self, attempt: Attempt) -> Outcome:
         """Generate, publishing tokens on the way; blocks until the outcome. Gives the place back at its end."""
         ...

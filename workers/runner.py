@@ -203,7 +203,8 @@ class Runner:
     # ---- work
 
     def take_slot(self, priority: Priority, model: str | None = None) -> RunnerSlot | None:
-        """Reserve a place for one attempt at the runner's own model, or at this adapter; None when full for its priority, or not ready."""
+        """Reserve a place for one attempt at the runner's own model, or at this adapter of it; None when full for its
+        priority, or not ready."""
         with self._lock:
             before = self._places.openness
             if self._state is not RunnerState.READY or not self._places.take(priority):
@@ -519,6 +520,10 @@ class RunnerSlot:
     def fingerprint(self) -> str:
         of_runner = self._runner.fingerprint
         return of_runner if self._model == self._runner.model else adapter_fingerprint(of_runner, self._model)
+
+    @property
+    def runner_model(self) -> str:
+        return self._runner.model
 
     def run(self, attempt: Attempt) -> Outcome:
         """Generate and publish until the outcome; blocks. Never raises for what happens to the runner."""

@@ -21,11 +21,12 @@ def choose_model(models: Sequence[JsonObject]) -> str | None:
     return str(min(usable, key=_rank)["id"])
 
 
-def _rank(model: JsonObject) -> tuple[bool, bool, int, str]:
+def _rank(model: JsonObject) -> tuple[bool, bool, bool, int, str]:
     details = model["keepwarm"]
     names = [model["id"], *details["aliases"]]
     is_demo = any(DEMO_MARK in name.lower() for name in names)
-    return (not is_demo, details["state"] != "warm", details["bytes"], model["id"])
+    is_adapter = details.get("base") is not None
+    return (not is_demo, details["state"] != "warm", is_adapter, details["bytes"], model["id"])
 
 
 def first_question(model: str) -> JsonObject:

@@ -11,7 +11,7 @@ def show_pool(pool: JsonObject) -> None:
     workers = pool["workers"]
     if not workers:
         say("No worker is alive.")
-    rows = [_runner_row(worker, runner) for worker in workers for runner in worker["runners"]]
+    rows = [row for worker in workers for runner in worker["runners"] for row in _runner_rows(worker, runner)]
     if rows:
         print_table(["MODEL", "STATE", "MEMORY", "BUSY", "WORKER", "DEVICE", "PID"], rows)
     elif workers:
@@ -34,15 +34,17 @@ def only_host(pool: JsonObject, host: str) -> JsonObject:
     return {**pool, "workers": [worker for worker in pool["workers"] if worker["host"] == host]}
 
 
-def _runner_row(worker: JsonObject, runner: JsonObject) -> list[str]:
+def _runner_rows(worker: JsonObject, runner: JsonObject) -> list[list[str]]:
+    """The runner's model, then the LoRA adapters that it serves in the same memory and slots."""
+    where = [worker["id"], worker["device"], str(runner["pid"])]
+    model = [runner["model"], runner["state"], bytes_text(runner["bytes"]), _busy(runner), *where]
+    adapters = runner.get("adapters") or {}
     return [
-        runner["model"],
-        runner["state"],
-        bytes_text(runner["bytes"]),
-        _busy(runner),
-        worker["id"],
-        worker["device"],
-        str(runner["pid"]),
+        model,
+        *(
+            [name, runner["state"], f"in {runner['model']}", f"{count} of {runner['slots']}", *where]
+            for name, count in adapters.items()
+        ),
     ]
 
 

@@ -12,13 +12,18 @@ def show_why(model: JsonObject, decisions: list[JsonObject], *, now: datetime) -
     """`decisions` are the newest first."""
     details = model["keepwarm"]
     say(f"{model['id']} is {details['state']}" + (f": {details['reason']}" if details["reason"] else "."))
+    if details.get("base"):
+        say(f"It is a LoRA adapter that the runner of {details['base']} serves; what is decided is decided of that.")
     if not decisions:
         say("The controller has decided nothing about it.")
         return
-    print_table(["AGO", "DECISION", "WORKER", "WHY"], [_row(decision, now) for decision in decisions])
+    rows = [_row(decision, now, of=model["id"]) for decision in decisions]
+    print_table(["AGO", "DECISION", "WORKER", "WHY"], rows)
 
 
-def _row(decision: JsonObject, now: datetime) -> list[str]:
+def _row(decision: JsonObject, now: datetime, *, of: str) -> list[str]:
+    """`of`: the model that was asked about; a decision about its base says so."""
     ago_s = (now - datetime.fromisoformat(decision["at"])).total_seconds()
+    action = decision["action"] if decision["model"] == of else f"{decision['action']} {decision['model']}"
     reason = f"{decision['reason']}: {decision['text']}"
-    return [duration_text(max(0.0, ago_s)), decision["action"], decision["worker"] or "", reason]
+    return [duration_text(max(0.0, ago_s)), action, decision["worker"] or "", reason]

@@ -49,6 +49,7 @@ async def evict_model(model_id: str, front: FrontDep) -> AskObject:
 
 
 async def _ask(front: Front, name: str, what: Literal["warm", "evict"]) -> AskObject:
-    offer = (await front.view.snapshot()).catalog.resolve(name)
-    await to_thread.run_sync(front.backend.fleet.ask, offer.id, what)
-    return AskObject(model=offer.id, asked=what)
+    """A LoRA adapter is warm while its base is: what is asked of it is asked of the base, and the answer says so."""
+    model = (await front.view.snapshot()).catalog.resolve(name).runner_model
+    await to_thread.run_sync(front.backend.fleet.ask, model, what)
+    return AskObject(model=model, asked=what)

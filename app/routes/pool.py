@@ -27,7 +27,8 @@ async def list_decisions(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> DecisionList:
     """Loads, evictions, waits, refusals, and why a model with waiting jobs gets no further replica. A decision that is
-    taken again every tick is kept once."""
-    of_model = (await front.view.snapshot()).catalog.resolve(model).id if model is not None else None
-    read = partial(front.backend.decisions.decisions, limit, model=of_model)
+    taken again every tick is kept once. Of a LoRA adapter those about its base are told as well."""
+    offer = (await front.view.snapshot()).catalog.resolve(model) if model is not None else None
+    models = {offer.id, offer.runner_model} if offer is not None else ()
+    read = partial(front.backend.decisions.decisions, limit, models=models)
     return DecisionList(data=[decision_object(each) for each in await to_thread.run_sync(read)])

@@ -32,6 +32,7 @@ class ModelDetails(BaseModel):
     bytes: int
     aliases: list[str]
     description: str
+    base: str | None  # of a LoRA adapter: the model whose runner serves it
     kind: ModelKind
     embedding_length: int | None  # numbers in a vector; null for a model that makes none
     reduced: str | None  # what was taken from its context or slots to make it fit
@@ -59,6 +60,7 @@ class RunnerObject(BaseModel):
     in_flight: int
     progress: float
     reduced: str | None  # what was taken from its context or slots to make it fit
+    adapters: dict[str, int]  # LoRA adapters that it serves as well, and how many of `in_flight` are theirs
     idle_s: float | None  # None while something runs
 
 
@@ -120,6 +122,7 @@ def model_object(offer: ModelOffer, snapshot: FleetSnapshot) -> ModelObject:
             bytes=offer.bytes,
             aliases=list(offer.aliases),
             description=offer.description,
+            base=offer.base,
             kind=offer.kind,
             reduced=offer.reduced,
             embedding_length=offer.embedding_length if offer.kind is ModelKind.EMBED else None,
@@ -132,7 +135,7 @@ def warmth(offer: ModelOffer, snapshot: FleetSnapshot) -> tuple[Warmth, str | No
     if (entry := snapshot.quarantined.get(offer.id)) is not None:
         return Warmth.FAILED, entry.explanation
     workers = snapshot.fleet.workers
-    runners = [runner for worker in workers for runner in worker.runners if runner.model == offer.id]
+    runners = [runner for worker in workers for runner in worker.runners if runner.serves(offer.id)]
     if any(runner.state is RunnerState.READY for runner in runners):
         return Warmth.WARM, None
     loading = [runner.progress for runner in runners if runner.state is RunnerState.STARTING]
@@ -140,6 +143,8 @@ def warmth(offer: ModelOffer, snapshot: FleetSnapshot) -> tuple[Warmth, str | No
         return Warmth.LOADING, f"{max(loading):.0%} loaded"
     if offer.failure:
         return Warmth.FAILED, offer.failure
+    if any(runner.model == offer.base for worker in workers for runner in worker.runners):
+        return Warmth.COLD, f"its base '{offer.base}' is warm without it, and is loaded again when it is idle"
     if not any(known.id == offer.id for worker in workers for known in worker.offers):
         return Warmth.COLD, "no live worker offers it; jobs wait for one"
     return Warmth.COLD, f"loads on demand, in about {offer.load_ms / 1000:.1f} s"
@@ -190,5 +195,6 @@ def _runner_object(runner: RunnerReport, now_ms: int) -> RunnerObject:
         in_flight=runner.in_flight,
         progress=runner.progress,
         reduced=runner.reduced,
+        adapters=runner.adapters,
         idle_s=None if runner.idle_since_ms is None else max(0, now_ms - runner.idle_since_ms) / 1000,
     )

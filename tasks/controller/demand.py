@@ -10,6 +10,18 @@ from tasks.fleet import ClassBacklog, ModelOffer, QueueReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterQueue:
+    """What waits for a LoRA adapter, with an offer of it."""
+
+    queue: QueueReport
+    offer: ModelOffer
+
+    @property
+    def base(self) -> str:
+        return self.offer.runner_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """Waiting jobs, arrivals since the last tick, mean run times, operators' wishes, and what is quarantined."""
 
@@ -19,6 +31,7 @@ class Demand:
     asks: Mapping[str, str] = field(default_factory=dict)  # model → "warm" or "evict"
     quarantined: Mapping[str, str] = field(default_factory=dict)  # model → the reason
     away: Mapping[str, ModelOffer] = field(default_factory=dict)  # wanted models that only absent workers have offered
+    adapters: tuple[AdapterQueue, ...] = ()  # adapters with waiting jobs, which count in `queues` as their bases'
 
 
 def classes_of(queue: QueueReport) -> tuple[ClassBacklog, ...]:

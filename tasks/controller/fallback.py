@@ -8,6 +8,7 @@ be compared, so a client that got them from the wrong one would not even notice.
 
 from __future__ import annotations
 
+from tasks.controller.adapters import obstacles
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.scene import Scene
 from tasks.fleet import ModelKind, RunnerState
@@ -16,8 +17,8 @@ from tasks.fleet import ModelKind, RunnerState
 def hand_over(scene: Scene) -> None:
     """Replace refusals, and add to waits, where a fallback can serve."""
     kept: list[Decision] = []
-    for decision in scene.decisions:
-        if decision.action not in (Action.REFUSE, Action.WAIT) or decision.model not in scene.queues:
+    for decision in [*scene.decisions, *obstacles(scene)]:
+        if decision.action not in (Action.REFUSE, Action.WAIT) or decision.model not in scene.asked:
             kept.append(decision)
             continue
         target = _fallback_of(decision.model, scene)
@@ -58,8 +59,10 @@ def _fallback_of(model: str, scene: Scene) -> str | None:
 
 def _can_serve(target: str, scene: Scene) -> bool:
     offer = scene.fleet.offer(target)
-    refused = any(each.action is Action.REFUSE and each.model == target for each in scene.decisions)
-    return offer is not None and offer.is_usable and not refused
+    if offer is None or not offer.is_usable:
+        return False
+    needed = (target, offer.runner_model)
+    return not any(each.action is Action.REFUSE and each.model in needed for each in scene.decisions)
 
 
 def _is_late(model: str, scene: Scene) -> bool:
@@ -69,9 +72,11 @@ def _is_late(model: str, scene: Scene) -> bool:
 
 
 def _free_slots(target: str, scene: Scene) -> int:
-    runners = [view.runners.get(target) for view in scene.fleet.holders(target)]
+    offer = scene.fleet.offer(target)
+    model = offer.runner_model if offer is not None else target
+    runners = [view.runners.get(model) for view in scene.fleet.holders(model)]
     return sum(
         max(0, runner.slots - runner.in_flight)
         for runner in runners
-        if runner is not None and runner.state is RunnerState.READY
+        if runner is not None and runner.state is RunnerState.READY and runner.serves(target)
     )

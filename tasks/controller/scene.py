@@ -24,6 +24,8 @@ class Scene:
         self.fleet = fleet
         self.demand = demand
         self.queues: Mapping[str, QueueReport] = {queue.model: queue for queue in demand.queues}
+        # As clients asked: adapters under their own names.
+        self.asked = {**self.queues, **{each.queue.model: each.queue for each in demand.adapters}}
         self.state = state
         self.rules = rules
         self.decisions: list[Decision] = []
@@ -52,7 +54,7 @@ class Scene:
 
     def patience_ms(self, model: str) -> int | None:
         """Until the model's first class is late, counted from its last turn; None when nothing waits for it."""
-        queue = self.queues.get(model)
+        queue = self.asked.get(model)
         if queue is None:
             return None
         left_ms = self.state.displaced_ms.get(model)

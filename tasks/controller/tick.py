@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from tasks.controller.adapters import adapters_of, as_demand_of_bases
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.demand import Demand
 from tasks.controller.fleet_view import Memo
@@ -54,14 +55,16 @@ class Controller:
         fleet = self.fleet.fleet()
         quarantined = self.rescue.quarantine_models(fleet)
         queues, asks = self.fleet.queues(), self.fleet.asks()
-        demand = Demand(
+        away = self._away({queue.model for queue in queues} | set(asks), fleet)
+        asked = Demand(
             queues=queues,
             arrivals=self.policy.take_arrivals(),
             service_ms=self.policy.service_ms() if queues else {},
             asks=asks,
             quarantined=quarantined,
-            away=self._away({queue.model for queue in queues} | set(asks), fleet),
+            away=away,
         )
+        demand = as_demand_of_bases(asked, adapters_of(fleet, away))
         decided = plan(demand=demand, fleet=fleet, placement=placement, state=self._state, memo=self._memo)
         if decided.placement.epoch != placement.epoch:
             failpoint("before_place")
@@ -85,7 +88,10 @@ class Controller:
         live = {offer.id for worker in fleet.workers if not worker.is_draining for offer in worker.offers}
         if wanted <= live:
             return {}
-        return {offer.id: offer for offer in self.fleet.known_offers() if offer.id in wanted - live}
+        known = {offer.id: offer for offer in self.fleet.known_offers()}
+        missing = wanted - live
+        missing |= {known[model].runner_model for model in missing & known.keys()} - live
+        return {model: known[model] for model in missing if model in known}
 
     def _keep(self, decided: Plan, now_ms: int) -> None:
         """Every decision once, not every tick; the state when it matters to a successor."""

@@ -20,7 +20,7 @@
 | kw:broken-attempts | hash | `<code> <model>` → attempts that broke so | release | app (metrics) | – |
 | kw:dead | zset | dead letters: failed jobs whose request is not to blame, not requeued yet; score = ms of the end | release, end_unclaimed; admit (requeue) and the controller remove | app | dead retention, at most 1000 |
 | kw:quarantine | hash | `prompt:<digest>` or `model:<id>` → `<since ms> <until ms> <Suspect JSON>` | release (prompts), controller (models) | admit, claim, app, controller | removed when over or lifted |
-| kw:probation | hash | model → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
+| kw:probation | hash | model of a runner → the job that is being tried, so that it is known whom its runner's end is owed to | claim | claim, release | overwritten |
 | kw:worker-losses | zset | `<model> <worker> <ms since it was busy>` of vanished workers; score = ms of the loss | release (rescue), controller | controller | 10 minutes |
 | kw:service | hash | model id → `<mean run ms> <jobs> <ms of the newest>` of its succeeded jobs | finish | app (forecasts), controller (quarantine) | – |
 | kw:batch:{batch} | hash | a batch: state, `<state>_at` ms, endpoint, input_file, created, expires, metadata, model, counts, errors (JSON), output_file, error_file; webhook; in_flight (`<lines> <bound>`); feeder, lease (ms), epoch (fence); breaks, broke_by, counts_at_break | app (create, cancel), feeders | app, feeders | file retention after the end |

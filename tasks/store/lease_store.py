@@ -78,15 +78,31 @@ class LeaseStore:
         self._expired = load_script(client, "expired")
 
     @translated
-    def claim(self, job_id: JobId, model: str, worker: WorkerId, fingerprint: str = "") -> Attempt | None:
+    def claim(
+        self,
+        job_id: JobId,
+        model: str,
+        worker: WorkerId,
+        fingerprint: str = "",
+        *,
+        runner_model: str | None = None,
+    ) -> Attempt | None:
         """Start the next attempt, with what earlier ones published. None when the job is not there to take
         (a duplicate wake-up, a cancelled job), or has to wait until another suspect was tried.
 
         `fingerprint`: of the model as the worker has it; of another one than was promised no answer is cached.
-        Raises JobIsLate, JobIsQuarantined, JobIsUnreadable."""
+        `runner_model`: whose runner will run it; None: its own. Raises JobIsLate, JobIsQuarantined, JobIsUnreadable."""
         verdict, *rest = self._claim(
             keys=[keys.job(job_id), keys.waiting(model), keys.QUEUED, keys.RUNNING, keys.QUARANTINE, keys.PROBATION],
-            args=[job_id, worker, self._lease_ms, secrets.token_hex(8), keys.live(job_id), fingerprint],
+            args=[
+                job_id,
+                worker,
+                self._lease_ms,
+                secrets.token_hex(8),
+                keys.live(job_id),
+                fingerprint,
+                runner_model or model,
+            ],
         )
         if verdict == b"late":
             raise JobIsLate(job_id)

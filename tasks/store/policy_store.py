@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -67,11 +67,11 @@ class PolicyStore:
         )
 
     @translated
-    def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:
-        """The newest first; of one model if given. What another version wrote and this one can't read is left out."""
-        entries = self._client.xrevrange(keys.DECISIONS, count=limit if model is None else MAX_READ)
+    def decisions(self, limit: int, *, models: Collection[str] = ()) -> list[Decision]:
+        """The newest first; of these models if any are given. What another version wrote unreadably is left out."""
+        entries = self._client.xrevrange(keys.DECISIONS, count=MAX_READ if models else limit)
         found = [_decision(fields[b"d"]) for _, fields in entries]
-        return [each for each in found if each is not None and model in (None, each.model)][:limit]
+        return [each for each in found if each is not None and (not models or each.model in models)][:limit]
 
     @translated
     def decision_counts(self) -> dict[tuple[str, str], int]:

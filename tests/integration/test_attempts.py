@@ -32,6 +32,7 @@ class ScriptedHost:
     scripts: list[Callable[[Attempt], Outcome]]
     worker_id: WorkerId = field(default=WorkerId("w1"))
     fingerprint: str = "f1"
+    runner_model: str = MODEL
     is_full: bool = False
     seen: list[Attempt] = field(default_factory=list)
     given_back: int = 0

@@ -157,11 +157,11 @@ def test_decisions_are_kept_once_with_their_terms_and_read_by_model(store: Store
     controller = store.controller("c1")
     for _ in range(3):
         controller.tick()
-    decisions = store.policy.decisions(10, model="a")
+    decisions = store.policy.decisions(10, models={"a"})
     (load,) = [each for each in decisions if each.action is Action.LOAD]
     assert (load.code, load.worker, load.terms["need_bytes"]) == (Code.ROOM, "w", 1000)
     assert len({each.topic for each in decisions}) == len(decisions)
-    assert store.policy.decisions(10, model="b") == []
+    assert store.policy.decisions(10, models={"b"}) == []
     assert store.policy.decisions(1) == decisions[:1]
 
 
@@ -176,7 +176,7 @@ def test_jobs_wait_while_the_only_worker_with_their_model_restarts(store: Store)
     controller.tick()
     assert store.jobs.get(job_id).state is JobState.QUEUED
     assert store.jobs.get(unknown).state is JobState.FAILED
-    (decision,) = store.policy.decisions(10, model="a")
+    (decision,) = store.policy.decisions(10, models={"a"})
     assert decision.code is Code.NO_WORKER
 
 

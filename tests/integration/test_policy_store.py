@@ -33,7 +33,7 @@ def test_decisions_are_read_newest_first_and_counted(policy: PolicyStore, fleet:
     assert policy.remember(None, [decision("a"), decision("b", Code.REPLICA)], "me", leadership)
     assert policy.remember(None, [decision("a")], "me", leadership)
     assert [each.model for each in policy.decisions(10)] == ["a", "b", "a"]
-    assert policy.decisions(1, model="b") == [decision("b", Code.REPLICA)]
+    assert policy.decisions(1, models={"b"}) == [decision("b", Code.REPLICA)]
     assert policy.decision_counts() == {("load", "room"): 2, ("load", "replica"): 1}
 
 

@@ -251,6 +251,21 @@ def test_only_the_one_on_trial_is_convicted(keepwarm: Keepwarm, suspects: list[J
     assert keepwarm.claim(waiting, innocent, fresh) == [waiting, innocent, fresh]
 
 
+def test_suspects_of_a_base_and_its_adapter_are_tried_in_one_stand(keepwarm: Keepwarm, suspects: list[JobId]) -> None:
+    request = GenerationRequest(model="tune", prompt="d")
+    of_adapter = keepwarm.jobs.admit(
+        new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
+    ).job_id
+    claim = keepwarm.leases.claim
+    for number in (1, 2):
+        assert claim(of_adapter, "tune", WorkerId("w1"), runner_model=MODEL) is not None
+        keepwarm.leases.release(of_adapter, number, failure=CRASHED, company=3)
+    assert claim(suspects[0], MODEL, WorkerId("w1")) is not None
+    assert claim(of_adapter, "tune", WorkerId("w1"), runner_model=MODEL) is None
+    keepwarm.say(suspects[0])
+    assert claim(of_adapter, "tune", WorkerId("w1"), runner_model=MODEL) is not None
+
+
 def test_suspect_that_was_cancelled_frees_the_stand(keepwarm: Keepwarm, suspects: list[JobId]) -> None:
     keepwarm.claim(suspects[0])
     keepwarm.leases.finish(suspects[0], 3, JobState.CANCELLED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Collection, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -262,8 +262,8 @@ class FakeBackend:
         return CacheCounts(requests={(CacheOutcome.HIT, "demo"): 5}, evicted=1, answers=2, bytes=1234)
 
     # ---- DecisionLog
-    def decisions(self, limit: int, *, model: str | None = None) -> list[Decision]:
-        return [each for each in self.decided if model in (None, each.model)][:limit]
+    def decisions(self, limit: int, *, models: Collection[str] = ()) -> list[Decision]:
+        return [each for each in self.decided if not models or each.model in models][:limit]
 
     def decision_counts(self) -> dict[tuple[str, str], int]:
         return {("load", "room"): 4, ("evict", "ttl"): 2}

@@ -49,14 +49,14 @@ class LargeBackend(FakeBackend):
         self.room = room
         self.drafted = self.decodes = 0
 
-    def decode(self, batch) -> Floats:
+    def decode(self, batch, adapter: str = "") -> Floats:
         tokens = sum(len(part.tokens) for part in batch)
         if tokens + sum(self.length(slot) for slot in range(self.num_slots)) > self.room:
             raise NoRoom
         self.decodes += 1
         self.drafted += sum(part.outputs - 1 for part in batch if part.outputs)
         self.clock.now_s += 1 + 0.1 * (tokens - 1)
-        return super().decode(batch)
+        return super().decode(batch, adapter)
 
 
 class SmallBackend(FakeBackend):
@@ -72,14 +72,14 @@ class SmallBackend(FakeBackend):
         self.largest = 0  # tokens at once
         self.fails = False
 
-    def decode(self, batch) -> Floats:
+    def decode(self, batch, adapter: str = "") -> Floats:
         if self.fails:
             raise EngineFailed("llama_decode returned -3.")
         tokens = sum(len(part.tokens) for part in batch)
         self.computed += tokens
         self.largest = max(self.largest, tokens)
         self.clock.now_s += self.cost_s * (1 + 0.1 * (tokens - 1))
-        rows = super().decode(batch)
+        rows = super().decode(batch, adapter)
         digests = [self._hashes[part.slot][-1] for part in batch if part.outputs]
         for row, digest in zip(rows, digests, strict=True):
             if zlib.crc32(b"wrong", digest) % 10 < self.wrong:

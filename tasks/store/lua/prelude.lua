@@ -1,6 +1,7 @@
 -- Put before every script. Fields of the hash kw:job:{job}; times are integer ms of the store's clock:
 --   state, model, priority, created, deadline, request (JSON)
---   attempt (fence), started, worker and claim (token of the call) of the newest attempt
+--   attempt (fence), started, worker, runner (whose model is the job's or the base of its adapter) and claim (token of
+--   the call) of the newest attempt
 --   workers (owners so far, oldest first: "a b c")
 --   failures (attempts that broke), last_error (JSON: why the newest of them did)
 --   digest (of the request without its seed), runner_losses (in a row at the place loss_seq: seq when the runner died)
@@ -83,7 +84,7 @@ local function record_of(id, own_key, own_id)
 end
 
 -- Suspect: its runner died twice or more at the same place, each time in company, and it got no further since.
--- Suspects of a model are tried one at a time, so that the next loss convicts the right one.
+-- Suspects of a runner are tried one at a time, so that the next loss convicts the right one.
 local function is_suspect(runner_losses, loss_seq, seq)
   return runner_losses and tonumber(runner_losses) >= 2 and loss_seq == seq
 end

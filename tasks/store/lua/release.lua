@@ -9,7 +9,7 @@
 --      16 other attempts that broke with the same runner
 -- Returns {'queued', model, priority} | {'failed'} | {'quarantined'} | {'lost'}
 local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'model', 'priority', 'created',
-  'seq', 'loss_seq', 'worker', 'started')
+  'seq', 'loss_seq', 'worker', 'started', 'runner')
 if job[1] ~= 'running' or job[2] ~= ARGV[2] then return {'lost'} end
 local now = now_ms()
 if ARGV[4] == '1' then
@@ -27,7 +27,7 @@ if ARGV[4] == '1' and job[9] then
 end
 -- Another job that broke with the same runner was on trial, or has just been convicted: this one is not to blame.
 local function is_bystander()
-  local tried = ARGV[16] ~= '0' and redis.call('HGET', KEYS[11], job[4])
+  local tried = ARGV[16] ~= '0' and redis.call('HGET', KEYS[11], job[11] or job[4])
   if not tried or tried == ARGV[1] then return false end
   local record = record_of(tried, KEYS[1], ARGV[1])
   local finished = redis.call('HGET', record, 'finished')
