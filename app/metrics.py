@@ -159,7 +159,7 @@ class _FleetGauges(Collector):
         runners: Tally[tuple[str, str, str]] = Tally()
         for worker in workers:
             for runner in worker.runners:
-                own = runner.in_flight - sum(runner.adapters.values())
+                own = max(0, runner.in_flight - sum(runner.adapters.values()))  # counted one after the other
                 for model, in_flight in ((runner.model, own), *runner.adapters.items()):
                     running[model] = running.get(model, 0) + in_flight
                 runners[worker.id, runner.model, runner.state.value] += 1

@@ -1,4 +1,4 @@
-"""Embeddings, rankings and adapters over HTTP, from real runner processes, with the official SDK."""
+"""Embeddings and rankings over HTTP, from real runner processes, with the official SDK."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from tests.support.tiny_encoder import (
     reference,
     write_tiny_encoder,
 )
-from tests.support.tiny_lora import write_tiny_lora
 from tests.support.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.e2e
@@ -43,8 +42,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     write_tiny_encoder(models / "unpooled.gguf", pooling=None)
     write_tiny_encoder(models / "scores.gguf", pooling=RANK)
     write_tiny_model(models / "text.gguf")
-    write_tiny_lora(models / "tuned.gguf")
-    (models / "models.yaml").write_text("models: {vectors: {matryoshka: true}, tuned: {base: text}}")
+    (models / "models.yaml").write_text("models: {vectors: {matryoshka: true}}")
     home = tmp_path_factory.mktemp("home")
     # The first runner that has encoded something dies before its worker hears of it: the first test's job survives.
     with Stack(home, Path(models), KEEPWARM_FAILPOINTS="after_step=kill:1", KEEPWARM_MAX_INPUTS="40") as stack:
@@ -113,16 +111,6 @@ def test_documents_come_back_in_the_order_of_their_scores(api: Api) -> None:
     )
     assert answer["results"][0]["document"] == {"text": " ".join(words[best[0]])}
     assert answer["usage"]["total_tokens"] == sum(map(len, pairs))
-
-
-def test_an_adapter_answers_under_its_own_id(api: Api, client: openai.OpenAI) -> None:
-    answers = {
-        model: client.completions.create(model=model, prompt="the inner", temperature=0, max_tokens=24)
-        for model in ("text", "tuned")
-    }
-    assert answers["tuned"].model == "tuned"
-    assert answers["tuned"].choices[0].text != answers["text"].choices[0].text
-    assert "+ LoRA" in api.http.get("/v1/models/tuned").json()["keepwarm"]["description"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from tests.support.tiny_encoder import (
     CLS,
     CLS_ID,
     CONTEXT_LENGTH,
+    FEED_FORWARD,
+    LAYERS,
     MEAN,
     RANK,
     SEP_ID,
@@ -26,7 +28,8 @@ from tests.support.tiny_encoder import (
     reference,
     write_tiny_encoder,
 )
-from workers.engine.base import EngineConfig
+from tests.support.tiny_lora import write_tiny_lora
+from workers.engine.base import EngineAdapter, EngineConfig
 from workers.engine.llama_encoder import LlamaEncoder
 from workers.messages import Done, Encode, Encoded, Generate
 
@@ -53,8 +56,9 @@ def load(tmp_path: Path) -> Iterator[Load]:
         engine.close()
 
 
-def ask(key: int = 1, *, published_rows: int = 0, **request: object) -> Encode:
-    return Encode(key=key, request=EncodingRequest(model="m", **request), published_rows=published_rows)  # type: ignore[arg-type]
+def ask(key: int = 1, *, published_rows: int = 0, adapter: str = "", **request: object) -> Encode:
+    what = EncodingRequest(model="m", **request)  # type: ignore[arg-type]
+    return Encode(key=key, request=what, published_rows=published_rows, adapter=adapter)
 
 
 def run(engine: LlamaEncoder, *messages: Encode) -> dict[int, tuple[list[np.ndarray], Done]]:
@@ -99,6 +103,21 @@ def test_an_input_has_the_same_vector_in_any_company(load):
     assert len(together[1][0]) == len(many)
     np.testing.assert_allclose(together[1][0][0], alone[1][0][0], atol=1e-4)
     np.testing.assert_allclose(together[2][0][0], alone[2][0][0], atol=1e-4)
+
+
+def test_an_adapter_has_vectors_of_its_own_beside_those_of_its_base(load, tmp_path):
+    lora = tmp_path / "lora.gguf"
+    write_tiny_lora(lora, architecture="bert", width=WIDTH, feed_forward=FEED_FORWARD, layers=LAYERS)
+    engine = load(adapters=(EngineAdapter("tuned", lora, 0.1),))
+    texts = ("the cat", "warm queue", "cold river dog")
+    mixed = run(engine, ask(1, texts=texts), ask(2, texts=texts, adapter="tuned"), ask(3, texts=texts))
+    tuned = run(engine, ask(texts=texts, adapter="tuned"))[1][0]
+    for index, words in enumerate(texts):
+        plain = reference([CLS_ID, *ids_of(*words.split()), SEP_ID], MEAN)
+        for key in (1, 3):
+            np.testing.assert_allclose(mixed[key][0][index], plain, atol=2e-3)
+        np.testing.assert_allclose(mixed[2][0][index], tuned[index], atol=1e-4)
+        assert np.abs(tuned[index] - plain).max() > 0.05
 
 
 def test_token_ids_are_taken_as_they_are(load):

@@ -16,7 +16,10 @@ from tasks.fleet import RunnerReport, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority, WorkerId
 from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_runner import MIB, Changes, MemorySink, Running, make_attempt
+from tests.support.tiny_lora import write_tiny_lora
 from tests.support.tiny_model import write_tiny_model
+from tools.random_gguf.shapes import RandomModel
+from tools.random_gguf.writing import write_random_gguf
 from workers.clock import Clock
 from workers.devices import CPU_OVERHEAD_BYTES, CpuDevice
 from workers.engine.fake_behaviour import FakeBehaviour
@@ -36,14 +39,17 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Worker:
-    """A pool over a folder with the same tiny model under three names."""
+    """A pool over a folder; without one, over the same tiny model under three names."""
 
-    def __init__(self, folder: Path, *, kind: EngineKind, budget_bytes: int, fake: FakeBehaviour) -> None:
-        models = folder / "models"
-        models.mkdir()
-        source = write_tiny_model(folder / "tiny.gguf")
-        for name in "abc":
-            shutil.copy(source, models / f"{name}.gguf")
+    def __init__(
+        self, folder: Path, *, kind: EngineKind, budget_bytes: int, fake: FakeBehaviour, models: Path | None = None
+    ) -> None:
+        if models is None:
+            models = folder / "models"
+            models.mkdir()
+            source = write_tiny_model(folder / "tiny.gguf")
+            for name in "abc":
+                shutil.copy(source, models / f"{name}.gguf")
         self.sink = MemorySink()
         self.changes = Changes()
         self.ledger = Ledger(budget_bytes)
@@ -112,8 +118,14 @@ MakeWorker = Callable[..., Worker]
 def make_worker(tmp_path: Path) -> Iterator[MakeWorker]:
     workers: list[Worker] = []
 
-    def make(*, kind: EngineKind = "fake", budget_bytes: int = 2000 * MIB, fake: FakeBehaviour | None = None) -> Worker:
-        worker = Worker(tmp_path, kind=kind, budget_bytes=budget_bytes, fake=fake or FakeBehaviour())
+    def make(
+        *,
+        kind: EngineKind = "fake",
+        budget_bytes: int = 2000 * MIB,
+        fake: FakeBehaviour | None = None,
+        models: Path | None = None,
+    ) -> Worker:
+        worker = Worker(tmp_path, kind=kind, budget_bytes=budget_bytes, fake=fake or FakeBehaviour(), models=models)
         workers.append(worker)
         return worker
 
@@ -304,6 +316,42 @@ def test_jobs_survive_repeated_kills_without_a_lost_or_doubled_token(make_worker
     for job in jobs:
         chunks = [chunk for chunk in worker.sink.chunks if chunk.job_id == job]
         assert [chunk.seq for chunk in chunks] == list(range(1, len(chunks) + 1))
+
+
+def test_base_and_two_adapters_are_hot_where_two_copies_of_the_weights_would_not_fit(
+    make_worker: MakeWorker, tmp_path: Path
+) -> None:
+    models = tmp_path / "family"
+    models.mkdir()
+    shape = RandomModel(width=512, num_layers=2, num_kv_heads=8, hidden_width=1408)
+    write_random_gguf(models / "base.gguf", "base", shape)
+    for seed, name in enumerate(("formal", "rhyming")):
+        write_tiny_lora(models / f"{name}.gguf", seed=seed, layers=2, width=512, feed_forward=1408)
+    (models / "models.yaml").write_text(
+        "models: {base: {context_length: 128, slots: 3}, formal: {base: base}, rhyming: {base: base}}"
+    )
+    (base,) = FolderScanner(models, default_slots=3).scan().models
+    need_bytes = formula_need(base, CpuDevice()).total_bytes
+    budget_bytes = need_bytes + shape.num_bytes * 3 // 4
+    worker = make_worker(kind="llama_cpp", budget_bytes=budget_bytes, models=models)
+    worker.place("base")
+    worker.await_ready("base")
+    names = ("base", "formal", "rhyming")
+    assert set(worker.pool.free_slots()) == set(names)
+    running = {name: worker.run(f"job_{name}", name, prompt="7 8 9", max_tokens=30) for name in names}
+    texts = set()
+    for each in running.values():
+        outcome = each.outcome()
+        assert isinstance(outcome, Finished)
+        assert outcome.usage.completion_tokens > 0
+        texts.add(outcome.text)
+    assert len(texts) == len(names)
+    worker.pool.reconcile()
+    assert [report.model for report in worker.pool.report()] == ["base"]
+    # Measured as one process that holds the weights once; two processes would not even fit without any buffers.
+    assert shape.num_bytes + base.adapter_bytes < worker.pool.used_bytes < budget_bytes
+    assert budget_bytes < 2 * (shape.num_bytes + CPU_OVERHEAD_BYTES)
+    assert {offer.id: offer.failure for offer in worker.pool.offers()} == dict.fromkeys(names)
 
 
 def test_model_that_would_not_fit_gets_fewer_slots_and_says_so(make_worker: MakeWorker, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A LoRA adapter for the tiny model, with random factors, and the change of the weights that it stands for."""
+"""A LoRA adapter with random factors, for the tiny model or another llama, and the change of weights it stands for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from tests.support.tiny_model import FEED_FORWARD, LAYERS, WIDTH
 RANK, ALPHA = 4, 8.0
 
 
-def write_tiny_lora(path: Path, *, architecture: str = "llama", seed: int = 11) -> dict[str, np.ndarray]:
+def write_tiny_lora(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    seed: int = 11,
+    layers: int = LAYERS,
+    width: int = WIDTH,
+    feed_forward: int = FEED_FORWARD,
+) -> dict[str, np.ndarray]:
     """The weights' change at scale 1: alpha / rank · B·A (Hu et al. 2021, section 4.1)."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -20,8 +28,8 @@ def write_tiny_lora(path: Path, *, architecture: str = "llama", seed: int = 11) 
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", ALPHA)
     deltas: dict[str, np.ndarray] = {}
-    for layer in range(LAYERS):
-        for name, rows, columns in (("attn_q", WIDTH, WIDTH), ("ffn_up", FEED_FORWARD, WIDTH)):
+    for layer in range(layers):
+        for name, rows, columns in (("attn_q", width, width), ("ffn_up", feed_forward, width)):
             down = random.standard_normal((RANK, columns)).astype(np.float32)
             up = random.standard_normal((rows, RANK)).astype(np.float32)
             weight = f"blk.{layer}.{name}.weight"

@@ -15,17 +15,19 @@ class Echo:
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, ...]]] = []
+        self.adapters: list[str] = []
         self.is_broken = False
 
     def encode(self, inputs, adapter=""):
         self.batches.append(list(inputs))
+        self.adapters.append(adapter)
         rows = np.array([[len(tokens), tokens[0]] for tokens in inputs], dtype=np.float32)
         return rows * np.nan if self.is_broken else rows
 
 
-def job(key: int, *lengths: int, done: int = 0) -> Encoding:
+def job(key: int, *lengths: int, done: int = 0, adapter: str = "") -> Encoding:
     inputs = tuple((100 * key + index,) * length for index, length in enumerate(lengths))
-    return Encoding(key=key, inputs=inputs, done=done, is_scored=True)
+    return Encoding(key=key, inputs=inputs, done=done, is_scored=True, adapter=adapter)
 
 
 def run(loop: EncodeLoop) -> list[Output]:
@@ -72,6 +74,18 @@ def test_a_long_input_is_not_overtaken_for_ever():
     for _ in range(2):
         loop.step()
     assert any(batch == [(200,) * 500] for batch in backend.batches)
+
+
+def test_a_batch_has_one_adapter_and_all_of_them_get_their_turn():
+    backend = Echo()
+    loop = EncodeLoop(backend, max_tokens=512, max_inputs=8)
+    for key, adapter in ((1, ""), (2, "tuned"), (3, "")):
+        loop.add(job(key, *[200] * 10, adapter=adapter))
+    for _ in range(4):
+        loop.step()
+    assert set(backend.adapters) == {"", "tuned"}
+    for batch, adapter in zip(backend.batches, backend.adapters, strict=True):
+        assert {tokens[0] // 100 == 2 for tokens in batch} == {adapter == "tuned"}
 
 
 def test_what_was_published_before_is_not_computed_again():
