@@ -75,9 +75,9 @@ def test_greedy_and_seeded_text_is_the_same_with_drafts(
     drafted: list[int] = []
     decode = context.decode
 
-    def counting(batch):
+    def counting(batch, adapter):
         drafted.append(sum(max(0, part.outputs - 1) for part in batch))
-        return decode(batch)
+        return decode(batch, adapter)
 
     monkeypatch.setattr(context, "decode", counting)
     messages = [MESSAGES[key] for key in keys]

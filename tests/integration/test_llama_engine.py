@@ -280,12 +280,12 @@ def test_interrupted_prefill_stops_inside_the_batch_and_costs_nobody_a_token(
     decode = LlamaContext.decode
     stopped = 0
 
-    def decode_against_a_wish(context: LlamaContext, batch: list[Slice]):
+    def decode_against_a_wish(context: LlamaContext, batch: list[Slice], adapter: str):
         nonlocal stopped
         if stopped < 5:
             context.interrupt()
         try:
-            return decode(context, batch)
+            return decode(context, batch, adapter)
         except Interrupted:
             stopped += 1
             raise

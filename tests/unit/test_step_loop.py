@@ -400,6 +400,33 @@ def test_sequences_of_all_adapters_get_on_and_few_batches_change_the_adapter():
     assert len(backend.adapters) / TURN_STEPS - 1 <= changes <= len(backend.adapters) / TURN_STEPS + 1
 
 
+def test_prompts_of_several_adapters_take_no_longer_together_than_one_alone():
+    backend = WatchedBackend(3)
+    loop = loop_of(backend)
+    for key, adapter in enumerate(["", "formal", "rhyming"]):
+        add(loop, key, f"{key}" * 150, adapter=adapter, max_tokens=1)
+    for _ in range(10):
+        before = backend.computed
+        loop.step()
+        assert backend.computed - before == CHUNK // 3  # so that a round of all adapters reads one chunk
+
+
+def test_batch_work_under_one_adapter_sits_out_an_urgent_prompt_under_another():
+    backend = WatchedBackend(2)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    add(loop, 1, "batch work", Priority.BATCH, adapter="formal", max_tokens=60)
+    for _ in range(5):
+        listen(loop, heard)
+    add(loop, 2, "urgent " * 20, Priority.INTERACTIVE, max_tokens=40)
+    backend.adapters.clear()
+    while 2 not in heard:
+        listen(loop, heard)
+    assert set(backend.adapters) == {""}
+    run(loop, heard)
+    assert heard[1].text == alone("batch work", adapter="formal", max_tokens=60).text
+
+
 # ---- a KV cache without room
 
 
