@@ -85,6 +85,9 @@ class Metrics:
             buckets=_REQUEST_S,
             registry=registry,
         )
+        self._refused_connections = Counter(
+            "keepwarm_connections_refused", "Connections turned away below HTTP", ("code",), registry=registry
+        )
         self.open_streams = Gauge("keepwarm_open_streams", "Token streams open in this process", registry=registry)
 
     def of_job(self, job: Job) -> JobMetrics:
@@ -101,6 +104,9 @@ class Metrics:
     def request_done(self, method: str, route: str, status: int, took_s: float) -> None:
         self._requests.labels(method, route, str(status)).inc()
         self._request_seconds.labels(route).observe(took_s)
+
+    def connection_refused(self, code: str) -> None:
+        self._refused_connections.labels(code).inc()
 
     def exposition(self, snapshot: FleetSnapshot | None, counters: FleetCounters | None) -> bytes:
         """The scrape's text; None: the store can't be reached."""

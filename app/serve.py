@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 
+from app.connections import ConnectionLimits, connections_within_reach, protocol_class
+from app.front import Front
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
@@ -27,20 +30,32 @@ def main() -> int:
     except InvalidSetting as error:
         print(error, file=sys.stderr)
         return 2
-    uvicorn.run(
+    uvicorn.Server(server_config(app)).run()
+    return 0
+
+
+def server_config(app: FastAPI, *, grace_s: int = GRACE_S) -> uvicorn.Config:
+    """How an application made by `create_app` is served."""
+    front: Front = app.state.front
+    settings = front.settings
+    limits = ConnectionLimits(
+        max_connections=connections_within_reach(settings.max_connections),
+        max_head_bytes=settings.max_head_bytes,
+        grace_s=settings.request_grace_s,
+    )
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=protocol_class(limits, front.metrics.connection_refused),
         ws="none",
         access_log=False,  # RequestFrame logs requests
         log_config=None,  # uvicorn's records take the road of ours
         server_header=False,
         proxy_headers=False,  # nobody may claim another address
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=grace_s,
     )
-    return 0
 
 
 if __name__ == "__main__":

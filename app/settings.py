@@ -25,6 +25,9 @@ class ApiSettings(BaseSettings):
     # Further names, comma-separated, in the Host header that a loopback front answers to.
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 
+    max_connections: int = Field(default=4096, ge=1)  # open at once in one process; health checks have a few more
+    max_head_bytes: Bytes = Field(default=64 * 1024, ge=1024)  # of a request's line and headers
+    request_grace_s: float = Field(default=20.0, gt=0)  # for sending a head; for a body, 1 s more per 500 bytes of it
     max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
     max_file_bytes: Bytes = Field(default=200 * 1024**2, ge=1024)  # of one uploaded file
     max_files_bytes: Bytes = Field(default=10 * 1024**3, ge=1024)  # of all files together, when one is uploaded

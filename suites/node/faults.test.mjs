@@ -17,6 +17,7 @@ test('errors are of the class that their status has', async () => {
   await assert.rejects(ask({ temperature: 7 }), (error) => error instanceof OpenAI.BadRequestError && error.param === 'temperature');
   await assert.rejects(ask({ messages: [] }), OpenAI.BadRequestError);
   await assert.rejects(ask({ model: EMBEDDING_MODEL }), OpenAI.BadRequestError);
+  await assert.rejects(ask({ messages: [{ role: 'user', content: 'x'.repeat(9 * 1024 * 1024) }] }), { status: 413 });
   await assert.rejects(client.files.retrieve('file-none'), OpenAI.NotFoundError);
   await assert.rejects(client.batches.retrieve('batch_none'), OpenAI.NotFoundError);
   await assert.rejects(connect({ baseURL: 'http://127.0.0.1:9/v1' }).models.list(), OpenAI.APIConnectionError);

@@ -9,6 +9,8 @@ from types import TracebackType
 import uvicorn
 from fastapi import FastAPI
 
+from app.serve import server_config
+
 STOP_LIMIT_S = 10
 
 
@@ -17,9 +19,9 @@ class FrontServer:
 
     def __init__(self, app: FastAPI) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
+        self.address: tuple[str, int] = self._socket.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
+        self._server = uvicorn.Server(server_config(app, grace_s=1))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> FrontServer:

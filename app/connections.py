@@ -1,0 +1,286 @@
+"""What a single connection may cost: how many there are, how large a head is, and how slowly a client may send.
+
+uvicorn bounds none of these. This is its protocol with limits, so that clients who hold connections open, drip a
+request byte by byte or send endless headers are turned away, and health checks go on being answered. One timer per
+process looks after all connections; a request that behaves pays for a few attribute writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.error_handlers import ErrorFacts
+
+TICK_S = 0.5
+LINGER_S = 2.0  # a refused client may go on sending this long, so that it reads why (RFC 9112, 9.6)
+RESERVE = 64  # connections beyond the limit that are heard, for health checks
+RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
+RESERVE_GRACE_S = 2.0
+MIN_BYTES_PER_S = 500  # of a body, beyond the grace; Apache's mod_reqtimeout has the same default
+_OTHER_FILES = 256  # store, logs, uploads, connections that linger
+_HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    max_connections: int
+    max_head_bytes: int
+    grace_s: float  # for a whole head, and for a body beyond MIN_BYTES_PER_S
+
+
+def connections_within_reach(wished: int) -> int:
+    """Raise this process's limit on open files as far as it may, and return how many connections fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        soft = max(soft, wished + RESERVE + _OTHER_FILES) if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    fitting = max(1, soft - RESERVE - _OTHER_FILES)
+    if fitting < wished:
+        _log.warning("fewer_connections", wished=wished, fitting=fitting, open_files=soft)
+    return min(wished, fitting)
+
+
+def protocol_class(limits: ConnectionLimits, on_refused: Callable[[str], None]) -> type[GuardedProtocol]:
+    """For one server: uvicorn makes protocols from a class alone. `on_refused` takes the code of every refusal."""
+    members = {"limits": limits, "watch": Watch(on_refused)}
+    return type("GuardedProtocol", (GuardedProtocol,), members)
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    limits: ConnectionLimits
+    watch: Watch
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.transport = _PatientTransport(self, transport)  # type: ignore[assignment]
+        self._raw = transport
+        self._grace_s = self.limits.grace_s
+        self._since: float | None = time.monotonic()  # since when the client owes us bytes
+        self._num_received = 0  # of the body that it owes
+        self._num_unparsed = 0  # bytes that ended no part of the request
+        self._head_bytes = 0
+        self._is_in_head = True
+        self._is_refused = False
+        self.lingers_until: float | None = None
+        self._is_excess = len(self.connections) > self.limits.max_connections
+        if self._is_excess:
+            self._grace_s = RESERVE_GRACE_S
+        self.watch.add(self)
+        if len(self.connections) > self.limits.max_connections + RESERVE:
+            self.refuse(_too_many(self.limits.max_connections))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused or self.lingers_until is not None:
+            return
+        if self._since is None and ((cycle := self._request()) is None or cycle.response_complete):
+            self._expect_bytes()
+        self._num_unparsed += len(data)
+        super().data_received(data)
+        if self._num_unparsed > self.limits.max_head_bytes and not self._is_refused:
+            self.refuse(_large_head(self.limits.max_head_bytes))
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(ErrorFacts(status=400, code="invalid_http", message=msg))
+
+    # What the parser found
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes, self._is_in_head = 0, True
+        self._expect_bytes()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + 4)
+        if not self._is_in_head and self._head_bytes > self.limits.max_head_bytes:  # trailers
+            self.refuse(_large_head(self.limits.max_head_bytes))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._is_refused:
+            return
+        if (objection := self._objection()) is not None:
+            self.refuse(objection)
+            return
+        self._num_unparsed, self._is_in_head = 0, False
+        self._expect_bytes()
+        super().on_headers_complete()
+        if self._is_excess:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_refused:
+            return
+        self._num_unparsed = 0
+        self._num_received += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_refused:
+            return
+        self._num_unparsed = 0
+        self._since = None
+        super().on_message_complete()
+
+    # Limits
+
+    def check(self, now: float) -> None:
+        """Called every tick: turn away a client that is too slow."""
+        if self.lingers_until is not None:
+            if now >= self.lingers_until:
+                self._raw.abort()
+            return
+        if self._since is None:
+            return
+        if self.flow.read_paused:  # it is we who don't read
+            self._since += TICK_S
+        elif now - self._since > self._grace_s + self._num_received / MIN_BYTES_PER_S:
+            if self._is_in_head and not self._num_unparsed:
+                self._raw.close()  # it never asked for anything
+            else:
+                self.refuse(_too_slow(self._grace_s))
+
+    def refuse(self, facts: ErrorFacts) -> None:
+        """Say why and hang up; what the application is doing for this request ends as for a client that left."""
+        self._is_refused = True
+        self.watch.refused(facts.code)
+        if self._can_answer():
+            body = msgspec.json.encode(facts.openai_body())
+            after = b"" if facts.retry_after_s is None else b"retry-after: %d\r\n" % facts.retry_after_s
+            reason = _REASONS[facts.status]
+            self._raw.write(_HEAD % (facts.status, reason, len(body), after) + body)
+        self.linger()
+        if (cycle := self._request()) is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def linger(self) -> None:
+        """Send nothing more and read on for a moment: closing at once could destroy our answer on its way."""
+        if self.lingers_until is None and not self._raw.is_closing():
+            self.lingers_until = time.monotonic() + LINGER_S
+            self._raw.write_eof()
+            self.flow.resume_reading()
+
+    def _objection(self) -> ErrorFacts | None:
+        """Why a request is refused by its head."""
+        if self._head_bytes > self.limits.max_head_bytes:
+            return _large_head(self.limits.max_head_bytes)
+        if self._is_excess and self.url.partition(b"?")[0] not in RESERVED_PATHS:
+            return _too_many(self.limits.max_connections)
+        return None
+
+    @property
+    def owes_body(self) -> bool:
+        return self._since is not None and not self._is_in_head
+
+    def _can_answer(self) -> bool:
+        """Whether nothing of another answer is on its way."""
+        cycle = self._request()
+        if cycle is None:
+            return True
+        return cycle.response_complete if self._is_in_head else not cycle.response_started
+
+    def _request(self) -> RequestResponseCycle | None:
+        """The newest one whose head is complete; there is none at first."""
+        return self.cycle
+
+    def _expect_bytes(self) -> None:
+        self._since = time.monotonic()
+        self._num_received = 0
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+
+
+class _PatientTransport:
+    """A transport whose `close` lingers while the client is still sending; the rest is the transport itself."""
+
+    def __init__(self, protocol: GuardedProtocol, transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self._transport = transport
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        if self._protocol.owes_body:
+            self._protocol.linger()
+        else:
+            self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class Watch:
+    """All connections of a server, and the one timer that looks after them."""
+
+    def __init__(self, on_refused: Callable[[str], None]) -> None:
+        self._open: set[GuardedProtocol] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_refused = on_refused
+        self._refused: Counter[str] = Counter()
+
+    def add(self, connection: GuardedProtocol) -> None:
+        self._open.add(connection)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def discard(self, connection: GuardedProtocol) -> None:
+        self._open.discard(connection)
+
+    def refused(self, code: str) -> None:
+        self._refused[code] += 1
+        self._on_refused(code)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for connection in tuple(self._open):
+            connection.check(now)
+        if self._refused:  # one line per tick, however many there are
+            _log.warning("connections_refused", open=len(self._open), **self._refused)
+            self._refused.clear()
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self._open else None
+
+
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
+
+
+def _too_many(limit: int) -> ErrorFacts:
+    message = f"This front has {limit} open connections, and takes no more (KEEPWARM_MAX_CONNECTIONS). Try again soon."
+    return ErrorFacts(status=503, code="too_many_connections", message=message, retry_after_s=1)
+
+
+def _large_head(limit: int) -> ErrorFacts:
+    message = f"The request's line and headers have more than {limit} bytes."
+    return ErrorFacts(status=431, code="headers_too_large", message=message)
+
+
+def _too_slow(grace_s: float) -> ErrorFacts:
+    message = f"The request did not arrive within {grace_s:g} s, nor its body at {MIN_BYTES_PER_S} bytes per second."
+    return ErrorFacts(status=408, code="request_too_slow", message=message)
