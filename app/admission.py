@@ -14,7 +14,7 @@ from datetime import datetime
 from app.errors import NotSupportedYet
 from app.formats import answer_format
 from app.responses.fields import response_format, response_logprobs, response_tools
-from app.schemas.jobs import JobBody
+from app.schemas.jobs import MAX_DEADLINE_S, JobBody
 from app.schemas.openai import ChatBody, ChatFields, CompletionBody, Message, SamplingFields
 from app.schemas.responses import ResponseBody
 from app.settings import ApiSettings
@@ -106,6 +106,8 @@ def deadline_ms(deadline: float | datetime | None, now_ms: int) -> int | None:
             at_ms = now_ms + int(deadline * 1000)
     if at_ms <= now_ms:
         raise InvalidRequest("deadline: must lie in the future (seconds from now, or a time).", param="deadline")
+    if at_ms - now_ms > MAX_DEADLINE_S * 1000:
+        raise InvalidRequest(f"deadline: at most {MAX_DEADLINE_S} seconds from now.", param="deadline")
     return at_ms
 
 

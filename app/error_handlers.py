@@ -217,7 +217,7 @@ def field_name(path: list[str | int]) -> str | None:
     for part in path:
         if isinstance(part, int):
             name += f"[{part}]"
-        else:
+        elif "[" not in part:  # else pydantic's name for one side of a union, which is none of the client's
             name += f".{part}" if name else part
     return name or None
 

@@ -12,13 +12,14 @@ from starlette.requests import Request
 from app.attaching import attachments
 from app.batches.endpoints import endpoints_of
 from app.front import Front, FrontDep
+from app.json_body import JsonBodyRoute
 from app.openapi import OPENAI_ERRORS
 from app.schemas.batches import PURPOSE, BatchBody, BatchList, BatchObject, batch_object
 from tasks.attachments import Attachments
 from tasks.batches import Batch
 from tasks.errors import InvalidRequest
 
-router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS, route_class=JsonBodyRoute)
 
 
 @router.post("/v1/batches", summary="Have the requests of a file answered")

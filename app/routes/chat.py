@@ -10,6 +10,7 @@ from app.admission import chat_request, num_choices
 from app.choices import answer_with_choices
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.json_body import JsonBodyRoute
 from app.openai_forms import ChatForm
 from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.schemas.answers import ChatCompletion
@@ -19,7 +20,7 @@ from app.tool_forms import ToolChatForm
 from tasks.attachments import Attachments
 from tasks.jobs import Job
 
-router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS, route_class=JsonBodyRoute)
 
 
 @router.post(

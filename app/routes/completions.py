@@ -10,6 +10,7 @@ from app.admission import completion_request, num_choices
 from app.choices import answer_with_choices
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.json_body import JsonBodyRoute
 from app.openai_forms import TextForm
 from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.schemas.answers import TextCompletion
@@ -18,7 +19,7 @@ from app.service_tiers import served_tier
 from tasks.attachments import Attachments
 from tasks.jobs import Job
 
-router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS, route_class=JsonBodyRoute)
 
 
 @router.post(

@@ -13,11 +13,12 @@ from app.encoding_admission import embedding_request
 from app.encoding_forms import EmbeddingForm
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.json_body import JsonBodyRoute
 from app.openapi import OPENAI_ERRORS
 from app.schemas.answers import EmbeddingList
 from app.schemas.encoding import EmbeddingBody
 
-router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS, route_class=JsonBodyRoute)
 
 
 @router.post("/v1/embeddings", summary="One vector per text", response_model=EmbeddingList)

@@ -22,6 +22,7 @@ from app.errors import error_of
 from app.following import Beat
 from app.front import Front, FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.json_body import JsonBodyRoute
 from app.openapi import NATIVE_ERRORS, event_stream
 from app.schemas.jobs import JobBody, JobList, JobObject, job_object
 from app.sse import Chunks, ClientWatch, SseResponse
@@ -32,7 +33,7 @@ from tasks.job_filter import JobFilter
 from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.stream_events import End, Tokens, encode_event
 
-router = APIRouter(tags=["Jobs"], responses=NATIVE_ERRORS)
+router = APIRouter(tags=["Jobs"], responses=NATIVE_ERRORS, route_class=JsonBodyRoute)
 EventId = Annotated[str | None, WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,18}$"})]
 Place = tuple[int | None, float | None]  # in the line, and how many seconds that will take
 

@@ -13,11 +13,12 @@ from app.encoding_admission import rerank_request
 from app.encoding_forms import RankingForm
 from app.front import FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.json_body import JsonBodyRoute
 from app.openapi import OPENAI_ERRORS
 from app.schemas.answers import Ranking
 from app.schemas.encoding import RerankBody
 
-router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS, route_class=JsonBodyRoute)
 
 
 @router.post("/v1/rerank", summary="Order texts by how well they answer a query", response_model=Ranking)

@@ -17,6 +17,7 @@ from app.backend import KeptResponse
 from app.following import Transcript
 from app.front import Front, FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
+from app.json_body import JsonBodyRoute
 from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.responses.live import answer_response, follow_response
 from app.responses.objects import ended_object, outcome_of, response_object
@@ -28,7 +29,7 @@ from tasks.generation import TokenLogprob
 from tasks.jobs import Job, JobId, new_job_id
 from tasks.responses import job_of, response_id
 
-router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS, route_class=JsonBodyRoute)
 CANCEL_WAIT_S = 2.0  # for the worker of a cancelled response, which ends it within one step
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PlainValidator
 
 from app.schemas.attachments import AttachmentFields
-from app.schemas.openai import ChatFields, Message, PriorityName, Text
+from app.schemas.openai import ChatFields, Messages, PriorityName, Text
 from tasks.jobs import Job, JobError, JobResult, JobState, Priority
 
 MAX_DEADLINE_S = 10 * 365 * 24 * 3600
@@ -37,7 +37,7 @@ Deadline = Annotated[float | datetime, PlainValidator(_as_deadline, json_schema_
 class JobBody(ChatFields, AttachmentFields):
     """POST /v1/jobs: exactly one of messages and prompt."""
 
-    messages: list[Message] | None = Field(default=None, min_length=1)
+    messages: Messages | None = None
     prompt: Text | None = None
     priority: PriorityName = "default"
     deadline: Deadline | None = Field(default=None, description="Seconds from now, or an RFC 3339 time.")

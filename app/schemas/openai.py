@@ -14,6 +14,7 @@ from tasks.jobs import Priority
 
 PriorityName = Literal["interactive", "default", "batch"]
 MAX_TOP_LOGPROBS = 20
+FIRST_ERROR = Field(fail_fast=True)  # a list of millions of wrong items would make as many errors
 
 
 def _encodable(text: str) -> str:
@@ -87,15 +88,20 @@ class MessageToolCall(BaseModel):
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        list[ContentPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart] | None)
+        list[ContentPart],
+        FIRST_ERROR,
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart] | None),
     ] = []
     name: Text | None = Field(default=None, max_length=256)
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: Annotated[list[MessageToolCall], FIRST_ERROR] | None = None
     tool_call_id: Text | None = Field(default=None, max_length=256)
 
     @property
     def text(self) -> str:
         return "".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
 class JsonSchemaFormat(BaseModel):
@@ -151,7 +157,9 @@ class SamplingFields(BaseModel):
     )
     # More than the 64 bits that clients have, because OpenAPI documents hold bounds as floats.
     seed: int | None = Field(default=None, ge=-(10**19), le=10**19)
-    stop: Annotated[list[Text], BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)] = []
+    stop: Annotated[
+        list[Text], FIRST_ERROR, BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)
+    ] = []
     max_tokens: int | None = Field(default=None, ge=1, le=2**31)
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
@@ -190,7 +198,7 @@ class ChatFields(SamplingFields):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: list[ToolDefinition] | None = None
+    tools: Annotated[list[ToolDefinition], FIRST_ERROR] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Any = None
@@ -203,7 +211,7 @@ class ChatFields(SamplingFields):
 class ChatBody(ChatFields, StreamingFields):
     """POST /v1/chat/completions"""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
 
 
 class CompletionBody(SamplingFields, StreamingFields):
