@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suites.installing import node_modules, python_environment
-from suites.server import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL
+from suites.installing import llama_cpp_folder, node_modules, python_environment
+from suites.server import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL, SECOND_CHAT_MODEL
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,6 +26,7 @@ class Suite:
     name: str
     title: str
     about: str
+    left_out: str = ""  # of the suite's tests, and why
     limit_s: int
     prepare: Callable[[str, Path], Run]  # installs what is missing; takes the server's URL and where results go
 
@@ -35,6 +36,7 @@ def environment_of(url: str) -> dict[str, str]:
     return {
         "SUITE_URL": url,
         "SUITE_CHAT_MODEL": CHAT_MODEL,
+        "SUITE_SECOND_CHAT_MODEL": SECOND_CHAT_MODEL,
         "SUITE_EMBEDDING_MODEL": EMBEDDING_MODEL,
         "SUITE_RERANK_MODEL": RERANK_MODEL,
     }
@@ -59,6 +61,55 @@ def _schemathesis(url: str, results: Path) -> Run:
     )
 
 
+# ChatOpenAI keeps one asynchronous client, which lives in one loop.
+_ONE_LOOP = ["--asyncio-mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
+_ONE_LOOP += ["-o", "asyncio_default_fixture_loop_scope=session"]
+
+
+def _langchain(url: str, results: Path) -> Run:
+    folder = HERE / "langchain"
+    python = python_environment("langchain", folder / "requirements.txt")
+    return Run(command=[*_pytest(python, folder, results), *_ONE_LOOP, str(folder)], folder=results.parent)
+
+
+# Of llama-server's test files those about what Keepwarm claims to do as well; in test_completion.py the tests of /v1.
+LLAMA_SERVER_CHOICE = "not test_completion.py or openai"
+LLAMA_SERVER_TESTS = ("chat_completion", "completion", "embedding", "rerank", "tool_call")
+
+
+def _llama_server(url: str, results: Path) -> Run:
+    folder = HERE / "llama_server"
+    python = python_environment("llama_server", folder / "requirements.txt")
+    tests = llama_cpp_folder("tools/server/tests")
+    files = [f"unit/test_{name}.py" for name in LLAMA_SERVER_TESTS]
+    command = [
+        *_pytest(python, tests, results),
+        "-p",
+        "adapter",
+        "--timeout=60",
+        "-m",
+        "not slow",
+        "-k",
+        LLAMA_SERVER_CHOICE,
+        *files,
+    ]
+    return Run(
+        command=command,
+        folder=tests,
+        environment={
+            "DEBUG_EXTERNAL": "1",
+            "PORT": url.rpartition(":")[2],
+            "PYTHONPATH": f"{folder}:{tests}",
+        },
+    )
+
+
+def _pytest(python: Path, tests: Path, results: Path) -> list[str]:
+    """Apart from our own configuration."""
+    options = ["-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={tests}", "-q", "--tb=line"]
+    return [str(python), "-m", "pytest", *options, f"--junitxml={results}"]
+
+
 SUITES = (
     Suite(
         name="node",
@@ -75,5 +126,26 @@ SUITES = (
         "operation; some 2 700 requests in all.",
         limit_s=300,
         prepare=_schemathesis,
+    ),
+    Suite(
+        name="langchain",
+        title="LangChain's standard tests",
+        about="`langchain-tests` for chat models and embeddings, unit and integration, over `ChatOpenAI` and "
+        "`OpenAIEmbeddings`.",
+        limit_s=400,
+        prepare=_langchain,
+    ),
+    Suite(
+        name="llama-server",
+        title="llama-server's own tests",
+        about="From the source package of llama-cpp-python, against Keepwarm in llama-server's place. A plugin puts "
+        "/v1 before their paths and names a model, since Keepwarm serves many.",
+        left_out="The files about what Keepwarm does not claim to be: llama-server's own routes (`test_completion.py` "
+        "but for its tests of /v1, basic, tokenize, template, infill, slot_save, metrics, ignore_eos, ctx_shift), its "
+        "flags at the start (lora, speculative, sleep, kv_keep_only_active, router, proxy, security), other APIs "
+        "(compat_anthropic, compat_gcp, mcp_servers, tools_builtin), and images (vision_api). Tests marked slow load "
+        "models of billions of parameters from the hub.",
+        limit_s=400,
+        prepare=_llama_server,
     ),
 )

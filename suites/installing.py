@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import sys
 import tarfile
 import venv
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+
+from tools.build_llama_peers import PACKAGE, download_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".suites"  # not committed
@@ -25,7 +27,7 @@ def python_environment(name: str, requirements: Path) -> Path:
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run([*pip, "--require-hashes", "-r", str(requirements)], ROOT)
 
-    _once(folder, requirements, install)
+    _once(folder, _digest(requirements), install)
     return folder / "bin" / "python"
 
 
@@ -35,38 +37,38 @@ def node_modules(folder: Path) -> None:
     if npm is None:
         raise RuntimeError("the suite of the Node SDK needs Node.js 20 or newer with npm")
     command = [npm, "ci", "--ignore-scripts", "--loglevel=error"]
-    _once(folder / "node_modules", folder / "package-lock.json", lambda: _run(command, folder))
+    _once(folder / "node_modules", _digest(folder / "package-lock.json"), lambda: _run(command, folder))
 
 
-def sdist_folder(name: str, requirement: str, inside: str) -> Path:
-    """One folder out of a package's source, which pip fetches or has; its path ends in `inside`."""
-    folder = HOME / name
+def llama_cpp_folder(inside: str) -> Path:
+    """One folder of llama.cpp, out of the source package of the installed version, which pip fetches or has."""
+    folder = HOME / "llama.cpp"
 
     def unpack() -> None:
         folder.mkdir(parents=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
-        # Building metadata would compile nothing, but ask for the build's own requirements.
-        _run([*pip, "--no-build-isolation", "-d", str(folder), requirement], ROOT)
-        (archive,) = folder.glob("*.tar.gz")
+        archive = download_sources(folder)
         with tarfile.open(archive) as tar:
-            members = [member for member in tar if f"/{inside}/" in member.name]
+            members = [member for member in tar if f"/llama.cpp/{inside}/" in member.name]
             tar.extractall(folder, members, filter="data")
         archive.unlink()
 
-    _once(folder, None, unpack, stamp_text=requirement)
-    (found,) = folder.glob(f"*/{inside}")
+    _once(folder, f"{PACKAGE} {version(PACKAGE)} {inside}", unpack)
+    (found,) = folder.glob(f"*/vendor/llama.cpp/{inside}")
     return found
 
 
-def _once(folder: Path, lock: Path | None, install: Callable[[], None], stamp_text: str = "") -> None:
-    """Install unless the folder was made from the very same lock file."""
+def _once(folder: Path, made_from: str, install: Callable[[], None]) -> None:
+    """Install unless the folder was made from the very same."""
     stamp = folder / "made-from"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest() if lock else stamp_text
-    if stamp.exists() and stamp.read_text() == wanted:
+    if stamp.exists() and stamp.read_text() == made_from:
         return
     shutil.rmtree(folder, ignore_errors=True)
     install()
-    stamp.write_text(wanted)
+    stamp.write_text(made_from)
+
+
+def _digest(lock: Path) -> str:
+    return hashlib.sha256(lock.read_bytes()).hexdigest()
 
 
 def _run(command: list[str], folder: Path) -> None:

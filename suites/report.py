@@ -48,6 +48,8 @@ def page(kept: Iterable[tuple[Suite, dict]]) -> str:
 
 def _section(suite: Suite, result: dict) -> str:
     parts = [f"\n## {suite.title}\n", suite.about + "\n"]
+    if suite.left_out:
+        parts.append(f"Left out: {suite.left_out}\n")
     if result["known"]:
         parts.append("Failed for a known reason:\n")
         parts += [f"- {reason}\n" + _names(names) for reason, names in result["known"].items()]

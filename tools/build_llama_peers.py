@@ -28,7 +28,7 @@ def main() -> None:
     options = _options()
     folder: Path = options.to.expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    sources = _unpacked(options.sdist or _downloaded(folder), folder)
+    sources = _unpacked(options.sdist or download_sources(folder), folder)
     found = find_spec("llama_cpp")
     if found is None or found.origin is None:
         sys.exit(f"{PACKAGE} is not installed here: run `make set-up-dev` first.")
@@ -45,7 +45,7 @@ def main() -> None:
         print(build / "bin" / target)
 
 
-def _downloaded(folder: Path) -> Path:
+def download_sources(folder: Path) -> Path:
     """The source package of the installed version."""
     name = f"{PACKAGE.replace('-', '_')}-{version(PACKAGE)}.tar.gz"
     if not (folder / name).exists():

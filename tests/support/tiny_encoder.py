@@ -30,12 +30,14 @@ def ids_of(*words: str) -> list[int]:
     return [TOKENS.index("\u2581" + word) for word in words]
 
 
-def write_tiny_encoder(path: Path, *, pooling: gguf.PoolingType | None = MEAN, seed: int = 3) -> Path:
+def write_tiny_encoder(
+    path: Path, *, pooling: gguf.PoolingType | None = MEAN, seed: int = 3, context_length: int = CONTEXT_LENGTH
+) -> Path:
     """Write the model file and return its path. With RANK it has a classifier; None: the file doesn't say how."""
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name("tiny encoder")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_context_length(CONTEXT_LENGTH)
+    writer.add_context_length(context_length)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(FEED_FORWARD)
@@ -55,7 +57,7 @@ def write_tiny_encoder(path: Path, *, pooling: gguf.PoolingType | None = MEAN, s
     writer.add_unk_token_id(UNK_ID)
     writer.add_bos_token_id(CLS_ID)  # llama.cpp puts it first, as it does a BOS
     writer.add_sep_token_id(SEP_ID)
-    for name, array in weights(has_classifier=pooling == RANK, seed=seed).items():
+    for name, array in weights(has_classifier=pooling == RANK, seed=seed, context_length=context_length).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -64,7 +66,7 @@ def write_tiny_encoder(path: Path, *, pooling: gguf.PoolingType | None = MEAN, s
     return path
 
 
-def weights(*, has_classifier: bool, seed: int = 3) -> dict[str, np.ndarray]:
+def weights(*, has_classifier: bool, seed: int = 3, context_length: int = CONTEXT_LENGTH) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
@@ -76,7 +78,7 @@ def weights(*, has_classifier: bool, seed: int = 3) -> dict[str, np.ndarray]:
     named = {
         "token_embd.weight": matrix(len(TOKENS), WIDTH),
         "token_types.weight": matrix(2, WIDTH),
-        "position_embd.weight": matrix(CONTEXT_LENGTH, WIDTH),
+        "position_embd.weight": matrix(context_length, WIDTH),
         "token_embd_norm.weight": vector(WIDTH, 1.0),
         "token_embd_norm.bias": vector(WIDTH),
     }
