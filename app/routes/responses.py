@@ -43,7 +43,9 @@ async def create_response(
     body: ResponseBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
     offer = await front.view.resolve(body.model)
-    earlier = await to_thread.run_sync(_conversation, front, body.previous_response_id)
+    earlier: Sequence[KeptResponse] = ()
+    if body.previous_response_id is not None:
+        earlier = await to_thread.run_sync(_conversation, front, body.previous_response_id)
     planned = planned_response(body, offer, front.settings, earlier, new_job_id())
     await front.grammars.check(planned.generation)
     return await answer_response(
@@ -141,9 +143,7 @@ def _job_id(response_id: str) -> JobId:
     return job_id
 
 
-def _conversation(front: Front, previous: str | None) -> Sequence[KeptResponse]:
-    if previous is None:
-        return ()
+def _conversation(front: Front, previous: str) -> Sequence[KeptResponse]:
     try:
         return front.backend.responses.chain(_job_id(previous), front.settings.max_response_chain)
     except ResponseNotFound as gone:
