@@ -20,10 +20,12 @@ class NoMemoryGroup(Exception):
 
 
 class GroupUse(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes at one moment, and how often the kernel killed for want of memory so far."""
+    """Bytes at one moment; and how often so far somebody waited for a page from the disk, or was killed for want of
+    memory."""
 
     private_bytes: int
     cached_bytes: int  # of files; the kernel takes them back when it needs them
+    major_faults: int
     oom_kills: int
 
 
@@ -34,11 +36,12 @@ class _Files:
     limit: str
     private: str  # line of memory.stat
     cached: str
+    faults: str
     kills: str  # file with a line `oom_kill N`
 
 
-_V1 = _Files("memory.limit_in_bytes", "total_rss", "total_cache", "memory.oom_control")
-_V2 = _Files("memory.max", "anon", "file", "memory.events")
+_V1 = _Files("memory.limit_in_bytes", "total_rss", "total_cache", "total_pgmajfault", "memory.oom_control")
+_V2 = _Files("memory.max", "anon", "file", "pgmajfault", "memory.events")
 
 
 class MemoryGroup:
@@ -90,6 +93,7 @@ class MemoryGroup:
         return GroupUse(
             private_bytes=stat[self._files.private],
             cached_bytes=stat[self._files.cached],
+            major_faults=stat[self._files.faults],
             oom_kills=_numbers(self._path / self._files.kills).get("oom_kill", 0),
         )
 

@@ -68,7 +68,8 @@ class Device:
         sequence = Sequence(job, model, first_at, first_at + max(0, job.request.tokens - job.generated - 1))
         self._push(first_at, sequence)
         self._active[model.id] = self._active.get(model.id, 0) + 1
-        self._weights_ms[model.id] = model.bytes / self.hardware.decode_bytes_per_s * 1000
+        measured_ms, by_bytes_ms = model.step_ms, model.bytes / self.hardware.decode_bytes_per_s * 1000
+        self._weights_ms[model.id] = by_bytes_ms if measured_ms is None else measured_ms
         self._count += 1
         self.version += 1
         return sequence

@@ -80,7 +80,10 @@ class KeepwarmPolicy:
             budget_bytes=worker.budget_bytes,
             used_bytes=worker.used_bytes,
             started_ms=0,
-            bandwidths={"disk": int(hardware.disk_bytes_per_s), "page_cache": int(hardware.cache_bytes_per_s)},
+            # Without bandwidths the plan goes by the load times of the offers, which may be measured.
+            bandwidths={}
+            if any(model.load_ms is not None for model in cluster.setting.models)
+            else {"disk": int(hardware.disk_bytes_per_s), "page_cache": int(hardware.cache_bytes_per_s)},
             init_ms=int(hardware.init_ms),
             offers=self._offers(worker, cluster),
             runners=tuple(_runner(each, cluster.now_ms) for each in worker.runners.values()),

@@ -32,9 +32,13 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
+    """Times that were measured on a real machine win over those that follow from the bytes."""
+
     id: str
     bytes: int
     slots: int = 4
+    load_ms: float | None = None
+    step_ms: float | None = None  # of a decode step, beside `Hardware.sequence_ms`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,8 @@ class Setting:
         return self.num_workers * tokens_per_s / mean_tokens
 
     def load_ms(self, model: Model, *, is_cached: bool) -> float:
+        if model.load_ms is not None:
+            return model.load_ms
         hardware = self.hardware
         rate = hardware.cache_bytes_per_s if is_cached else hardware.disk_bytes_per_s
         return hardware.init_ms + model.bytes / rate * 1000

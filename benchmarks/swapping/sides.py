@@ -14,6 +14,7 @@ import msgspec
 from tests.support.stack import STOP_LIMIT_S, Api, Stack, free_port
 
 READY_LIMIT_S = 60.0
+Place = tuple[str, ...]
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,17 +34,25 @@ class Server(msgspec.Struct, frozen=True):
     roots: list[int]
     api: Api | None = None  # of Keepwarm: it can tell what it thinks it uses
 
+    def ledger(self) -> dict[int, int]:
+        """Of Keepwarm: what its worker accounts for each ready runner, by pid. Raises httpx2.HTTPError."""
+        if self.api is None:
+            return {}
+        return {runner["pid"]: runner["bytes"] for runner in self.api.runners() if runner["state"] == "ready"}
+
 
 @contextmanager
-def keepwarm(setting: Setting, home: Path, budget_bytes: int) -> Iterator[Server]:
-    """Every process of ours, with a budget in bytes."""
+def keepwarm(setting: Setting, home: Path, place: Place, budget_bytes: int) -> Iterator[Server]:
+    """Every process of ours, with a budget in bytes. `place`: a command that starts them somewhere else."""
     with Stack(
         home,
         model_folder(setting, sorted(setting.models.glob("*.gguf")), home / "models"),
         KEEPWARM_THREADS=str(setting.threads),
         KEEPWARM_SLOTS=str(setting.slots),
         KEEPWARM_MEMORY_BUDGET=str(budget_bytes),
+        KEEPWARM_PARKED_MEMORY="0",  # no prompt comes twice: what is parked would only take memory
     ) as stack:
+        stack.place = place
         stack.start_store()
         worker = stack.start_worker()
         stack.start_controller()
@@ -63,17 +72,18 @@ def model_folder(setting: Setting, files: Sequence[Path], folder: Path) -> Path:
 
 
 @contextmanager
-def llama_router(setting: Setting, home: Path, binary: Path, max_models: int) -> Iterator[Server]:
+def llama_router(setting: Setting, home: Path, place: Place, binary: Path, max_models: int) -> Iterator[Server]:
     """llama-server in router mode: it loads on request and evicts the least recently used of `max_models`.
 
     With one model it does what a desktop server does. Cells of the KV cache per slot, their type, threads and slots are
     ours. On CPUs with AMX give it `--no-repack`, if our runners had to do without (`workers.engine.probe`)."""
     port = free_port()
     command = [
-        *(str(binary), "--models-dir", str(setting.models), "--models-max", str(max_models)),
+        *(*place, str(binary), "--models-dir", str(setting.models), "--models-max", str(max_models)),
         *("--host", "127.0.0.1", "--port", str(port), "--no-webui"),
         *("--threads", str(setting.threads), "--parallel", str(setting.slots)),
         *("--ctx-size", str(setting.slots * setting.context_length)),
+        *("--cache-ram", "0"),  # like our parked memory
         *("--cache-type-k", setting.kv_type, "--cache-type-v", setting.kv_type),
     ]
     home.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,171 @@
+"""Runs of the swap benchmark: what is kept of each, kept as soon as it is over, and what they say together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+
+from benchmarks.spread import percentile
+from benchmarks.swapping.open_loop import Answer
+from benchmarks.swapping.schedule import Ask, Scale
+from benchmarks.swapping.sides import Setting
+
+ONE_MODEL, OURS, ROUTER = "one model", "keepwarm", "router"
+GOALS = {ONE_MODEL: 0.32, ROUTER: 0.60}  # our P95 over theirs, at most
+LEDGER_GOAL = 0.05
+MIB = 1024**2
+
+
+class Loads(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one model, as the worker counted and timed them."""
+
+    count: int
+    load_s: float  # in all
+    bytes: int  # that it takes when it is warm
+    file_bytes: int
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One side, one schedule, one size of memory. Seconds to the first token; bytes."""
+
+    side: str
+    rooms: int
+    seed: int
+    p50_s: float
+    p95_s: float
+    max_s: float
+    loads_per_request: float
+    failures: dict[str, int]  # reason → requests
+    oom_kills: int | None  # None: no control group
+    major_faults: int | None  # pages that had to be read from the disk while somebody waited for them
+    peak_bytes: int  # private memory of all model processes
+    limit_bytes: int | None  # of the control group
+    budget_bytes: int | None = None  # of Keepwarm
+    ledger_errors: list[float] = []  # of Keepwarm: ledger / measured - 1, looked at every other second
+    loads: dict[str, Loads] = {}  # of Keepwarm, by model
+    asks: tuple[Ask, ...] = ()
+    answers: list[Answer] = []
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return (self.side, self.rooms, self.seed)
+
+    @property
+    def over_budget_bytes(self) -> int:
+        return max(0, self.peak_bytes - self.budget_bytes) if self.budget_bytes is not None else 0
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes runs comparable."""
+
+    setting: Setting
+    scale: Scale
+    room_bytes: int
+    services_bytes: int | None  # of the limit, beside the rooms; None: no limit
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    machine: dict[str, object]
+    terms: Terms
+    runs: list[Run]
+
+
+def read_report(path: Path) -> Report | None:
+    """What an earlier call kept; None when there is nothing, or it is of another version."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report, dec_hook=lambda kind, value: kind(value))
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def write_report(path: Path, report: Report) -> None:
+    """In one step, so that an interruption leaves the runs before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(report, enc_hook=str), indent=1) + b"\n")
+    os.replace(unfinished, path)
+
+
+def summarise(answers: Sequence[Answer], limit_s: float) -> tuple[float, float, float, dict[str, int]]:
+    """P50, P95 and the longest wait, and how many failed why; a failure counts as having waited for the limit."""
+    waits = [answer.first_token_s if answer.first_token_s is not None else limit_s for answer in answers]
+    failures: dict[str, int] = {}
+    for answer in answers:
+        if answer.failure is not None:
+            failures[answer.failure] = failures.get(answer.failure, 0) + 1
+    return percentile(waits, 50), percentile(waits, 95), max(waits), failures
+
+
+def table(runs: Sequence[Run]) -> Table:
+    result = Table(title="Time to the first token, seconds; medians over the schedules")
+    columns = (
+        "memory",
+        "side",
+        "runs",
+        "P50",
+        "P95",
+        "max",
+        "loads/request",
+        "failed",
+        "OOM",
+        "peak MiB",
+        "ours/theirs",
+    )
+    for column in columns:
+        result.add_column(column, justify="left" if column == "side" else "right")
+    for rooms, side in dict.fromkeys((run.rooms, run.side) for run in sorted(runs, key=lambda run: run.rooms)):
+        mine = [run for run in runs if (run.side, run.rooms) == (side, rooms)]
+        result.add_row(
+            str(rooms),
+            side,
+            str(len(mine)),
+            *(f"{percentile([getattr(run, name) for run in mine], 50):.2f}" for name in ("p50_s", "p95_s", "max_s")),
+            f"{percentile([run.loads_per_request for run in mine], 50):.2f}",
+            str(sum(sum(run.failures.values()) for run in mine)),
+            str(sum(run.oom_kills or 0 for run in mine)),
+            f"{max(run.peak_bytes for run in mine) / MIB:.0f}",
+            _worded(ratios(side, rooms, runs), GOALS.get(side)),
+        )
+    return result
+
+
+def ratios(side: str, rooms: int, runs: Sequence[Run]) -> list[float]:
+    """Our P95 over the side's, schedule by schedule."""
+    ours = {run.seed: run.p95_s for run in runs if (run.side, run.rooms) == (OURS, rooms)}
+    theirs = [run for run in runs if (run.side, run.rooms) == (side, rooms) and side != OURS]
+    return [ours[run.seed] / run.p95_s for run in theirs if run.seed in ours]
+
+
+def _worded(found: list[float], goal: float | None) -> str:
+    if not found or goal is None:
+        return ""
+    spread = f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 else ""
+    return f"P95 {percentile(found, 50):.2f}{spread} (goal {goal:.2f})"
+
+
+def ledger_line(runs: Sequence[Run]) -> str:
+    errors = [error for run in runs if run.side == OURS for error in run.ledger_errors]
+    if not errors:
+        return "The ledger was not held against anything."
+    over = max(run.over_budget_bytes for run in runs if run.side == OURS)
+    within = sum(abs(error) <= LEDGER_GOAL for error in errors) / len(errors)
+    return (
+        f"Ledger / measured - 1: median {percentile(errors, 50):+.1%}, from {min(errors):+.1%} to {max(errors):+.1%}, "
+        f"{within:.0%} of {len(errors)} looks within {LEDGER_GOAL:.0%}; "
+        f"{over / MIB:.0f} MiB of private memory over the budget at most"
+    )
+
+
+def line(run: Run) -> str:
+    of_budget = f" of {run.budget_bytes / MIB:.0f}" if run.budget_bytes is not None else ""
+    return (
+        f"{run.side}, {run.rooms}, seed {run.seed}: "
+        f"P50 {run.p50_s:.2f} s, P95 {run.p95_s:.2f} s, max {run.max_s:.2f} s, "
+        f"{run.loads_per_request:.2f} loads per request, peak {run.peak_bytes / MIB:.0f}{of_budget} MiB"
+        + (f", {run.oom_kills} KILLED for want of memory" if run.oom_kills else "")
+        + (f", FAILED {run.failures}" if run.failures else "")
+    )

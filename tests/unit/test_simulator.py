@@ -1,0 +1,180 @@
+"""The simulator: times that can be worked out by hand, budgets, replay, and what it is calibrated with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from benchmarks.simulation.baselines import OnDemand, line_up
+from benchmarks.simulation.calibration import Pace, compare, fit_pace, setting_of
+from benchmarks.simulation.cluster import Cluster, Policy
+from benchmarks.simulation.keepwarm_policy import KeepwarmPolicy
+from benchmarks.simulation.parameters import GB, Hardware, Model, Setting, zoo
+from benchmarks.simulation.trial import run
+from benchmarks.simulation.workload import BATCH, INTERACTIVE, Request, synthetic
+from benchmarks.swapping.open_loop import Answer
+from benchmarks.swapping.report import Loads, Run
+from benchmarks.swapping.schedule import Ask
+
+POLICIES = ("keepwarm", *line_up({}))
+PLAIN = Hardware(  # a step takes 100 ms, a load 1.5 s from the disk and 0.6 s from the page cache
+    budget_bytes=GB,
+    decode_bytes_per_s=10 * GB,
+    sequence_ms=0.0,
+    prefill_tokens_per_step=100,
+    disk_bytes_per_s=GB,
+    cache_bytes_per_s=10 * GB,
+    init_ms=500,
+    stop_ms=100,
+)
+
+
+def request(at_ms: float, model: str, *, context: int = 100, tokens: int = 1, priority: int = INTERACTIVE) -> Request:
+    return Request(arrival_ms=at_ms, model=model, priority=priority, context=context, tokens=tokens)
+
+
+def first_tokens(hardware: Hardware, requests: list[Request], policy: Policy, *, slots: int = 1) -> list[float | None]:
+    models = tuple(Model(id=name, bytes=GB, slots=slots) for name in sorted({each.model for each in requests}))
+    cluster = Cluster(Setting(models=models, num_workers=1, hardware=hardware), requests, policy)
+    cluster.run(3_600_000)
+    return [job.first_token_ms for job in cluster.jobs]
+
+
+def named(policy: str) -> Policy:
+    return KeepwarmPolicy() if policy == "keepwarm" else line_up({f"m{n:04d}": 1 / 8 for n in range(8)})[policy]()
+
+
+def test_three_jobs_of_two_models_in_one_place_take_what_a_hand_works_out():
+    """a loads until 1500, a prompt of one step, two more tokens until 1800; it stops until 1900; b loads until 3400,
+    one step until 3500, and stops until 3600; a comes from the page cache until 4200, and a prompt of two steps."""
+    requests = [request(0, "a", tokens=3), request(1000, "b"), request(2000, "a", context=200)]
+    assert first_tokens(PLAIN, requests, OnDemand()) == pytest.approx([1600, 3500, 4400])
+
+
+def test_sequences_of_a_model_share_its_steps_and_pay_for_themselves():
+    """Loaded at 1500. Both begin then, a step takes 100 + 2 · 10 ms."""
+    hardware = replace(PLAIN, sequence_ms=10.0)
+    requests = [request(0, "a"), request(100, "a")]
+    assert first_tokens(hardware, requests, OnDemand(), slots=2) == pytest.approx([1620, 1620])
+
+
+def test_urgent_jobs_overtake_batch_jobs_that_came_before():
+    requests = [request(0, "a", tokens=5), request(10, "a", priority=BATCH), request(20, "a")]
+    first, batch, urgent = first_tokens(PLAIN, requests, OnDemand())
+    assert first is not None and batch is not None and urgent is not None
+    assert first < urgent < batch
+
+
+class Inspected:
+    """A policy after each of whose decisions all budgets are looked at."""
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.is_ticked = inner.is_ticked
+        self.looks = 0
+
+    def begin(self, cluster: Cluster) -> None:
+        self.inner.begin(cluster)
+
+    def decide(self, cluster: Cluster) -> None:
+        self.inner.decide(cluster)
+        self.looks += 1
+        for worker in cluster.workers:
+            assert worker.used_bytes <= worker.budget_bytes
+            assert all(len(runner.running) <= runner.model.slots for runner in worker.runners.values())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_budgets_and_slots_hold_whoever_decides_and_everybody_is_served(policy: str):
+    setting = Setting(models=zoo(8), num_workers=2)
+    names = [model.id for model in setting.models]
+    requests = synthetic(names, alpha=0.9, cv=2.0, rate_per_s=0.5, duration_s=30, seed=5)
+    inspected = Inspected(named(policy))
+    figures = run(setting, requests, inspected)
+    assert inspected.looks > 0
+    assert figures.unfinished == 0
+
+
+@pytest.mark.parametrize("policy", ["keepwarm", OnDemand.name])
+def test_the_same_requests_give_the_very_same_figures(policy: str):
+    setting = Setting(models=zoo(8), num_workers=2)
+    requests = synthetic([m.id for m in setting.models], alpha=1.3, cv=2.0, rate_per_s=0.5, duration_s=30, seed=6)
+    once, again = (run(setting, requests, named(policy)) for _ in range(2))
+    assert once == again
+    assert once != run(setting, requests[:-3], named(policy))
+
+
+# ---- calibration
+
+PACE = Pace(byte_s=1e-10, sequence_s=0.005, prompt_tokens_per_step=20.0)
+SIZES = {"a": 3 * GB // 10, "b": GB // 2, "c": GB}
+
+
+def real_run(seed: int = 0) -> Run:
+    """As if a machine with exactly that pace had been measured."""
+    asks = tuple(
+        Ask(
+            at_s=3.0 * number + seed,
+            model="abcacb"[(number + seed) % 6],
+            prompt_tokens=10 + 7 * number % 90,
+            num_tokens=4 + 5 * number % 40,
+        )
+        for number in range(40)
+    )
+    loads = {
+        name: Loads(count=2, load_s=2 * (1.0 + size / GB), bytes=size + GB // 4, file_bytes=size)
+        for name, size in SIZES.items()
+    }
+    empty = Run(
+        side="keepwarm",
+        rooms=2,
+        seed=seed,
+        p50_s=0,
+        p95_s=0,
+        max_s=0,
+        loads_per_request=0,
+        failures={},
+        oom_kills=0,
+        major_faults=0,
+        peak_bytes=0,
+        limit_bytes=None,
+        budget_bytes=2 * GB,
+        loads=loads,
+        asks=asks,
+    )
+    requests = [request(ask.at_s * 1000, ask.model, context=ask.prompt_tokens, tokens=ask.num_tokens) for ask in asks]
+    cluster = Cluster(setting_of(empty, PACE, 4), requests, KeepwarmPolicy(max_replicas=1))
+    cluster.run(3_600_000)
+    answers = []
+    for ask, job in zip(asks, cluster.jobs, strict=True):
+        assert job.first_token_ms is not None and job.finished_ms is not None
+        first_s, total_s = job.first_token_ms / 1000 - ask.at_s, job.finished_ms / 1000 - ask.at_s
+        answers.append(Answer(model=ask.model, first_token_s=first_s, total_s=total_s))
+    return msgspec.structs.replace(empty, answers=answers)
+
+
+def test_a_run_is_replayed_exactly_when_the_pace_is_known():
+    found = compare(real_run(), PACE, 4)
+    assert found.errors == pytest.approx((0.0, 0.0))
+    assert found.measured_p95_s > found.measured_p50_s > 0
+
+
+def test_the_pace_is_found_from_one_run_and_predicts_another():
+    pace = fit_pace([real_run()])
+    assert pace.byte_s == pytest.approx(PACE.byte_s, rel=0.2)
+    assert pace.prompt_tokens_per_step == pytest.approx(PACE.prompt_tokens_per_step, rel=0.3)
+    assert max(map(abs, compare(real_run(seed=1), pace, 4).errors)) < 0.15
+
+
+def test_a_machine_that_is_twice_as_slow_is_not_mistaken_for_this_one():
+    slow = Pace(byte_s=2 * PACE.byte_s, sequence_s=0.01, prompt_tokens_per_step=20.0)
+    assert max(compare(real_run(), slow, 4).errors) > 0.15
+
+
+def test_without_an_answer_of_some_length_there_is_no_pace():
+    empty = msgspec.structs.replace(real_run(), asks=(), answers=[])
+    with pytest.raises(ValueError, match="no answer is long enough"):
+        fit_pace([empty])
