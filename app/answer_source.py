@@ -21,6 +21,7 @@ from tasks.answer_cache import AnswerKey, CacheOutcome, CacheWish
 from tasks.attachments import NOTHING, Attachments
 from tasks.errors import JobNotFound
 from tasks.fleet import ModelOffer
+from tasks.forecast import QueueRoom
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.stream_events import End, NumberedEvent
@@ -73,6 +74,11 @@ class AnswerSource:
     def record_id(self) -> JobId | None:
         """Id of the job that a client may ask for; None when the answer has none of its own."""
         return None if self._submitted.follows is not None or self._submitted.answer else self.job.id
+
+    @property
+    def room(self) -> QueueRoom | None:
+        """In the line that a new job of this answer joined."""
+        return self._submitted.room
 
     @property
     def waiting_job(self) -> Job:

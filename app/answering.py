@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from operator import attrgetter
 
 import msgspec
 from starlette.requests import Request
@@ -24,6 +25,7 @@ from app.following import Beat, Transcript
 from app.front import Front
 from app.metrics import AnswerMeter
 from app.openai_forms import AnswerForm, WholeForm
+from app.rate_limits import rate_limit_headers
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import AnswerKey, CacheOutcome, answer_key
 from tasks.attachments import NOTHING, Attachments
@@ -110,8 +112,10 @@ async def admit(
 
 
 def source_headers(sources: Sequence[AnswerSource]) -> dict[str, str]:
-    """Which jobs a client may ask about, and what the cache did; of several choices the least lucky one counts."""
-    headers: dict[str, str] = {}
+    """Which jobs a client may ask about, what the cache did, and how much room is left for further requests; of several
+    choices the least lucky one counts."""
+    rooms = [source.room for source in sources if source.room is not None]
+    headers = rate_limit_headers(min(rooms, key=attrgetter("remaining"), default=None))
     if job_ids := [source.record_id for source in sources if source.record_id is not None]:
         headers["x-keepwarm-job"] = ", ".join(job_ids)
     if outcomes := {source.cache for source in sources if source.cache is not None}:

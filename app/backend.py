@@ -14,6 +14,7 @@ from tasks.batches import BatchFigures
 from tasks.controller.decisions import Decision
 from tasks.files import StoredFile
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport
+from tasks.forecast import QueueRoom
 from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, Priority
@@ -112,6 +113,11 @@ class Submitted(Protocol):
     @property
     def follows(self) -> JobId | None:
         """A job that computes the same; then this one has no record."""
+        ...
+
+    @property
+    def room(self) -> QueueRoom | None:
+        """Of a new job: in the line that it joined."""
         ...
 
 

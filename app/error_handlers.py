@@ -16,8 +16,10 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import AnswerTookTooLong, FormatNotTried, JobEnded, StreamReset
+from app.rate_limits import rate_limit_headers, retry_headers
 from tasks import errors
 from tasks.errors import KeepwarmError
+from tasks.forecast import QueueRoom
 from tasks.jobs import JobState
 
 # The nearest class in an error's ancestry decides. A failed job's error is known by its `code` alone.
@@ -76,6 +78,7 @@ class ErrorFacts:
     openai_status: int | None = None  # on OpenAI's routes, where it differs
     retry_after_s: int | None = None
     evidence: Mapping[str, object] = field(default_factory=dict)  # extra members of a problem
+    room: QueueRoom | None = None  # in the line that was full
 
     @property
     def openai_type(self) -> str:
@@ -133,9 +136,7 @@ def speaks_openai(path: str) -> bool:
 def error_response(facts: ErrorFacts, scope: Scope) -> Response:
     """After admission (`state.job_id` is set) official SDKs are told not to retry: that would run the job twice."""
     path = scope["path"]
-    headers: dict[str, str] = {}
-    if facts.retry_after_s is not None:
-        headers["retry-after"] = str(facts.retry_after_s)
+    headers = rate_limit_headers(facts.room) | retry_headers(facts.status, facts.retry_after_s)
     job_id = scope.get("state", {}).get("job_id")
     if job_id is not None:
         headers |= {"x-keepwarm-job": job_id, "x-should-retry": "false"}
@@ -192,6 +193,7 @@ def _planned(error: KeepwarmError) -> ErrorFacts:
         openai_status=_OPENAI_STATUS.get(type(error)),
         retry_after_s=retry_after_s,
         evidence=evidence,
+        room=QueueRoom(limit=error.limit, remaining=0) if isinstance(error, errors.QueueFull) else None,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tasks.errors import DeadlineCannotBeMet, QueueFull, StoreFull
 from tasks.fleet import Fleet, ModelOffer
-from tasks.forecast import ServiceTime, jobs_per_s, predicted_wait_ms, retry_after_s, seats
+from tasks.forecast import QueueRoom, ServiceTime, jobs_per_s, predicted_wait_ms, retry_after_s, seats
 from tasks.jobs import Priority
 from tasks.settings import StoreSettings
 from tasks.store.gauges import AdmissionGauges
@@ -19,6 +19,8 @@ class AdmissionControl:
     def __init__(self, gauges: AdmissionGauges, settings: StoreSettings) -> None:
         self._gauges = gauges
         self._max_fill = settings.max_store_fill
+        self._max_per_model = settings.max_queue_per_model
+        self._max_total = settings.max_queue_total
 
     def store_full(self) -> StoreFull | None:
         """Admission stops while there is still room for the streams that run to finish."""
@@ -46,6 +48,18 @@ class AdmissionControl:
         where = seats(offer, fleet, priority)
         wait_ms = predicted_wait_ms(ahead=ahead, seats=where, service=self._service(offer.id))
         return None if wait_ms is None else round(wait_ms / 1000, 1)
+
+    def room(self, offer: ModelOffer, fleet: Fleet, *, depth: int, total: int) -> QueueRoom:
+        """Under the bound that is nearer, with `depth` jobs of the model and `total` in all waiting."""
+        own, of_all = self._max_per_model - depth, self._max_total - total
+        if of_all < own:
+            return QueueRoom(limit=self._max_total, remaining=max(0, of_all))
+        service = self._service(offer.id)
+        wait_ms = None
+        if service is not None and service.is_trusted:
+            wait_ms = predicted_wait_ms(ahead=depth, seats=seats(offer, fleet), service=service)
+        empty_in_s = None if wait_ms is None else wait_ms / 1000
+        return QueueRoom(limit=self._max_per_model, remaining=max(0, own), empty_in_s=empty_in_s)
 
     def with_retry_after(self, full: QueueFull, fleet: Fleet) -> QueueFull:
         """The same refusal with the time in which the line will have moved."""

@@ -13,6 +13,7 @@ from tasks.attachments import NOTHING, Attachments
 from tasks.errors import KeepwarmError, QueueFull, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
+from tasks.forecast import QueueRoom
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.store.fleet_store import FleetStore
@@ -32,6 +33,7 @@ class Submission:
     cache: CacheOutcome | None = None  # None: the cache was not asked
     answer: tuple[NumberedEvent, ...] = ()  # from the cache; then there is no record of `job`
     follows: JobId | None = None  # the job that computes the same; then there is no record of `job`
+    room: QueueRoom | None = None  # of a new job: in the line that it joined
 
 
 class Dispatcher:
@@ -201,6 +203,7 @@ class Dispatcher:
             position=admission.position,
             is_heard=admission.is_heard,
             cache=None if wish is None else CacheOutcome.MISS,
+            room=self._control.room(offer, self._current_fleet(), depth=admission.depth, total=admission.total),
         )
 
     def _refusal(self, offer: ModelOffer, priority: Priority, deadline_ms: int | None) -> KeepwarmError | None:

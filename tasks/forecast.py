@@ -41,6 +41,15 @@ class Seats:
     load_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueRoom:
+    """How many jobs may wait, how many more than do now, and when a line without newcomers would be empty."""
+
+    limit: int
+    remaining: int
+    empty_in_s: float | None = None  # None: nothing measured says so
+
+
 def seats(offer: ModelOffer, fleet: Fleet, priority: Priority = Priority.BATCH) -> Seats:
     """Of the ready runners; of the one that is loading or would have to be loaded if there is none.
 

@@ -24,6 +24,7 @@ from app.front import Front, FrontDep
 from app.idempotency import IdempotencyKey, fingerprint
 from app.json_body import JsonBodyRoute
 from app.openapi import NATIVE_ERRORS, event_stream
+from app.rate_limits import rate_limit_headers
 from app.schemas.jobs import JobBody, JobList, JobObject, job_object
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import CacheWish, answer_key
@@ -227,7 +228,7 @@ async def _accepted(front: Front, submission: Submitted) -> Response:
     place: Place = (None, None)
     if job.state is JobState.QUEUED:
         place = await to_thread.run_sync(_with_wait, front, job, submission.position)
-    headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id}
+    headers = {"location": f"/v1/jobs/{job.id}", "x-keepwarm-job": job.id, **rate_limit_headers(submission.room)}
     if submission.cache is not None:
         headers[CACHE_HEADER] = submission.cache.value
     return Response(job_object(job, *place).model_dump_json(), 202, headers, "application/json")

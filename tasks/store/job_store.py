@@ -49,6 +49,8 @@ class Admission:
     position: int = 0  # 0 = next in line
     created_ms: int = 0  # of a new job, or the store's time
     is_heard: bool = False  # somebody listened to the job's channel before it could say anything
+    depth: int = 0  # jobs that wait for the model, with a new one
+    total: int = 0  # and in all
     answer: tuple[NumberedEvent, ...] = ()  # cached: no job was admitted
     shared_with: JobId | None = None  # this job computes the same and may be followed: no job was admitted
 
@@ -149,9 +151,15 @@ class JobStore:
         )
         match verdict:
             case b"admitted":
-                position, created_ms, is_heard = rest
+                position, created_ms, is_heard, depth, total = rest
                 return Admission(
-                    job_id=job_id, is_new=True, position=position, created_ms=created_ms, is_heard=bool(is_heard)
+                    job_id=job_id,
+                    is_new=True,
+                    position=position,
+                    created_ms=created_ms,
+                    is_heard=bool(is_heard),
+                    depth=depth,
+                    total=total,
                 )
             case b"hit":
                 answer = tuple(decode_numbered(event) for event in rest[0].split(b"\n"))

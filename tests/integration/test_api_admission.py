@@ -134,10 +134,14 @@ def test_wait_is_predicted_from_the_line_and_what_was_measured(client, store, wo
 def test_retry_after_of_a_full_line_follows_the_rate(store_settings, store, worker):
     settings = store_settings.model_copy(update={"max_queue_per_model": 2, "max_queue_total": 3})
     with front(settings) as client:
-        for _ in range(2):
-            assert client.post("/v1/jobs", json=BODY).status_code == 202
+        for remaining in ("1", "0"):
+            posted = client.post("/v1/jobs", json=BODY)
+            assert (posted.status_code, posted.headers["x-ratelimit-limit-requests"]) == (202, "2")
+            assert posted.headers["x-ratelimit-remaining-requests"] == remaining
+            assert "x-ratelimit-reset-requests" not in posted.headers  # nothing was measured
         full = client.post("/v1/jobs", json=BODY)
         assert (full.status_code, full.headers["retry-after"]) == (429, "5")  # nothing was measured
+        assert full.headers["x-ratelimit-remaining-requests"] == "0"
         measured(store, mean_ms=60_000)
         full = client.post("/v1/jobs", json=BODY)
         assert (full.status_code, full.headers["retry-after"]) == (429, "15")  # one end at 4 slots per minute

@@ -207,7 +207,10 @@ def test_full_queue_is_a_rate_limit_error(store_settings, worker):
         sdk.post("/jobs", body={"model": "demo", "prompt": "first"}, cast_to=object)
         with pytest.raises(openai.RateLimitError) as caught:
             sdk.chat.completions.create(model="demo", messages=HELLO)
-    assert int(caught.value.response.headers["retry-after"]) >= 1
+    headers = caught.value.response.headers
+    assert int(headers["retry-after"]) >= 1
+    assert int(headers["retry-after-ms"]) == int(headers["retry-after"]) * 1000
+    assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("1", "0")
 
 
 def test_client_that_leaves_its_stream_cancels_the_running_job(sdk, worker, meanwhile):

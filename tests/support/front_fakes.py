@@ -22,6 +22,7 @@ from tasks.batches import BatchFigures
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
+from tasks.forecast import QueueRoom
 from tasks.generation import AnswerFormat
 from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest
@@ -111,6 +112,7 @@ class Submission:
     cache: CacheOutcome | None = None
     answer: tuple[NumberedEvent, ...] = ()
     follows: JobId | None = None
+    room: QueueRoom | None = None
 
 
 @dataclass
@@ -136,6 +138,7 @@ class FakeBackend:
     error: Exception | None = None
     store_error: Exception | None = None
     line_position: int | None = None
+    room: QueueRoom | None = None  # of submitted jobs, in their line
     predicted_s: float | None = None
     jobs: dict[JobId, Job] = field(default_factory=dict)
     submitted: list[Submitted] = field(default_factory=list)
@@ -200,7 +203,8 @@ class FakeBackend:
         self.jobs[job.id] = job
         if idempotency_key:
             self.by_key[idempotency_key] = job.id
-        return Submission(job, True, 0, is_heard=job_id in {follower.channel.decode() for follower in self.listening})
+        is_heard = job_id in {follower.channel.decode() for follower in self.listening}
+        return Submission(job, True, 0, is_heard=is_heard, room=self.room)
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
         return self.predicted_s

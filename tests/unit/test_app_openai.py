@@ -362,7 +362,7 @@ def test_full_queue_is_429_with_retry_after(client, fake):
     reply = client.post("/v1/chat/completions", json=chat())
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
     assert reply.json()["error"]["type"] == "rate_limit_error"
-    assert "x-should-retry" not in reply.headers
+    assert reply.headers["x-should-retry"] == "true"
 
 
 def test_deadline_that_cannot_be_met_is_400_in_openais_shape_and_422_as_a_problem(client, fake):

@@ -12,7 +12,8 @@
 --      19 ms for which the indexes from 17 on keep an entry
 --      20 how many further fields the record has, then these: name, value; then names under which quarantine may
 --      know the request
--- Returns {'admitted', position, created, 1 when somebody listens to the channel already}
+-- Returns {'admitted', position, created, 1 when somebody listens to the channel already, jobs that wait for the model
+--      now, jobs that wait in all}
 --      | {'hit', answer, now} | {'shared', job id, now} | {'attached', job id} | {'mismatch'} | {'full-model', depth}
 --      | {'full', depth} | {'not-repeatable', state or ''} | {'quarantined', entry, ms left} | {'refused'} (by the
 --      caller, and neither an earlier call nor the cache has an answer)
@@ -28,7 +29,8 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
   local position = score and redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. score) or 0
-  return {'admitted', position, tonumber(redis.call('HGET', KEYS[1], 'created')), 0}
+  return {'admitted', position, tonumber(redis.call('HGET', KEYS[1], 'created')), 0, redis.call('ZCARD', KEYS[2]),
+    redis.call('ZCARD', KEYS[4])}
 end
 if ARGV[8] ~= '' then
   local earlier = redis.call('GET', KEYS[7])
@@ -114,4 +116,4 @@ if ARGV[15] ~= '' then
 end
 if ARGV[13] ~= '' then redis.call('LPUSH', KEYS[12], ARGV[13]) end
 local is_heard = redis.call('PUBSUB', 'NUMSUB', ARGV[14])[2] > 0
-return {'admitted', redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. int(score)), now, is_heard and 1 or 0}
+return {'admitted', redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. int(score)), now, is_heard and 1 or 0, depth + 1, total + 1}
