@@ -33,6 +33,7 @@
     │   ├── ModelNotLoaded        retryable: another worker, or this one a little later
     │   ├── ModelLoadFailed
     │   │   └── ModelLoadBroken   retryable: the next load can work
+    │   ├── AdapterFailed
     │   └── ModelQuarantined
     ├── RunnerError               retryable: the job goes on in a new attempt
     │   ├── RunnerCrashed
@@ -408,6 +409,17 @@ class ModelLoadBroken(ModelLoadFailed):
     """The runner died while it loaded the model; nothing is known against the file."""
 
     is_retryable = True
+
+
+class AdapterFailed(ModelError):
+    """A LoRA adapter makes its base compute no numbers."""
+
+    code = "adapter_failed"
+
+    def __init__(self, adapter: str) -> None:
+        super().__init__(
+            f"The LoRA adapter '{adapter}' made the model produce NaN: its file is damaged, or its scale too large."
+        )
 
 
 class ModelQuarantined(ModelError):

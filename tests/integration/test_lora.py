@@ -124,3 +124,20 @@ def test_broken_adapter_leaves_the_base_and_the_others_alone(folder: Path, texts
     with pytest.raises(ModelLoadFailed, match="no LoRA adapter 'torn'"):
         engine.prepare(Generate(key=9, request=asked(), adapter="torn"))
     engine.close()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_adapter_of_nan_fails_its_own_jobs_and_changes_no_other_text(
+    folder: Path, texts: dict[str, str], slots: int
+) -> None:
+    write_tiny_lora(folder / "nan.gguf", is_nan=True)
+    engine, _ = loaded(config(folder, *SCALES, "nan", slots=slots))
+    names = ("nan", "", "half", "nan", "", "half")
+    heard = run(engine, [Generate(key=key, request=asked(), adapter=name) for key, name in enumerate(names)])
+    for key, name in enumerate(names):
+        error = heard[key].done.error
+        if name == "nan":
+            assert error is not None and error.code == "adapter_failed" and "'nan'" in error.message
+        else:
+            assert (error, heard[key].text) == (None, texts[name])
+    engine.close()

@@ -20,6 +20,7 @@ def write_tiny_lora(
     layers: int = LAYERS,
     width: int = WIDTH,
     feed_forward: int = FEED_FORWARD,
+    is_nan: bool = False,
 ) -> dict[str, np.ndarray]:
     """The weights' change at scale 1: alpha / rank · B·A (Hu et al. 2021, section 4.1)."""
     random = np.random.default_rng(seed)
@@ -32,6 +33,8 @@ def write_tiny_lora(
         for name, rows, columns in (("attn_q", width, width), ("ffn_up", feed_forward, width)):
             down = random.standard_normal((RANK, columns)).astype(np.float32)
             up = random.standard_normal((rows, RANK)).astype(np.float32)
+            if is_nan:
+                up[:] = np.nan
             weight = f"blk.{layer}.{name}.weight"
             writer.add_tensor(f"{weight}.lora_a", down)
             writer.add_tensor(f"{weight}.lora_b", up)

@@ -117,3 +117,16 @@ def test_numbers_that_are_none_break_the_engine():
     loop.add(job(1, 1))
     with pytest.raises(EngineFailed, match="NaN"):
         loop.step()
+
+
+def test_numbers_that_are_none_under_an_adapter_end_its_jobs_alone():
+    backend = Echo()
+    backend.is_broken = True
+    loop = EncodeLoop(backend, max_tokens=10, max_inputs=8)
+    loop.add(job(1, 1, 2, adapter="tuned"))
+    (end,) = run(loop)
+    assert isinstance(end, Done) and end.error is not None
+    assert (end.error.code, end.finish_reason) == ("adapter_failed", None)
+    backend.is_broken = False
+    loop.add(job(2, 1))
+    assert [type(output) for output in run(loop)] == [Encoded, Done]

@@ -71,6 +71,10 @@ class Backend(Protocol):
         """Forget all but the first `length` tokens of a slot; the number really kept (0 where tails can't be cut)."""
         ...
 
+    def clear(self) -> None:
+        """Forget all slots, bytes included: NaN in a cell that is in no use can spoil what is computed beside it."""
+        ...
+
     def copy(self, source: int, target: int) -> None:
         """Let the target hold what the source holds. The target must not be saved before the next decode."""
         ...

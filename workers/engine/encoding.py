@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tasks.errors import AdapterFailed
+from tasks.jobs import JobError
 from workers.engine.base import EngineFailed
 from workers.messages import Done, Encoded, Output
 
@@ -81,12 +83,16 @@ class EncodeLoop:
             return tuple(outputs)
         batch = [tokens for job, count in chosen for tokens in job.inputs[job.done : job.done + count]]
         rows = self._backend.encode(batch, chosen[0][0].adapter)
-        if not np.isfinite(rows).all():
+        if not chosen[0][0].adapter and not np.isfinite(rows).all():
             raise EngineFailed("The model produced NaN or infinity: its file is damaged.")
         at = 0
         for job, count in chosen:
-            outputs.append(Encoded(job.key, tuple(finish_row(job, row) for row in rows[at : at + count])))
-            at += count
+            own, at = rows[at : at + count], at + count
+            if not np.isfinite(own).all():
+                self._jobs.remove(job)
+                outputs.append(_done(job, error=AdapterFailed(job.adapter)))
+                continue
+            outputs.append(Encoded(job.key, tuple(finish_row(job, row) for row in own)))
             job.done += count
             if job.num_left == 0:
                 self._jobs.remove(job)
@@ -128,10 +134,11 @@ def finish_row(job: Encoding, row: Rows) -> bytes:
     return row.astype("<f4").tobytes()
 
 
-def _done(job: Encoding, *, is_cancelled: bool = False) -> Done:
+def _done(job: Encoding, *, is_cancelled: bool = False, error: AdapterFailed | None = None) -> Done:
     return Done(
         key=job.key,
-        finish_reason=None if is_cancelled else "stop",
+        finish_reason=None if is_cancelled or error else "stop",
         prompt_tokens=job.prompt_tokens,
         completion_tokens=0,
+        error=JobError(code=error.code, message=str(error)) if error else None,
     )

@@ -100,6 +100,10 @@ class FakeBackend:
         del self._hashes[slot][length:]
         return length
 
+    def clear(self) -> None:
+        for slot in range(len(self._kv)):
+            self.keep_prefix(slot, 0)
+
     def copy(self, source: int, target: int) -> None:
         self._kv[target], self._hashes[target] = self._kv[source].copy(), self._hashes[source].copy()
 

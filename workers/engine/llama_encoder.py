@@ -80,7 +80,7 @@ class EncoderContext:
             row = api.llama_get_embeddings_seq(self._pointer, index)
             rows[index] = np.ctypeslib.as_array(row, shape=(self._width,))
         if self._memory:
-            api.llama_memory_clear(self._memory, False)
+            api.llama_memory_clear(self._memory, not np.isfinite(rows).all())  # bytes too: NaN could spread
         return self._scores(rows) if self.num_classes else rows
 
     def _scores(self, rows: Rows) -> Rows:

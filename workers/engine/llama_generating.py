@@ -86,6 +86,7 @@ class LlamaContext:
         self.max_drafted = max_drafted(model, config)
         self.length = self._memory.length
         self.keep_prefix = self._memory.keep_prefix
+        self.clear = self._memory.clear
         self.copy = self._memory.copy
         self.copy_cost = self._memory.copy_cost
         self.save = self._memory.save

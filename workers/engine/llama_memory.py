@@ -63,6 +63,11 @@ class LlamaMemory:
         api.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return 0
 
+    def clear(self) -> None:
+        api.llama_memory_clear(self._memory, True)
+        self._to_be_read.clear()
+        self._to_be_written.clear()
+
     def copy_cost(self, tokens: int) -> int:
         return self._context_length if self._is_buffer_copy(tokens) else 2 * tokens
 

@@ -83,6 +83,16 @@ class Slots:
             self._held[slot] = []
         return bool(filled)
 
+    def clear(self, adapter: str) -> None:
+        """The slots can't be trusted, nor what this adapter left in memory: all that runs is computed again."""
+        self._backend.clear()
+        for slot in self.free:
+            self._held[slot] = []
+        for sequence in self.running:
+            sequence.decoded = 0
+        for entry in self._parked_of(adapter):
+            self._parked.drop(entry)
+
     def leader(self, sequence: Sequence) -> tuple[Sequence, int] | None:
         """A running sequence that is about to prefill so much of this one's tokens that waiting for them pays."""
         prefilling = [

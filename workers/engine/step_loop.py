@@ -17,8 +17,8 @@ from collections.abc import Sequence as Items
 
 import numpy as np
 
-from tasks.errors import PromptTooLong
-from tasks.jobs import Priority
+from tasks.errors import AdapterFailed, PromptTooLong
+from tasks.jobs import JobError, Priority
 from workers.engine import scheduler
 from workers.engine.adapter_turns import AdapterTurns
 from workers.engine.backend import Backend, Interrupted, NoRoom, Slice
@@ -154,7 +154,7 @@ class StepLoop:
 
     def _sample(self, sampled: list[Sequence], logits: Floats, outputs: list[TokenOut | Done]) -> None:
         if math.isnan(logits[:, 0].sum()):  # where one logit is NaN, practically all are
-            raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
+            return self._fail(sampled, logits, outputs)
         likeliest = logits.argmax(axis=1).tolist()
         row = 0
         for sequence in sampled:
@@ -174,6 +174,22 @@ class StepLoop:
             if sequence.is_over:
                 self._release(sequence)
                 outputs.append(sequence.done())
+
+    def _fail(self, sampled: list[Sequence], logits: Floats, outputs: list[TokenOut | Done]) -> None:
+        """A model that produces NaN can't go on; an adapter ends its own sequences, and costs the others a prefill."""
+        adapter = sampled[0].adapter
+        if not adapter:
+            raise EngineFailed("The model produced NaN: its file is damaged, or its KV type doesn't suit it.")
+        error = AdapterFailed(adapter)
+        row = 0
+        for sequence in sampled:
+            rows = slice(row, row + 1 + len(sequence.draft))
+            row, sequence.draft = rows.stop, []
+            if math.isnan(logits[rows, 0].sum()):
+                sequence.error = JobError(code=error.code, message=str(error))
+                self._release(sequence)
+                outputs.append(sequence.done())
+        self._slots.clear(adapter)
 
     def _decode(self) -> tuple[list[Sequence], Floats]:
         """Decode the next batch: who may be sampled now, and their logits."""
