@@ -19,7 +19,7 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """A request for a response, in the words of its answer."""
 
     model: str  # as admitted; another one may answer in its place
-    echo: JsonObject  # members of the response object that repeat the request
+    echo: JsonObject = {}  # members of the response object that repeat the request; not read with a conversation
     items: tuple[JsonObject, ...]  # the input in OpenAI's form, each item with an id; without earlier turns
     tools: tuple[str, ...] = ()  # names that are a call where the answer's text calls them
     previous: JobId | None = None  # the response whose conversation goes on

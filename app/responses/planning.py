@@ -76,7 +76,10 @@ def _messages(
     messages = chat_messages([*history, *items])
     if body.instructions:
         messages = (ChatMessage(role="system", content=body.instructions), *messages)
-    size = sum(len(message.content.encode()) for message in messages)
+    texts = [
+        text for message in messages for text in (message.content, *(call.arguments for call in message.tool_calls))
+    ]
+    size = sum(len(text.encode()) for text in texts)
     if size > limits.max_body_bytes:
         message = f"input: the conversation has {size} bytes; at most {limits.max_body_bytes}."
         raise InvalidRequest(message, param="input")

@@ -21,10 +21,11 @@ from app.json_body import JsonBodyRoute
 from app.openapi import OPENAI_ERRORS, SSE_TOO
 from app.responses.live import answer_response, follow_response
 from app.responses.objects import ended_object, outcome_of, response_object
-from app.responses.planning import planned_response
+from app.responses.planning import PlannedResponse, planned_response
 from app.schemas.response_answers import ResponseDeleted, ResponseItemList, ResponseObject
 from app.schemas.responses import ResponseBody
 from tasks.errors import InvalidRequest, JobNotFound, PreviousResponseNotFound, ResponseNotFound
+from tasks.fleet import ModelOffer
 from tasks.generation import TokenLogprob
 from tasks.jobs import Job, JobId, new_job_id
 from tasks.responses import job_of, response_id
@@ -43,10 +44,10 @@ async def create_response(
     body: ResponseBody, request: Request, front: FrontDep, idempotency_key: IdempotencyKey
 ) -> Response:
     offer = await front.view.resolve(body.model)
-    earlier: Sequence[KeptResponse] = ()
-    if body.previous_response_id is not None:
-        earlier = await to_thread.run_sync(_conversation, front, body.previous_response_id)
-    planned = planned_response(body, offer, front.settings, earlier, new_job_id())
+    if body.previous_response_id is None:
+        planned = _planned(front, body, offer)
+    else:  # a long conversation takes a while to read, from the store and for calls in its answers
+        planned = await to_thread.run_sync(_planned, front, body, offer)
     await front.grammars.check(planned.generation)
     return await answer_response(
         front,
@@ -143,7 +144,14 @@ def _job_id(response_id: str) -> JobId:
     return job_id
 
 
-def _conversation(front: Front, previous: str) -> Sequence[KeptResponse]:
+def _planned(front: Front, body: ResponseBody, offer: ModelOffer) -> PlannedResponse:
+    earlier = _conversation(front, body.previous_response_id)
+    return planned_response(body, offer, front.settings, earlier, new_job_id())
+
+
+def _conversation(front: Front, previous: str | None) -> Sequence[KeptResponse]:
+    if previous is None:
+        return ()
     try:
         return front.backend.responses.chain(_job_id(previous), front.settings.max_response_chain)
     except ResponseNotFound as gone:

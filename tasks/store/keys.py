@@ -30,7 +30,7 @@
 | kw:outbox | zset | ids of jobs and batches whose end is to be told by a webhook; score = ms of the next try | finish, release, end_unclaimed, answered, batch_write; deliverers | deliverers, app (bound, metrics) | delivered, or given up |
 | kw:outbox:{id} | hash | what is to be told: webhook, state, ended, created, metadata; of jobs model and event (End JSON), of batches counts, output_file, error_file; tries so far | idem | deliverers | idem |
 | kw:outbox-counts | hash | `delivered`, `failed <reason>`, `dead <reason>` → how many tries ended so | deliverers | app (metrics) | – |
-| kw:response:{job} | hash | a response: StoredResponse JSON, previous, retention (ms); state, model, created, finished, result, error when its job has ended. Or only linger (ms): nothing of it is kept | app; finish, release, end_unclaimed | app | response retention; a note with the job's end |
+| kw:response:{job} | hash | a response: response and echo (StoredResponse JSON), previous, retention (ms); state, model, created, finished, result, error when its job has ended. Or only linger (ms): nothing of it is kept | app; finish, release, end_unclaimed | app | response retention; a note with the job's end |
 | kw:responses | zset | kept responses by their job's id; score = ms at which they end if their job ended at once | app | app (bound) | cleaned when written |
 | kw:file:{file} | string | StoredFile JSON | app, feeders | app, feeders | deleted with the file |
 | kw:files, kw:file-expiry | zset | ids of files; score = created ms, ms at which the content is deleted | app, feeders | app (lists), batchers (sweep) | idem |

@@ -6,11 +6,13 @@ outlives its job without any process that would have to be alive then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from tasks.errors import ResponseNotFound
+from tasks.generation import JsonObject
 from tasks.jobs import JobError, JobId, JobResult, JobState
 from tasks.responses import Outcome, StoredResponse, response_id
 from tasks.settings import StoreSettings
@@ -19,9 +21,12 @@ from tasks.store.connection import Client, load_script, translated
 
 LINGER_MS = 60_000  # of a job of which nothing is kept: whoever reads its stream just now may end
 
+_FIELDS = ("response", "state", "model", "created", "finished", "result", "error")
 _RESPONSE = msgspec.json.Decoder(StoredResponse)
 _RESULT = msgspec.json.Decoder(JobResult)
 _ERROR = msgspec.json.Decoder(JobError)
+_ECHO = msgspec.json.Decoder(JsonObject)
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +54,13 @@ class ResponseStore:
             keys=[keys.response(job_id), keys.RESPONSES],
             args=[
                 job_id,
-                b"" if response is None else msgspec.json.encode(response),
+                b"" if response is None else _encode(msgspec.structs.replace(response, echo={})),
                 (response and response.previous) or "",
                 self._retention_ms,
                 LINGER_MS,
                 self._max_responses,
                 keys.response(JobId("")),
+                b"" if response is None else _encode(response.echo),
             ],
         )
 
@@ -64,17 +70,19 @@ class ResponseStore:
         self._client.delete(keys.response(job_id))
         self._client.zrem(keys.RESPONSES, job_id)
 
+    @translated
     def get(self, job_id: JobId) -> KeptResponse:
         """Raises ResponseNotFound."""
-        return self.chain(job_id, 1)[-1]
+        echo, *fields = self._client.hmget(keys.response(job_id), "echo", *_FIELDS)
+        return _kept(job_id, fields, {} if echo is None else _ECHO.decode(echo))
 
     @translated
     def chain(self, job_id: JobId, limit: int) -> list[KeptResponse]:
-        """The conversation that ends with this response, oldest first; `limit` bounds how far back.
-
-        Raises ResponseNotFound for the first one that is gone."""
-        rows = self._chain(keys=[keys.response(job_id)], args=[job_id, limit, keys.response(JobId(""))])
-        return [_kept(row) for row in reversed(rows)]
+        """The conversation that ends with this response, oldest first, without what they echo; `limit` bounds how far
+        back. Raises ResponseNotFound for the first one that is gone."""
+        prefix = keys.response(JobId(""))
+        rows = self._chain(keys=[keys.response(job_id)], args=[job_id, limit, prefix, *_FIELDS])
+        return [_kept(JobId(found.decode()), fields, {}) for found, *fields in reversed(rows)]
 
     @translated
     def forget(self, job_id: JobId) -> bool:
@@ -94,13 +102,12 @@ class ResponseStore:
         )
 
 
-def _kept(row: list[bytes]) -> KeptResponse:
-    job_id = JobId(row[0].decode())
-    if len(row) == 1:
+def _kept(job_id: JobId, fields: Sequence[bytes | None], echo: JsonObject) -> KeptResponse:
+    response, state, model, created, finished, result, error = fields or [None] * len(_FIELDS)
+    if response is None:
         raise ResponseNotFound(response_id(job_id))
-    _, response, state, model, created, finished, result, error = row
     outcome = None
-    if state:
+    if state and model and created and finished:
         outcome = Outcome(
             state=JobState(state.decode()),
             model=model.decode(),
@@ -109,4 +116,5 @@ def _kept(row: list[bytes]) -> KeptResponse:
             result=_RESULT.decode(result) if result else None,
             error=_ERROR.decode(error) if error else None,
         )
-    return KeptResponse(job_id=job_id, response=_RESPONSE.decode(response), outcome=outcome)
+    said = msgspec.structs.replace(_RESPONSE.decode(response), echo=echo)
+    return KeptResponse(job_id=job_id, response=said, outcome=outcome)

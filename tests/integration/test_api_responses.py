@@ -230,6 +230,15 @@ def test_conversation_goes_on_without_the_earlier_instructions(sdk, worker, mean
     ]
 
 
+def test_conversation_needs_an_answer_to_go_on_from(sdk, worker):
+    response = in_background(sdk)
+    with pytest.raises(openai.BadRequestError, match="has not ended yet"):
+        sdk.responses.create(model="demo", input="And?", previous_response_id=response.id)
+    sdk.responses.cancel(response.id)
+    with pytest.raises(openai.BadRequestError, match="it is cancelled"):
+        sdk.responses.create(model="demo", input="And?", previous_response_id=response.id)
+
+
 def test_conversations_are_bounded_and_need_every_response_of_theirs(sdk, front, worker, meanwhile):
     first = meanwhile(sdk.responses.create, model="demo", input="One")
     worker.take().answer("1")
