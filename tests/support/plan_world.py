@@ -1,7 +1,8 @@
 """A small world around `plan`: workers that load, drain and stop in bounded time, and models that are always busy.
 
 Turn-based and without a clock of its own. Whatever is ready has work for ever, which is the worst case for a model
-that waits: nobody leaves by himself.
+that waits: nobody leaves by himself. With `reports_late` a heartbeat shows the work of a runner only `LATE_MS` after it
+became ready, while its jobs wait no more: the store knows at once that they were claimed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tasks.fleet import (
 )
 from tasks.jobs import WorkerId
 
+LATE_MS = 1_500
+
 
 @dataclass(slots=True)
 class Held:
@@ -43,6 +46,7 @@ class World:
     budgets: tuple[int, ...]
     rules: Rules
     drain_ms: int
+    reports_late: bool = False
     now_ms: int = 1_000_000
     workers: list[dict[str, Held]] = field(default_factory=list)
     waiting_ms: dict[tuple[str, int], int] = field(default_factory=dict)  # (model, priority) → since
@@ -53,6 +57,8 @@ class World:
     loads: int = 0
     load_ms: int = 0
     longest_ms: int = 0
+    shortest_ms: int | None = None  # that a runner was ready before it had to leave
+    last_evicted: str | None = None
     _reports: dict[int, WorkerReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,6 +125,10 @@ class World:
             if model in held and held[model].state is not RunnerState.DRAINING:
                 each = held[model]
                 assert not each.offer.pinned
+                self.last_evicted = model
+                if each.state is RunnerState.READY:
+                    ready_ms = self.now_ms - each.since_ms
+                    self.shortest_ms = min(ready_ms, self.shortest_ms) if self.shortest_ms is not None else ready_ms
                 each.state, each.gone_ms = RunnerState.DRAINING, self.now_ms + self.drain_ms
                 if not self.is_ready(model):  # its work is parked and waits from now on
                     self.waiting_ms.setdefault((model, 0), self.now_ms)
@@ -130,6 +140,11 @@ class World:
         staying = sum(each.offer.bytes for each in held.values() if each.state is not RunnerState.DRAINING)
         assert staying <= self.budgets[index], "the budget holds once the victims are gone"
         self._start(index)
+
+    def _shows_work(self, each: Held) -> bool:
+        if each.state is RunnerState.READY and self.reports_late:
+            return self.now_ms - each.since_ms >= LATE_MS
+        return each.state is not RunnerState.STARTING
 
     def _queues(self) -> tuple[QueueReport, ...]:
         models: dict[str, list[ClassBacklog]] = {}
@@ -163,8 +178,9 @@ class World:
                     state=each.state,
                     bytes=each.offer.bytes,
                     slots=each.offer.slots,
-                    in_flight=each.offer.slots if each.state is not RunnerState.STARTING else 0,
+                    in_flight=each.offer.slots if self._shows_work(each) else 0,
                     since_ms=each.since_ms,
+                    idle_since_ms=None if self._shows_work(each) else each.since_ms,
                 )
                 for model, each in self.workers[index].items()
             ),

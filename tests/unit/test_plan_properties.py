@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,80 @@ def test_every_model_that_somebody_waits_for_is_ready_within_the_bound(story: St
         world.turn(500)
         assert all(world.now_ms - since_ms <= limit_ms for since_ms in world.absent_ms.values())
     assert world.longest_ms <= limit_ms
+
+
+class Adversary(Enum):
+    """Who gets a job next, seen from what the plan has just done."""
+
+    LAST_EVICTED = "the model that had to leave last"
+    ABSENT = "all that are not ready"
+    ALL = "everybody"
+    LARGEST = "the model with the most bytes"
+
+    def targets(self, world: World) -> list[str]:
+        names = [each.id for each in world.offers]
+        match self:
+            case Adversary.LAST_EVICTED:
+                return [world.last_evicted or names[0]]
+            case Adversary.ABSENT:
+                return [name for name in names if not world.is_ready(name)]
+            case Adversary.ALL:
+                return names
+            case Adversary.LARGEST:
+                return [max(world.offers, key=lambda each: (each.bytes, each.id)).id]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    story=stories(),
+    attacks=st.lists(st.tuples(st.sampled_from(Adversary), st.sampled_from([0, 6])), min_size=1, max_size=6),
+    reports_late=st.booleans(),
+)
+def test_nobody_waits_longer_than_for_those_who_were_overdue_before_him(
+    story: Story, attacks: list[tuple[Adversary, int]], reports_late: bool
+) -> None:
+    """The bound to the letter: a model is ready within n frames, drains and loads from when it became overdue, with n
+    the models that were overdue before it, itself included; whoever asks for what, and however late workers report."""
+    world = World(story.offers, story.budgets, RULES, story.drain_ms, reports_late=reports_late)
+    load_ms = max(each.load_ms for each in story.offers)
+    cycle_ms = RULES.frame_ms(load_ms) + story.drain_ms + load_ms + 3 * MAX_TURN_MS
+    ready_by_ms: dict[str, int] = {}  # of overdue models
+    for number in range(300):
+        adversary, priority = attacks[number // 20 % len(attacks)]
+        for model in adversary.targets(world):
+            world.arrive(model, priority)
+        world.turn(500)
+        overdue = overdue_since_ms(world)
+        ready_by_ms = {model: at_ms for model, at_ms in ready_by_ms.items() if model in overdue}
+        for model, since_ms in sorted(overdue.items(), key=lambda each: each[1]):
+            ahead = sum(other_ms <= since_ms for other_ms in overdue.values())
+            ready_by_ms.setdefault(model, since_ms + ahead * cycle_ms)
+            assert world.now_ms <= ready_by_ms[model]
+
+
+def overdue_since_ms(world: World) -> dict[str, int]:
+    """Absent models with a job past its target, and since when; their turn counts from when they last left."""
+    found: dict[str, int] = {}
+    for (model, priority), since_ms in world.waiting_ms.items():
+        at_ms = max(since_ms, world.absent_ms.get(model, since_ms)) + RULES.target_ms(priority)
+        if model in world.absent_ms and at_ms <= world.now_ms:
+            found[model] = min(at_ms, found.get(model, at_ms))
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(story=stories(), reports_late=st.booleans())
+def test_a_runner_with_work_stays_for_the_residency_floor_however_late_its_worker_reports(
+    story: Story, reports_late: bool
+) -> None:
+    """Without that, two models that both wait would load for ever and never serve."""
+    world = World(story.offers, story.budgets, RULES, story.drain_ms, reports_late=reports_late)
+    for _ in range(120):
+        for model in Adversary.ABSENT.targets(world):  # for those that are ready nothing waits: all of it was claimed
+            world.arrive(model)
+        world.turn(500)
+    if world.shortest_ms is not None:
+        assert world.shortest_ms >= RULES.residency_floor_ms(min(each.load_ms for each in story.offers))
 
 
 @settings(max_examples=8, deadline=None)
