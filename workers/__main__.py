@@ -185,6 +185,7 @@ def _starter(
         stall_s=settings.stall_s,
         load_stall_s=settings.load_stall_s,
         parked_memory=settings.parked_memory,
+        frame_ms=settings.frame_ms,
     )
 
 

@@ -31,6 +31,7 @@ class RunnerConfig:
     model: str  # id, for the process title and the log
     engine: EngineConfig
     log_path: Path  # stdout and stderr are appended to it
+    frame_s: float = 0.0  # steps that follow one another within so many seconds share a frame
     kind: EngineKind = "llama_cpp"
     fake: FakeBehaviour = field(default_factory=FakeBehaviour)  # read by kind "fake" only
 

@@ -145,7 +145,7 @@ class RunnerProcess:
         return engine
 
     def _step_until_shutdown(self, engine: Engine[Any]) -> None:
-        frames = StepFrames(self._send)
+        frames = StepFrames(self._send, interval_s=self._config.frame_s)
         while True:
             taken = self._take_work(wait=not engine.has_work)
             if taken:

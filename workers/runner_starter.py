@@ -41,6 +41,7 @@ class RunnerStarter:
     stall_s: float
     load_stall_s: float
     parked_memory: int | None = None  # bytes per model; None: by the size of its KV cache
+    frame_ms: int = 0  # as in `workers.settings`
     split_mode: str = "none"
     tensor_split: tuple[float, ...] = ()
     fake: FakeBehaviour = FakeBehaviour()  # noqa: RUF009 - frozen
@@ -88,6 +89,7 @@ class RunnerStarter:
             model=model.id,
             engine=self.engine_for(model),
             log_path=self.log_dir / f"runner-{model.id}.log",
+            frame_s=self.frame_ms / 1000,
             kind=self.kind,
             fake=self.fake,
         )

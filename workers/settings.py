@@ -34,6 +34,8 @@ class WorkerSettings(BaseSettings):
     tensor_split: Annotated[tuple[float, ...], NoDecode] = ()
     engine: Literal["llama_cpp", "fake"] = "llama_cpp"
     fake: FakeBehaviour = FakeBehaviour()  # pace and mishaps of `engine=fake`, as JSON: {"step_ms": 20}
+    # Tokens of fast models go out together, at most so often: 25 ms are 40 times a second, faster than anybody reads.
+    frame_ms: int = Field(default=25, ge=0, le=1000)
     stall_s: float = Field(default=120.0, gt=0)  # one step of a large model on a slow CPU takes tens of seconds
     load_stall_s: float = Field(default=60.0, gt=0)  # without progress; plus the time to read the file slowly
     drain_s: float = Field(default=20.0, ge=0)  # at shutdown: work may end for this long, then it is parked

@@ -1,8 +1,8 @@
 """When a runner speaks: at once, unless its steps are so fast that several of them can share a frame.
 
 A frame costs the worker, the store, the front and the client's socket the same whether it carries one token of a
-sequence or four. So steps that follow one another within FRAME_INTERVAL_S go out together. A first token and an end
-never wait, and no output waits for a step that may be long.
+sequence or four. So steps that follow one another within an interval go out together. A first token and an end never
+wait, and no output waits for a step that may be long.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from collections.abc import Callable, Sequence
 
 from workers.messages import Done, Output, Step
 
-FRAME_INTERVAL_S = 0.010  # shorter than a picture on a 60 Hz screen: nobody sees the difference
-
 
 class StepFrames:
     """Holds the output of fast steps until their common frame is due. `clock` counts seconds."""
 
-    def __init__(self, send: Callable[[Step], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, send: Callable[[Step], None], *, interval_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._send = send
+        self._interval_s = interval_s
         self._clock = clock
         self._number = 0
         self._held: list[Output] = []
         self._begun: set[int] = set()  # keys of sequences that have said something and go on
-        self._sent_at = -FRAME_INTERVAL_S
+        self._sent_at = -interval_s
 
     def add(self, outputs: Sequence[Output]) -> None:
         """The output of one more step. An empty one counts too: the number of a frame is the proof of life."""
         self._number += 1
         self._held += outputs
-        if self._is_urgent(outputs) or self._clock() - self._sent_at >= FRAME_INTERVAL_S:
+        if self._is_urgent(outputs) or self._clock() - self._sent_at >= self._interval_s:
             self._send_held()
 
     def flush(self) -> None:
