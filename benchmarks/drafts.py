@@ -26,6 +26,7 @@ from benchmarks.spread import Estimate, estimate
 from tasks.generation import GenerationRequest, SamplingParams
 from tools.variant_gguf import write_variant
 from workers.engine.base import DraftConfig, EngineConfig
+from workers.engine.kv_types import STEADY
 from workers.engine.llama_draft import LlamaDraft
 from workers.engine.llama_generating import LlamaContext
 from workers.engine.llama_log import LlamaLog
@@ -163,7 +164,7 @@ def measure(options: argparse.Namespace, model: Path, draft: Path | None, name: 
         context_length=options.tokens + 256,
         slots=max(options.sequences),
         threads=options.threads,
-        kv_type="f16" if options.gpu_layers else "bf16",
+        kv_type="f16" if options.gpu_layers else STEADY,
         gpu_layers=options.gpu_layers,
         use_extra_bufts=False,
     )

@@ -12,6 +12,7 @@ from benchmarks import machine
 from tests.support.stack import free_port, wait_until
 from tools.build_llama_peers import PEERS
 from workers.engine.base import EngineConfig
+from workers.engine.kv_types import keys_and_values
 
 BIN = PEERS / "build" / "bin"
 _STOP_LIMIT_S = 20.0
@@ -73,9 +74,10 @@ class LlamaServer:
 
 def shared_flags(config: EngineConfig, threads: int) -> list[str]:
     """What makes llama.cpp's programs compute as our engine does: context, threads, KV type, buffers."""
+    keys, values = keys_and_values(config.kv_type)
     flags = [
         *("--ctx-size", str(config.context_length * config.slots)),
         *("--threads", str(threads)),
-        *("--cache-type-k", config.kv_type, "--cache-type-v", config.kv_type, "--flash-attn", "auto"),
+        *("--cache-type-k", keys, "--cache-type-v", values, "--flash-attn", "auto"),
     ]
     return flags if config.use_extra_bufts else [*flags, "--no-repack"]

@@ -25,6 +25,7 @@ from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
 from workers.clock import Clock
 from workers.devices import CpuDevice, ModelMapping
+from workers.engine.kv_types import STEADY
 from workers.model_files import FolderScanner, ModelFile
 from workers.needs import dry_run, formula_need, overhead_bytes
 from workers.runner import Runner
@@ -33,7 +34,7 @@ from workers.spare_runner import SpareRunner
 
 MIB = 1024**2
 PROMPT_WORDS = 100
-SETTINGS = ((1024, 1, "bf16"), (4096, 8, "bf16"), (4096, 8, "q8_0"))  # context length, slots, KV type
+SETTINGS = ((1024, 1, STEADY), (4096, 8, STEADY), (4096, 8, "q8_0"))  # context length, slots, KV type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

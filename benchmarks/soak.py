@@ -36,6 +36,7 @@ from benchmarks.swapping.open_loop import Answer, replay
 from benchmarks.swapping.schedule import Ask, Scale, make_schedule, zipf_schedule
 from benchmarks.swapping.sides import Setting, model_folder
 from tests.support.stack import Stack
+from workers.engine.kv_types import STEADY
 
 MIB = 1024**2
 MODELS = Path.home() / ".cache" / "keepwarm-soak"
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         threads=options.threads,
         slots=options.slots,
         context_length=options.context,
-        kv_type="bf16",  # what runners use on a CPU
+        kv_type=STEADY,  # what runners use on a CPU
     )
     console.print(
         f"{len(files)} models with {weight_bytes / MIB:.0f} MiB of weights; limit {limit_bytes / MIB:.0f} MiB, "

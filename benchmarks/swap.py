@@ -59,8 +59,9 @@ from benchmarks.swapping.report import (
 from benchmarks.swapping.schedule import Ask, Scale, make_schedule, zipf_schedule
 from benchmarks.swapping.sides import Place, Server, Setting, keepwarm, llama_router
 from tests.support.stack import Api
+from workers.engine.kv_types import STEADY
 
-KV_TYPE = "bf16"  # what our runners use on a CPU
+KV_TYPE = STEADY  # what our runners use on a CPU
 StartSide = Callable[[Path, Place], AbstractContextManager[Server]]
 
 

@@ -22,9 +22,10 @@ LOAD_BASE_MS = 600  # start of the process and creation of the context
 
 # Bytes per element of a KV row: f16, q8_0 (34 bytes for 32 elements), q4_0 (18 bytes for 32).
 KV_ELEMENT_BYTES: dict[str, tuple[int, int]] = {
-    "auto": (2, 1),  # f16 or bf16
+    "auto": (2, 1),  # f16, or bf16 and f16
     "f16": (2, 1),
     "bf16": (2, 1),
+    "bf16/f16": (2, 1),
     "q8_0": (34, 32),
     "q4_0": (18, 32),
 }

@@ -5,7 +5,7 @@ models:
     alias: [gpt-4o-mini]     # or `aliases`; one name or a list
     context_length: 8192     # tokens per sequence
     slots: 4                 # sequences at once
-    kv_type: q8_0            # auto, f16, bf16, q8_0, q4_0; auto is bf16 on a CPU, f16 on a GPU
+    kv_type: q8_0            # auto, f16, bf16, q8_0, q4_0; auto is f16 on a GPU; on a CPU bf16 keys and f16 values
     pin: true                # never evicted to make room
     ttl: 10m                 # unload after this long without a job: seconds, or 90s, 10m, 2h
     fallback: other-model    # answers when this one can't; both generate text

@@ -12,6 +12,7 @@ from tasks.errors import KeepwarmError
 from workers.clock import Clock
 from workers.engine.base import DraftConfig, EngineAdapter, EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
+from workers.engine.kv_types import STEADY
 from workers.model_files import ModelFile
 from workers.runner import Runner, RunnerLimits
 from workers.runner_launch import EngineKind, RunnerConfig
@@ -77,12 +78,10 @@ class RunnerStarter:
         return min(self.threads, 1 + weight_bytes // WEIGHT_BYTES_PER_THREAD)
 
     def _kv_type(self, model: ModelFile) -> str:
-        """On a CPU llama.cpp computes f16 attention in three ways (one row, tiles of 64 rows, split over threads), by
-        the shape of the batch, and their sums round differently. A resumed text would then leave the undisturbed one
-        at a near tie. For bf16 there is one way only, so the same tokens give the same logits in any batch."""
+        """On a CPU a text must not depend on who shares its batches, nor on whether it was resumed."""
         if model.kv_type != "auto":
             return model.kv_type
-        return "bf16" if self.gpu_layers == 0 else "f16"
+        return STEADY if self.gpu_layers == 0 else "f16"
 
     def config_for(self, model: ModelFile) -> RunnerConfig:
         return RunnerConfig(

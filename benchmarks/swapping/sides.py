@@ -12,6 +12,7 @@ import httpx2
 import msgspec
 
 from tests.support.stack import STOP_LIMIT_S, Api, Stack, free_port
+from workers.engine.kv_types import keys_and_values
 
 READY_LIMIT_S = 60.0
 Place = tuple[str, ...]
@@ -78,13 +79,14 @@ def llama_router(setting: Setting, home: Path, place: Place, binary: Path, max_m
     With one model it does what a desktop server does. Cells of the KV cache per slot, their type, threads and slots are
     ours. On CPUs with AMX give it `--no-repack`, if our runners had to do without (`workers.engine.probe`)."""
     port = free_port()
+    keys, values = keys_and_values(setting.kv_type)
     command = [
         *(*place, str(binary), "--models-dir", str(setting.models), "--models-max", str(max_models)),
         *("--host", "127.0.0.1", "--port", str(port), "--no-webui"),
         *("--threads", str(setting.threads), "--parallel", str(setting.slots)),
         *("--ctx-size", str(setting.slots * setting.context_length)),
         *("--cache-ram", "0"),  # like our parked memory
-        *("--cache-type-k", setting.kv_type, "--cache-type-v", setting.kv_type),
+        *("--cache-type-k", keys, "--cache-type-v", values),
     ]
     home.mkdir(parents=True, exist_ok=True)
     with (home / "llama-server.log").open("wb") as log:

@@ -1,6 +1,6 @@
 """Draft models on real llama.cpp: the demo model, a deep copy that says the same, and models that know nothing of it.
 
-A cache of bf16 and weights of q8_0 round alike in every shape of a batch; weights of f16 don't, so they only draft.
+The KV type of CPUs and weights of q8_0 round alike in every shape of a batch; weights of f16 don't, so they only draft.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.support.tiny_model import write_tiny_model
 from tools.variant_gguf import write_variant
 from workers.engine.base import DraftConfig, EngineConfig
 from workers.engine.dry_run import DryRun
+from workers.engine.kv_types import STEADY
 from workers.engine.llama_cpp import LlamaEngine
 from workers.messages import Generate, Ready
 from workers.needs import dry_run
@@ -60,7 +61,7 @@ def config_of(model: Path, draft: Path | None) -> EngineConfig:
         slots=3,
         threads=1,
         prefill_chunk=64,
-        kv_type="bf16",
+        kv_type=STEADY,
         use_extra_bufts=False,
         draft=DraftConfig(model_path=draft, context_length=256, threads=1) if draft else None,
         draft_tokens=8 if draft else 0,

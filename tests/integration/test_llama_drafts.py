@@ -1,6 +1,6 @@
 """Speculative decoding on real llama.cpp with the demo model: the text stays the same to the token.
 
-bf16 is what a worker gives to CPUs, because its attention rounds alike in every shape of a batch.
+The KV type is what a worker gives to CPUs, because its attention rounds alike in every shape of a batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tasks.generation import AnswerFormat, SamplingParams
 from tests.support.generating import GREEDY, request, run
 from workers.engine import llama_generating
 from workers.engine.base import DRAFT_TOKENS, EngineConfig
+from workers.engine.kv_types import STEADY
 from workers.engine.llama_cpp import LlamaEngine
 from workers.messages import Generate
 
@@ -28,7 +29,7 @@ CONFIG = EngineConfig(
     slots=3,
     threads=1,
     prefill_chunk=64,
-    kv_type="bf16",
+    kv_type=STEADY,
     use_extra_bufts=False,
 )
 STORY = "Lily had a red ball. She took the red ball to the park. Tom saw the red ball. " * 2

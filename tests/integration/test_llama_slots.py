@@ -1,6 +1,6 @@
 """Parking, restoring and copying on real llama.cpp with the demo model: the text stays the same to the token.
 
-bf16 is what a worker gives to CPUs, because its attention rounds alike in every shape of a batch.
+The KV type is what a worker gives to CPUs, because its attention rounds alike in every shape of a batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tasks.jobs import Priority
 from tests.support.generating import Heard, listen, request, run, run_one
 from workers.engine.backend import Slice
 from workers.engine.base import EngineConfig
+from workers.engine.kv_types import STEADY
 from workers.engine.llama_cpp import LlamaEngine
 from workers.engine.llama_generating import LlamaContext
 from workers.messages import Generate
@@ -29,7 +30,7 @@ CONFIG = EngineConfig(
     slots=3,
     threads=1,
     prefill_chunk=48,
-    kv_type="bf16",
+    kv_type=STEADY,
     use_extra_bufts=False,
     parked_bytes=2**24,
 )
@@ -100,7 +101,30 @@ def test_overwritten_conversation_comes_back_from_memory(undisturbed: dict[int, 
     assert first.ids == again.ids == undisturbed[0].ids
 
 
-@pytest.fixture(params=["bf16", "f16", "q8_0"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_are_the_same_to_the_bit_in_any_batch(threads: int):
+    engine = loaded(replace(CONFIG, threads=threads, prefill_chunk=128))
+    context = engine._context
+    assert context is not None
+    tokens = [10 + number * 7 % 400 for number in range(400)]
+
+    def last_row(piece: int, *others: Slice) -> bytes:
+        """Of token 350, whose context came in pieces of so many tokens."""
+        context.keep_prefix(0, 0)
+        for start in range(0, 350, piece):
+            context.decode([Slice(0, start, tokens[start : min(start + piece, 350)], 1)])
+        return context.decode([Slice(0, 350, tokens[350:351], 1), *others])[0].tobytes()
+
+    alone = last_row(100)
+    assert last_row(7) == alone
+    context.decode([Slice(1, 0, tokens[:90], 1)])
+    assert last_row(128, Slice(1, 90, tokens[90:91], 1), Slice(2, 0, tokens[:100], 1)) == alone
+    context.keep_prefix(0, 350)
+    assert context.decode([Slice(0, 350, tokens[350:353], 3)])[0].tobytes() == alone
+    engine.close()
+
+
+@pytest.fixture(params=[STEADY, "f16", "q8_0"])
 def context(request: pytest.FixtureRequest) -> Iterator[LlamaContext]:
     engine = loaded(replace(CONFIG, kv_type=request.param))
     assert engine._context is not None

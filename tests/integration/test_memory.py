@@ -11,6 +11,7 @@ from tests.support.stack import DEMO_MODELS
 from tests.support.tiny_encoder import write_tiny_encoder
 from workers.devices import CpuDevice
 from workers.engine.base import EngineConfig
+from workers.engine.kv_types import STEADY
 from workers.estimate import KV_ELEMENT_BYTES
 from workers.model_files import FolderScanner, ModelFile
 from workers.needs import dry_run, formula_need
@@ -30,7 +31,7 @@ def config(model: ModelFile, kv_type: str) -> EngineConfig:
     )
 
 
-@pytest.mark.parametrize("kv_type", ["bf16", "q8_0"])
+@pytest.mark.parametrize("kv_type", [STEADY, "q8_0"])
 def test_formula_and_dry_run_agree_on_a_language_model(kv_type: str) -> None:
     (model, *_) = FolderScanner(DEMO_MODELS, default_slots=4).scan().models
     model = replace(model, context_length=2048, kv_type=kv_type)

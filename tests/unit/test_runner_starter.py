@@ -38,7 +38,7 @@ def test_small_model_gets_fewer_threads(mib: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wished", "gpu_layers", "kv_type"), [("auto", 0, "bf16"), ("auto", -1, "f16"), ("q8_0", 0, "q8_0")]
+    ("wished", "gpu_layers", "kv_type"), [("auto", 0, "bf16/f16"), ("auto", -1, "f16"), ("q8_0", 0, "q8_0")]
 )
 def test_kv_type_follows_the_device_unless_it_is_set(wished: str, gpu_layers: int, kv_type: str) -> None:
     model = replace(make_model("m", mib=10), kv_type=wished)

@@ -41,7 +41,7 @@ class EngineConfig:
     slots: int  # sequences that run at once
     threads: int
     turns_path: Path | None = None  # runners that share this file take turns on the CPU's cores (engine/turnstile.py)
-    kv_type: str = "f16"  # f16, bf16, q8_0, q4_0
+    kv_type: str = "f16"  # one of engine/kv_types.py
     gpu_layers: int = 0  # -1: all
     main_gpu: int = 0
     split_mode: str = "none"  # or layer, row: over several GPUs

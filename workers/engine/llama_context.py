@@ -8,7 +8,7 @@ from llama_cpp import llama_cpp as api
 
 from tasks.errors import ModelLoadFailed
 from workers.engine.base import EngineConfig
-from workers.engine.kv_types import KV_TYPES
+from workers.engine.kv_types import GGML_TYPES, keys_and_values
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
 
@@ -18,7 +18,7 @@ def context_params(config: EngineConfig) -> Any:
     params = api.llama_context_default_params()
     params.n_threads = params.n_threads_batch = config.threads
     params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-    params.type_k = params.type_v = KV_TYPES[config.kv_type]
+    params.type_k, params.type_v = (GGML_TYPES[name] for name in keys_and_values(config.kv_type))
     params.offload_kqv = params.op_offload = config.gpu_layers != 0
     params.no_perf = True
     return params
