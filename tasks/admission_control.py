@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tasks.errors import DeadlineCannotBeMet, QueueFull, StoreFull
 from tasks.fleet import Fleet, ModelOffer
-from tasks.forecast import QueueRoom, ServiceTime, jobs_per_s, predicted_wait_ms, retry_after_s, seats
+from tasks.forecast import QueueRoom, Seats, ServiceTime, jobs_per_s, predicted_wait_ms, retry_after_s, seats
 from tasks.jobs import Priority
 from tasks.settings import StoreSettings
 from tasks.store.gauges import AdmissionGauges
@@ -19,6 +19,7 @@ class AdmissionControl:
     def __init__(self, gauges: AdmissionGauges, settings: StoreSettings) -> None:
         self._gauges = gauges
         self._max_fill = settings.max_store_fill
+        self._known_seats: tuple[Fleet | None, dict[str, Seats]] = (None, {})
         self._max_per_model = settings.max_queue_per_model
         self._max_total = settings.max_queue_total
 
@@ -57,7 +58,7 @@ class AdmissionControl:
         service = self._service(offer.id)
         wait_ms = None
         if service is not None and service.is_trusted:
-            wait_ms = predicted_wait_ms(ahead=depth, seats=seats(offer, fleet), service=service)
+            wait_ms = predicted_wait_ms(ahead=depth, seats=self._seats(offer, fleet), service=service)
         empty_in_s = None if wait_ms is None else wait_ms / 1000
         return QueueRoom(limit=self._max_per_model, remaining=max(0, own), empty_in_s=empty_in_s)
 
@@ -68,6 +69,16 @@ class AdmissionControl:
         rate = jobs_per_s((seats(offers[model], fleet), times.get(model)) for model in models if model in offers)
         seconds = retry_after_s(depth=full.depth, rate=rate, unknown_s=RETRY_AFTER_UNKNOWN_S)
         return QueueFull(scope=full.scope, depth=full.depth, limit=full.limit, retry_after_s=seconds, model=full.model)
+
+    def _seats(self, offer: ModelOffer, fleet: Fleet) -> Seats:
+        """Counted once per sight of the fleet: every admission asks."""
+        seen, known = self._known_seats
+        if seen is not fleet:
+            known = {}
+            self._known_seats = (fleet, known)
+        if offer.id not in known:
+            known[offer.id] = seats(offer, fleet)
+        return known[offer.id]
 
     def _service(self, model: str) -> ServiceTime | None:
         return self._gauges.service_times().get(model)

@@ -75,6 +75,9 @@ class Deliverer:
                 except StoreUnavailable as error:
                     _log.warning("outbox_not_read", error=str(error))
                     pause_s = STORE_AWAY_S
+                except Exception:  # nobody would notice that this loop has ended
+                    _log.exception("deliverer_broke")
+                    pause_s = STORE_AWAY_S
                 if pause_s:
                     await _wait(stop, pause_s)
         finally:

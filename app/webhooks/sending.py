@@ -1,7 +1,8 @@
 """Send one webhook: resolve, check, connect to what was checked, post, and read no more than the status.
 
-Neither redirects nor proxies are followed: both would connect somewhere that nobody checked. No connection is kept,
-since one that was opened for a name could be taken for another name at the same address.
+Over the bare transport of httpx, without its client: that one would keep cookies and give them to whoever is at the
+same address next. Neither redirects nor proxies are followed: both would connect somewhere that nobody checked. No
+connection is kept, since one that was opened for a name could be taken for another name at the same address.
 """
 
 from __future__ import annotations
@@ -36,12 +37,7 @@ class Sender:
         """`timeout_s`: for all of it, from the look-up of the name to the status."""
         self._reach = reach
         self._timeout_s = timeout_s
-        self._http = httpx2.AsyncClient(
-            transport=httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0)),
-            follow_redirects=False,
-            trust_env=False,  # no proxies
-            timeout=timeout_s,
-        )
+        self._transport = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))
 
     async def __aenter__(self) -> Sender:
         return self
@@ -49,7 +45,7 @@ class Sender:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def post(self, target: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
         """Raises nothing that a receiver could cause."""
@@ -75,7 +71,7 @@ class Sender:
     async def _post_to(
         self, address: Address, host: str, url: httpx2.URL, body: bytes, headers: Mapping[str, str]
     ) -> Outcome:
-        request = self._http.build_request(
+        request = httpx2.Request(
             "POST",
             url.copy_with(host=str(address), fragment=None),
             content=body,
@@ -86,9 +82,12 @@ class Sender:
                 "user-agent": "Keepwarm",
                 **headers,
             },
-            extensions={"sni_hostname": host},  # the certificate is checked against the name, too
+            extensions={
+                "sni_hostname": host,  # the certificate is checked against the name, too
+                "timeout": httpx2.Timeout(self._timeout_s).as_dict(),
+            },
         )
-        response = await self._http.send(request, stream=True)
+        response = await self._transport.handle_async_request(request)
         try:
             return outcome_of(response.status_code, response.headers.get("retry-after", ""))
         finally:

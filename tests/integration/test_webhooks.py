@@ -409,6 +409,14 @@ async def test_name_of_an_address_inside_is_refused_when_it_is_sent(
     assert receiver.count == 0
 
 
+async def test_nothing_of_one_receiver_is_kept_for_the_next(receiver: WebhookReceiver):
+    receiver.answer = lambda number: (200, {"set-cookie": "session=hush"})
+    async with Sender(ApiSettings(**SETTINGS).webhook_reach, timeout_s=5) as sender:
+        for _ in range(2):
+            assert await sender.post(receiver.url, b"{}", {}) == Delivered()
+            assert "cookie" not in receiver.next().headers
+
+
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch, receiver: WebhookReceiver):
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")

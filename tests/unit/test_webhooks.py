@@ -300,8 +300,9 @@ async def test_receiver_that_hangs_leaves_room_for_others():
     assert sum(said[0] == "delivered" for said in outbox.said) == AT_ONCE_PER_ORIGIN + 1
 
 
-async def test_store_that_is_away_ends_no_deliverer(monkeypatch: pytest.MonkeyPatch):
-    outbox, stop, pauses = FakeOutbox(error=StoreUnavailable("away")), asyncio.Event(), []
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("a mistake of ours")])
+async def test_deliverer_outlives_what_breaks(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    outbox, stop, pauses = FakeOutbox(error=error), asyncio.Event(), []
 
     async def pause(event: asyncio.Event, limit_s: float) -> None:
         pauses.append(limit_s)
