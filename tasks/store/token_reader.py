@@ -24,6 +24,7 @@ from tasks.stream_events import End, StreamEvent, decode_event, decode_numbered
 SILENCE_S = 1.0  # after this long without a live event the stream is read
 MAX_BUFFERED_EVENTS = 1024  # per follower; a slower client is served from the stream instead
 RECONNECT_PAUSE_S = 0.2
+MAX_REPLAYS = 32  # at a time: a thousand streams fall silent together, and the client has a hundred connections at most
 IDLE_PING_S = 10.0  # a connection that stays silent for longer than this after a PING is replaced
 
 SeqEvent = tuple[int | None, StreamEvent]
@@ -37,6 +38,7 @@ class TokenReader:
         self._client = connect_async(settings)
         self._listener = connect_async(settings, reply_timeout_s=None)
         self._subscriptions = _Subscriptions(self._listener.connection_pool.make_connection())
+        self._replaying = asyncio.Semaphore(MAX_REPLAYS)
 
     async def start(self) -> None:
         """Begin to listen; a store that is down is waited for in the background."""
@@ -79,7 +81,8 @@ class TokenReader:
                     follower.overflowed = False
                     is_replay_due = False
                     with store_errors():
-                        batch, is_over = await self._replay(job_id, seen)
+                        async with self._replaying:
+                            batch, is_over = await self._replay(job_id, seen)
                     if is_over:
                         return
                     seen += len(batch)

@@ -249,3 +249,14 @@ def test_many_threads_one_after_the_other_can_all_write(publisher: Publisher) ->
         thread.join()
     (last,) = publisher.jobs.get_many([publisher.job_id])
     assert last.last_seq == 150
+
+
+async def test_more_readers_than_connections_replay_at_once(publisher: Publisher, reader: TokenReader) -> None:
+    """As when a thousand streams of one front fall silent in the same second."""
+    publisher.publish(3)
+    publisher.finish()
+
+    async def read() -> list[int | None]:
+        return [seq async for seq, _ in reader.follow(publisher.job_id)]
+
+    assert await asyncio.gather(*(read() for _ in range(300))) == [[1, 2, 3, 4]] * 300
