@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +18,15 @@ import msgspec
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.connection_watch import MAX_LINGERING, RESERVE, TICK_S, Watch
 from app.error_handlers import ErrorFacts
 
-TICK_S = 0.5
 LINGER_S = 2.0  # a refused client may go on sending this long, so that it reads why (RFC 9112, 9.6)
-RESERVE = 64  # connections beyond the limit that are heard, for health checks
 RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
 RESERVE_GRACE_S = 2.0
 MIN_BYTES_PER_S = 500  # of a body, beyond the grace; Apache's mod_reqtimeout has the same default
-_OTHER_FILES = 256  # store, logs, uploads, connections that linger
+_OTHER_FILES = MAX_LINGERING + 64  # and the store, logs, uploads
 _HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +44,13 @@ def connections_within_reach(wished: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     fitting = max(1, soft - RESERVE - _OTHER_FILES)
     if fitting < wished:
-        _log.warning("fewer_connections", wished=wished, fitting=fitting, open_files=soft)
+        structlog.get_logger(__name__).warning("fewer_connections", wished=wished, fitting=fitting, open_files=soft)
     return min(wished, fitting)
 
 
 def protocol_class(limits: ConnectionLimits, on_refused: Callable[[str], None]) -> type[GuardedProtocol]:
     """For one server: uvicorn makes protocols from a class alone. `on_refused` takes the code of every refusal."""
-    members = {"limits": limits, "watch": Watch(on_refused)}
+    members = {"limits": limits, "watch": Watch[GuardedProtocol](on_refused)}
     return type("GuardedProtocol", (GuardedProtocol,), members)
 
 
@@ -62,7 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
     limits: ConnectionLimits
-    watch: Watch
+    watch: Watch[GuardedProtocol]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,12 +72,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_in_head = True
         self._is_refused = False
         self.lingers_until: float | None = None
-        self._is_excess = len(self.connections) > self.limits.max_connections
+        self._is_excess = self.watch.num_heard >= self.limits.max_connections
         if self._is_excess:
             self._grace_s = RESERVE_GRACE_S
         self.watch.add(self)
-        if len(self.connections) > self.limits.max_connections + RESERVE:
-            self.refuse(_too_many(self.limits.max_connections))
+        if self._is_excess and (longest := self.watch.reserve(self)) is not None:
+            longest.refuse_as_excess()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.watch.discard(self)
@@ -127,6 +123,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._expect_bytes()
         super().on_headers_complete()
         if self._is_excess:
+            self.watch.release(self)
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -156,10 +153,15 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.flow.read_paused:  # it is we who don't read
             self._since += TICK_S
         elif now - self._since > self._grace_s + self._num_received / MIN_BYTES_PER_S:
-            if self._is_in_head and not self._num_unparsed:
+            if self._is_excess:
+                self.refuse_as_excess()
+            elif self._is_in_head and not self._num_unparsed:
                 self._raw.close()  # it never asked for anything
             else:
                 self.refuse(_too_slow(self._grace_s))
+
+    def refuse_as_excess(self) -> None:
+        self.refuse(_too_many(self.limits.max_connections))
 
     def refuse(self, facts: ErrorFacts) -> None:
         """Say why and hang up; what the application is doing for this request ends as for a client that left."""
@@ -178,6 +180,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def linger(self) -> None:
         """Send nothing more and read on for a moment: closing at once could destroy our answer on its way."""
         if self.lingers_until is None and not self._raw.is_closing():
+            if not self.watch.let_linger(self):
+                self._raw.close()
+                return
             self.lingers_until = time.monotonic() + LINGER_S
             self._raw.write_eof()
             self.flow.resume_reading()
@@ -230,37 +235,6 @@ class _PatientTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
-
-
-class Watch:
-    """All connections of a server, and the one timer that looks after them."""
-
-    def __init__(self, on_refused: Callable[[str], None]) -> None:
-        self._open: set[GuardedProtocol] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._on_refused = on_refused
-        self._refused: Counter[str] = Counter()
-
-    def add(self, connection: GuardedProtocol) -> None:
-        self._open.add(connection)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-
-    def discard(self, connection: GuardedProtocol) -> None:
-        self._open.discard(connection)
-
-    def refused(self, code: str) -> None:
-        self._refused[code] += 1
-        self._on_refused(code)
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        for connection in tuple(self._open):
-            connection.check(now)
-        if self._refused:  # one line per tick, however many there are
-            _log.warning("connections_refused", open=len(self._open), **self._refused)
-            self._refused.clear()
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self._open else None
 
 
 _REASONS = {

@@ -1,7 +1,7 @@
 """Ten thousand connections to one API process: who is served, who is refused and how, and what it costs in memory.
 
-A third of the clients connect and say nothing, a third begin a request and stop, a third ask for a model's list and
-keep the connection. All are open at once; meanwhile health checks and a chat are timed. Then all of them leave.
+A third of the clients connect and say nothing, a third stop in the head of a request, a third in its body. All are
+open at once; meanwhile health checks and a chat are timed. Then all of them leave.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.stack import DEMO_MODELS, Api, Stack, wait_until
 MODEL = "keepwarm-demo-q8_0"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 BEGUN = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-ASKED = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF_SENT = BEGUN + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
 OPENED_AT_ONCE = 500
 REPLY_LIMIT_S = 5.0
 RECOVERY_LIMIT_S = 60.0
@@ -153,7 +153,7 @@ class Crowd:
                 return type(error).__name__
         self._writers.append(writer)
         try:
-            writer.write((b"", BEGUN, ASKED)[number % 3])
+            writer.write((b"", BEGUN, HALF_SENT)[number % 3])
             async with asyncio.timeout(REPLY_LIMIT_S):
                 line = await reader.readline()
         except TimeoutError:

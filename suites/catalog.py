@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from suites.installing import llama_cpp_folder, node_modules, python_environment
 from suites.server import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL, SECOND_CHAT_MODEL
@@ -21,6 +22,12 @@ class Run:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+class Prepare(Protocol):
+    def __call__(self, url: str, results: Path, *, is_quick: bool) -> Run:
+        """Install what is missing. `results` is the file to write; quick runs leave out what is not repeatable."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     name: str
@@ -28,7 +35,7 @@ class Suite:
     about: str
     left_out: str = ""  # of the suite's tests, and why
     limit_s: int
-    prepare: Callable[[str, Path], Run]  # installs what is missing; takes the server's URL and where results go
+    prepare: Prepare
 
 
 def environment_of(url: str) -> dict[str, str]:
@@ -42,18 +49,20 @@ def environment_of(url: str) -> dict[str, str]:
     }
 
 
-def _node(url: str, results: Path) -> Run:
+def _node(url: str, results: Path, *, is_quick: bool) -> Run:
     folder = HERE / "node"
     node_modules(folder)
     command = ["node", "--test", "--test-reporter=junit", f"--test-reporter-destination={results}"]
     return Run(command=command, folder=folder)
 
 
-def _schemathesis(url: str, results: Path) -> Run:
+def _schemathesis(url: str, results: Path, *, is_quick: bool) -> Run:
     folder = HERE / "schemathesis"
     python = python_environment("schemathesis", folder / "requirements.txt")
     command = [str(python.with_name("schemathesis")), "--config-file", str(folder / "schemathesis.toml")]
     command += ["run", f"{url}/openapi.json", "--report", "junit", "--report-junit-path", str(results)]
+    if is_quick:  # chains of requests go by what earlier ones answered, so they differ from run to run
+        command += ["--phases", "examples,coverage,fuzzing"]
     return Run(
         command=command,
         folder=results.parent,
@@ -66,7 +75,7 @@ _ONE_LOOP = ["--asyncio-mode=auto", "-o", "asyncio_default_test_loop_scope=sessi
 _ONE_LOOP += ["-o", "asyncio_default_fixture_loop_scope=session"]
 
 
-def _langchain(url: str, results: Path) -> Run:
+def _langchain(url: str, results: Path, *, is_quick: bool) -> Run:
     folder = HERE / "langchain"
     python = python_environment("langchain", folder / "requirements.txt")
     return Run(command=[*_pytest(python, folder, results), *_ONE_LOOP, str(folder)], folder=results.parent)
@@ -77,7 +86,7 @@ LLAMA_SERVER_CHOICE = "not test_completion.py or openai"
 LLAMA_SERVER_TESTS = ("chat_completion", "completion", "embedding", "rerank", "tool_call")
 
 
-def _llama_server(url: str, results: Path) -> Run:
+def _llama_server(url: str, results: Path, *, is_quick: bool) -> Run:
     folder = HERE / "llama_server"
     python = python_environment("llama_server", folder / "requirements.txt")
     tests = llama_cpp_folder("tools/server/tests")

@@ -15,7 +15,7 @@ class TestEnd:
 
     name: str
     ended: str  # passed, failed or skipped
-    words: str = ""  # of a failure or skip: the first line
+    words: str = ""  # of a failure or skip, the first of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def _end_of(case: ElementTree.Element) -> TestEnd:
     for tag, ended in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
         if (element := case.find(tag)) is not None:
             words = (element.get("message") or element.text or "").strip()
-            return TestEnd(name=full_name, ended=ended, words=words.partition("\n")[0][:300])
+            return TestEnd(name=full_name, ended=ended, words=" ".join(words.split())[:300])
     return TestEnd(name=full_name, ended="passed")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from app.schemas.openai import MAX_TOP_LOGPROBS, Metadata, SamplingFields, StreamingFields, Text, ToolName
+from app.schemas.openai import FIRST_ERROR, MAX_TOP_LOGPROBS, Metadata, SamplingFields, StreamingFields, Text, ToolName
 from app.service_tiers import level_of
 from tasks.jobs import Priority
 
@@ -34,7 +34,9 @@ class InputPart(BaseModel):
     refusal: Text = ""
 
 
-Parts = Annotated[list[InputPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[InputPart] | None)]
+Parts = Annotated[
+    list[InputPart], FIRST_ERROR, BeforeValidator(_as_parts, json_schema_input_type=str | list[InputPart] | None)
+]
 
 
 class InputItem(BaseModel):
@@ -85,16 +87,16 @@ class ToolChoiceObject(NamedTool):
 class ResponseBody(SamplingFields, StreamingFields):
     """POST /v1/responses. A field of type `Any` is looked at only to say that it is not supported."""
 
-    input: Annotated[list[InputItem], BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem])] = Field(
-        min_length=1
-    )
+    input: Annotated[
+        list[InputItem], FIRST_ERROR, BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem])
+    ] = Field(min_length=1)
     instructions: Text | None = None
     previous_response_id: Text | None = Field(default=None, max_length=64)
     background: bool | None = None
     store: bool | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, le=2**31)
     text: TextConfig | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Annotated[list[ResponseTool], FIRST_ERROR] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoiceObject | None = None
     parallel_tool_calls: bool | None = None
     include: list[Text] | None = Field(default=None, max_length=16)

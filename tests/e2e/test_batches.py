@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 
+from app.settings import ApiSettings
 from tasks.failpoints import FAILPOINTS
 from tests.support.stack import REPOSITORY, Api, Stack, kill, wait_until
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.e2e
 
 Q8 = "keepwarm-demo-q8_0"
 LIMIT_S = 90.0
+MAX_FILE_BYTES = ApiSettings().max_file_bytes
 OF_WEBHOOKS = "webhook_posted"  # its own: tests/integration/test_webhooks.py
 BATCHER_POINTS = [point for point, (process, _) in FAILPOINTS.items() if process == "batcher" and point != OF_WEBHOOKS]
 
@@ -173,6 +176,30 @@ def test_cancelled_batch_keeps_what_was_answered_and_names_every_line(api: Api, 
     with pytest.raises(openai.ConflictError, match="it is cancelled"):
         client.batches.cancel(batch_id)
     wait_until(lambda: all(not runner["in_flight"] for runner in api.runners()), "no job is left running", 10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak of a process's memory")
+def test_largest_file_goes_in_and_out_in_bounded_memory_and_a_larger_one_does_not(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    before = peak_bytes(api.process.pid)
+    for num_bytes, status in ((MAX_FILE_BYTES, 200), (MAX_FILE_BYTES + 1, 413)):
+        with path.open("wb") as file:
+            file.truncate(num_bytes)
+        with path.open("rb") as file:
+            reply = api.http.post("/v1/files", files={"file": file}, data={"purpose": "batch"})
+        assert reply.status_code == status, reply.text
+        if status == 200:
+            kept = reply.json()["id"]
+    with api.http.stream("GET", f"/v1/files/{kept}/content") as reply:
+        assert sum(map(len, reply.iter_bytes())) == MAX_FILE_BYTES
+    assert api.http.delete(f"/v1/files/{kept}").is_success
+    assert peak_bytes(api.process.pid) - before < MAX_FILE_BYTES / 4
+
+
+def peak_bytes(pid: int) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def test_command_line_turns_prompts_into_answers(api: Api, tmp_path: Path) -> None:

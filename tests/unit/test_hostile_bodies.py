@@ -10,17 +10,17 @@ from starlette.testclient import TestClient
 from app.json_body import MAX_OBJECTS, num_objects
 from tests.support.front_fakes import FakeBackend, front_client
 
-CHAT, JOBS, EMBEDDINGS = "/v1/chat/completions", "/v1/jobs", "/v1/embeddings"
+CHAT, JOBS, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/jobs", "/v1/embeddings", "/v1/responses"
 HELLO = '{"role":"user","content":"x"}'
 MANY = 100_000
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fake() -> FakeBackend:
     return FakeBackend()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(fake: FakeBackend) -> Iterator[TestClient]:
     with front_client(fake) as client:
         yield client
@@ -56,6 +56,8 @@ def schema(text: str) -> str:
         (CHAT, chat(',"stop":' + times('"x"')), "stop"),
         (CHAT, chat(',"tools":' + times("{}")), "JSON objects"),
         (CHAT, chat(messages='[{"role":"user","content":"\\ud800"}]'), "Unicode"),
+        (RESPONSES, f'{{"model":"demo","input":{times("1")}}}', "input[0]"),
+        (RESPONSES, f'{{"model":"demo","input":{times(HELLO)}}}', "JSON objects"),
         (EMBEDDINGS, '{"model":"demo","input":[1e999]}', "input[0]"),
         (EMBEDDINGS, '{"model":"demo","input":"x","dimensions":1e999}', "dimensions"),
         (JOBS, '{"model":"demo","prompt":"x","deadline":1e999}', "deadline"),

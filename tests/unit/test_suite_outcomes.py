@@ -15,7 +15,7 @@ JUNIT = """<testsuites><testsuite name="a">
 def test_ends_are_read_with_their_first_words():
     assert read_junit(JUNIT) == [
         TestEnd(name="unit.test_chat::test_one[8-x]", ended="passed"),
-        TestEnd(name="unit.test_chat::test_two", ended="failed", words="assert 1 == 2"),
+        TestEnd(name="unit.test_chat::test_two", ended="failed", words="assert 1 == 2 more"),
         TestEnd(name="unit.test_chat::test_three", ended="failed", words="no fixture"),
         TestEnd(name="a sentence", ended="skipped", words="slow"),
     ]
