@@ -104,6 +104,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     requeued_as: JobId | None = None  # the job that repeats this one
     metadata: dict[str, str] | None = None
     webhook: Webhook | None = None
+    webhook_delivered: bool | None = None  # None: not yet; False: given up
     batch_id: str | None = None  # whose line it answers
 
 

@@ -64,6 +64,7 @@ class ErrorObject(BaseModel):
 
 class WebhookObject(BaseModel):
     url: str  # without its query, which may hold a token
+    delivered: bool | None  # null: not yet; false: given up
 
 
 class JobObject(BaseModel):
@@ -124,9 +125,15 @@ def job_object(job: Job, position: int | None, predicted_wait_s: float | None = 
         requeued_from=job.requeued_from,
         requeued_as=job.requeued_as,
         metadata=job.metadata,
-        webhook=None if job.webhook is None else WebhookObject(url=job.webhook.url.partition("?")[0]),
+        webhook=_webhook_object(job),
         batch_id=job.batch_id,
     )
+
+
+def _webhook_object(job: Job) -> WebhookObject | None:
+    if job.webhook is None:
+        return None
+    return WebhookObject(url=job.webhook.url.partition("?")[0], delivered=job.webhook_delivered)
 
 
 def _error_object(error: JobError | None) -> ErrorObject | None:

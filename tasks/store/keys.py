@@ -2,7 +2,7 @@
 
 | key | type | holds | written by | read by | ends |
 |---|---|---|---|---|---|
-| kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed, hand_over, leave, answered | app, workers, controller | retention after the end |
+| kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed, hand_over, leave, answered, outbox_settle | app, workers, controller | retention after the end |
 | kw:stream:{job} | stream | numbered events, id `0-<seq>`, field `e` = JSON | append, finish, end_unclaimed, answered | app, workers (resume) | retention after the end |
 | kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed, hand_over | app (position), controller (depth, age) | when empty |
 | kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; cleaned by the controller | controller, app | – |

@@ -9,6 +9,7 @@ import structlog
 
 from tasks.attachments import decode_metadata, decode_webhook
 from tasks.batches import BatchCounts
+from tasks.jobs import JobId
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, now_ms, translated
 from tasks.stream_events import End, decode_numbered
@@ -57,7 +58,7 @@ class OutboxStore:
         delay_ms = "" if next_try_s is None else int(next_try_s * 1000)
         return bool(
             self._settle(
-                keys=[keys.OUTBOX, keys.message(record_id), keys.OUTBOX_COUNTS],
+                keys=[keys.OUTBOX, keys.message(record_id), keys.OUTBOX_COUNTS, keys.job(JobId(record_id))],
                 args=[record_id, number, count, delay_ms],
             )
         )

@@ -20,6 +20,7 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
     error = fields.get(b"error")
     last_error = fields.get(b"last_error")
     batch = fields.get(b"batch")
+    delivered = fields.get(b"webhook_delivered")
     return Job(
         id=job_id,
         state=JobState(fields[b"state"].decode()),
@@ -42,6 +43,7 @@ def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
         requeued_as=_optional_id(fields.get(b"requeued_as")),
         metadata=decode_metadata(fields.get(b"metadata")),
         webhook=decode_webhook(fields.get(b"webhook")),
+        webhook_delivered=None if delivered is None else delivered == b"1",
         batch_id=batch.decode() if batch else None,
     )
 

@@ -10,7 +10,7 @@
 --   cache (digest, model fingerprint, ttl ms, bound on bytes: where the answer will be kept; see answer_cache.py)
 --   clients (how many wait for it and would miss it; a job without the field is there for itself)
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
---   metadata (JSON), webhook (JSON: where to say that the job has ended), batch (whose line the job answers),
+--   metadata (JSON), webhook (JSON: where to say that the job has ended), webhook_delivered ("0": given up), batch (whose line the job answers),
 --   tags (of the indexes kw:tagged:{tag} that list it: "a b c")
 
 local function now_ms()
