@@ -38,6 +38,7 @@ class Held:
     since_ms: int
     ready_ms: int | None = None  # None: waits for bytes
     gone_ms: int = 0
+    jobs_ms: dict[tuple[str, int], int] = field(default_factory=dict)  # that it works on: (model, priority) → since
 
 
 @dataclass(slots=True)
@@ -101,7 +102,7 @@ class World:
                 if model in self.absent_ms:
                     self.longest_ms = max(self.longest_ms, self.now_ms - self.absent_ms.pop(model))
                 for key in [key for key in self.waiting_ms if key[0] == model]:
-                    del self.waiting_ms[key]
+                    each.jobs_ms[key] = self.waiting_ms.pop(key)
         self._start(index)
 
     def _start(self, index: int) -> None:
@@ -130,8 +131,9 @@ class World:
                     ready_ms = self.now_ms - each.since_ms
                     self.shortest_ms = min(ready_ms, self.shortest_ms) if self.shortest_ms is not None else ready_ms
                 each.state, each.gone_ms = RunnerState.DRAINING, self.now_ms + self.drain_ms
-                if not self.is_ready(model):  # its work is parked and waits from now on
-                    self.waiting_ms.setdefault((model, 0), self.now_ms)
+                if not self.is_ready(model):  # its work is parked and keeps its age; its turn counts from now on
+                    for key, since_ms in (each.jobs_ms or {(model, 0): self.now_ms}).items():
+                        self.waiting_ms[key] = min(since_ms, self.waiting_ms.get(key, since_ms))
                     self.absent_ms.setdefault(model, self.now_ms)
         offers = {offer.id: offer for offer in self.offers}
         for model in desired.hold:
