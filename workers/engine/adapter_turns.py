@@ -1,8 +1,8 @@
 """Which LoRA adapter the next batch is computed with, while sequences of several run. Pure.
 
-A batch has one adapter, and setting another one costs about as much as some steps of a small model do (llama.cpp lays
-out its graphs and buffers anew: 4 to 13 ms on two cores). So those who run under one adapter go on for a gap that
-nobody notices, or for one longer step, and then it is the turn of the adapter that has waited longest.
+A batch has one adapter, and setting another one costs several steps of a small model (llama.cpp lays out its graphs and
+buffers anew: 0.7 ms of CPU time with 42 M parameters, 2.6 with 1 B). So those who run under one adapter go on for a gap
+that nobody notices, or for one longer step, and then it is the turn of the adapter that has waited longest.
 """
 
 from __future__ import annotations
