@@ -23,7 +23,7 @@ function row(...cells) {
 
 function runnerRow(runner) {
   const made = row(
-    [runner.model],
+    [[runner.model, ...Object.keys(runner.adapters)].join(" + ")],
     [""],
     [`${runner.in_flight} of ${runner.slots}`, "number"],
     [runner.idle_s === null ? "–" : `${Math.round(runner.idle_s)} s`, "number"],

@@ -12,6 +12,7 @@ import pytest
 
 from app.cli import main as cli_main
 from app.cli.client import ApiClient
+from app.cli.why import show_why
 from tasks.jobs import JobError, JobState, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, StreamEvent, Tokens, encode_event
 
@@ -302,6 +303,24 @@ def test_ps_says_what_was_taken_from_a_model_to_make_it_fit(
     monkeypatch.setitem(POOL, "workers", [{**POOL["workers"][0], "runners": [runner]}])
     assert keepwarm_command("ps") == 0
     assert "warm-one has 2 of 8 slots, to fit into 1.0 GiB." in capsys.readouterr().out
+
+
+def test_ps_shows_adapters_with_the_runner_that_serves_them(
+    keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    runner = {**RUNNER, "adapters": {"formal": 1}}
+    monkeypatch.setitem(POOL, "workers", [{**POOL["workers"][0], "runners": [runner]}])
+    assert keepwarm_command("ps") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["formal", "ready", "in", "warm-one", "1", "of", "8", "host-7", "cpu", "8"] in rows
+
+
+def test_why_of_an_adapter_tells_of_its_base(capsys: pytest.CaptureFixture[str]):
+    adapter = {"id": "formal", "keepwarm": {"state": "cold", "reason": "loads on demand", "base": "warm-one"}}
+    show_why(adapter, [DECISION], now=datetime.now(UTC))
+    lines = capsys.readouterr().out.splitlines()
+    assert "the runner of warm-one serves" in lines[1]
+    assert "load warm-one" in lines[3]
 
 
 def test_ps_of_a_host_without_a_worker_fails(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
