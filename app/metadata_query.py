@@ -33,6 +33,8 @@ def metadata_pairs(query: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Raises InvalidRequest."""
     pairs: dict[str, str] = {}
     for name, value in query:
+        if name == "metadata":
+            raise InvalidRequest("metadata: write metadata[key]=value, once per pair.", param="metadata")
         if (match := _PAIR.fullmatch(name)) is None:
             continue
         key = match[1]

@@ -9,13 +9,14 @@ from tasks.errors import InvalidRequest
 
 
 def test_pairs_are_read_and_everything_else_is_left_alone():
-    query = [("limit", "3"), ("metadata[a]", "1"), ("metadata[b c]", ""), ("metadata[x][y]", "2"), ("metadata", "no")]
+    query = [("limit", "3"), ("metadata[a]", "1"), ("metadata[b c]", ""), ("metadata[x][y]", "2")]
     assert metadata_pairs(query) == {"a": "1", "b c": "", "x][y": "2"}
 
 
 @pytest.mark.parametrize(
     "query",
     [
+        [("metadata", "a=1")],
         [("metadata[a]", "1"), ("metadata[a]", "2")],
         [(f"metadata[{'k' * 65}]", "1")],
         [("metadata[a]", "x" * 513)],

@@ -80,6 +80,7 @@ def test_public_address_is_within_reach(address: str):
         "http://metrics.localhost/",
         "http://169.254.169.254/latest/meta-data",
         "http://①②⑦.0.0.1/",
+        "http://127。0。0。1/",
     ],
 )
 def test_url_of_a_machine_of_ours_is_refused_by_its_spelling(url: str):
