@@ -1,4 +1,6 @@
-"""`python -m workers`: one worker, owner of one device. `--check` only validates the settings; exit code 2 if wrong."""
+"""`python -m workers`: one worker, owner of one device. `--check` only validates the settings; exit code 2 if wrong.
+
+It prints the devices that workers of this machine should have, each on a line of its own: for `keepwarm up`."""
 
 from __future__ import annotations
 
@@ -50,6 +52,7 @@ from workers.subscriptions import CeleryQueues
 from workers.tiers import Tiers
 from workers.token_sink import FailingSink
 from workers.warm_pool import PoolLimits, WarmPool
+from workers.worker_devices import worker_devices
 
 SPARE_SHARE = 0.05  # of the budget, at most, for a runner that waits for a model
 PREDECESSOR_SILENT_MS = 1_500  # more than a heartbeat's second
@@ -71,11 +74,13 @@ def main() -> None:
     except InvalidSetting as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    if "--check" not in sys.argv[1:]:
-        configure_logs()
-        hand_over_soon()
-        exit_when_parent_dies()
-        serve(settings, store_settings, scanner, device)
+    if "--check" in sys.argv[1:]:
+        print(*worker_devices(settings, os.environ), sep="\n")
+        return
+    configure_logs()
+    hand_over_soon()
+    exit_when_parent_dies()
+    serve(settings, store_settings, scanner, device)
 
 
 def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: FolderScanner, device: Device) -> None:

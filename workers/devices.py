@@ -223,16 +223,21 @@ class NvidiaDevice:
         return cls(_import_nvml(), index)
 
     @classmethod
-    def open_split(cls, shares: Sequence[float]) -> NvidiaDevice:
-        """The GPUs with a share, or all of them. Raises NvmlUnavailable."""
+    def count(cls) -> int:
+        """GPUs of this machine. Raises NvmlUnavailable."""
         nvml = _import_nvml()
-        if shares:
-            return cls(nvml, *(index for index, share in enumerate(shares) if share > 0))
         try:
             nvml.nvmlInit()
-            return cls(nvml, *range(nvml.nvmlDeviceGetCount()))
+            return int(nvml.nvmlDeviceGetCount())
         except nvml.NVMLError as error:
             raise NvmlUnavailable(str(error)) from error
+
+    @classmethod
+    def open_split(cls, shares: Sequence[float]) -> NvidiaDevice:
+        """The GPUs with a share, or all of them. Raises NvmlUnavailable."""
+        if shares:
+            return cls(_import_nvml(), *(index for index, share in enumerate(shares) if share > 0))
+        return cls(_import_nvml(), *range(cls.count()))
 
     def total_bytes(self) -> int:
         return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in self._handles)

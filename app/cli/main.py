@@ -105,7 +105,9 @@ def up_command(
         str | None, _flag("--slots", "KEEPWARM_SLOTS", "Sequences that one model runs at once.", "COUNT")
     ] = None,
     threads: Annotated[str | None, _flag("--threads", "KEEPWARM_THREADS", "CPU threads of one model.", "COUNT")] = None,
-    workers: Annotated[str | None, _flag("--workers", "KEEPWARM_WORKERS", "Worker processes; 1.", "COUNT")] = None,
+    workers: Annotated[
+        str | None, _flag("--workers", "KEEPWARM_WORKERS", "Workers; one, or one per GPU.", "COUNT")
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Stream a first answer to show that it works.")] = True,
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -44,19 +44,25 @@ def store_process() -> ProcessSpec:
     return ProcessSpec(name="store", argv=STORE, stop_rank=StopRank.STORE, stop_bound_s=5.0)
 
 
-def worker_processes(count: int, *, drain_s: float) -> tuple[ProcessSpec, ...]:
-    """Running answers get `drain_s` to end; then they are parked, and the runners exit."""
-    names = ["worker"] if count == 1 else [f"worker-{number}" for number in range(1, count + 1)]
+def worker_processes(devices: Sequence[str | None], *, drain_s: float) -> tuple[ProcessSpec, ...]:
+    """One per device (None: as the settings say). Running answers get `drain_s` to end; then they are parked, and the
+    runners exit."""
+    names = ["worker"] if len(devices) == 1 else [f"worker-{number}" for number in range(1, len(devices) + 1)]
     return tuple(
         ProcessSpec(
             name=name,
             argv=WORKER,
             stop_rank=StopRank.WORKER,
             stop_bound_s=drain_s + RUNNERS_EXIT_S,
-            env={"KEEPWARM_DRAIN_S": str(drain_s)},
+            env={"KEEPWARM_DRAIN_S": str(drain_s), **_device_env(device)},
         )
-        for name in names
+        for name, device in zip(names, devices, strict=True)
     )
+
+
+def _device_env(device: str | None) -> dict[str, str]:
+    """CUDA numbers GPUs by their speed unless it is told to do as NVML, which sees them in the order of the bus."""
+    return {} if device is None else {"KEEPWARM_DEVICE": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def controller_process() -> ProcessSpec:

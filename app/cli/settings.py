@@ -17,7 +17,8 @@ class UpSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
 
-    workers: int = Field(default=1, ge=0, le=64)  # worker processes
+    # Worker processes; None: one per GPU when models go to GPUs of which none is named, else one.
+    workers: int | None = Field(default=None, ge=0, le=64)
     drain_s: float = Field(default=10.0, ge=0, le=600)  # of the workers at the end; then work is parked
     flower_port: int = Field(default=5555, ge=0, le=65535)  # 0 = no Flower
     flower_basic_auth: str | None = None  # user:password
@@ -35,7 +36,7 @@ class UpSettings(BaseSettings):
 
 def refuse_shared_budget(up: UpSettings, environment: Mapping[str, str]) -> None:
     """Each worker would take most of the same free memory. Raises InvalidSetting; nothing is over-committed."""
-    if up.workers > 1 and not environment.get("KEEPWARM_MEMORY_BUDGET"):
+    if up.workers is not None and up.workers > 1 and not environment.get("KEEPWARM_MEMORY_BUDGET"):
         raise InvalidSetting(
             "KEEPWARM_MEMORY_BUDGET",
             f"{up.workers} workers share this machine's memory: say how much each may take, "

@@ -115,10 +115,10 @@ def up(variables: Mapping[str, str], *, with_first_answer: bool) -> int:
     os.environ.update(variables)
     household = read_settings()
     with sole_tenancy(household.store.home):
-        check_premises(household)
+        devices = check_premises(household)
         signals = Signals()
         signals.install()
-        return _Run(household, signals).until_stopped(with_first_answer=with_first_answer)
+        return _Run(household, devices, signals).until_stopped(with_first_answer=with_first_answer)
 
 
 def read_settings() -> Household:
@@ -136,20 +136,28 @@ def read_settings() -> Household:
     return household
 
 
-def check_premises(household: Household) -> None:
-    """Raises InvalidSetting: a port is taken, or a worker would refuse its settings."""
+def check_premises(household: Household) -> tuple[str | None, ...]:
+    """The device of each worker to start; None: as its settings say.
+
+    Raises InvalidSetting: a port is taken, or a worker would refuse its settings."""
     host = household.api.host
     refuse_busy_port(host, household.api.port, variable="KEEPWARM_PORT", flag="--port")
     if household.up.flower_port:
         refuse_busy_port(
             host, household.up.flower_port, variable="KEEPWARM_FLOWER_PORT", flag="--flower-port (0 = no Flower)"
         )
-    if household.up.workers:
-        _check_worker_settings()
+    count = household.up.workers
+    if count == 0:
+        return ()
+    devices = _ask_worker()
+    if count is not None:
+        return (None,) * count
+    return devices if len(devices) > 1 else (None,)
 
 
-def _check_worker_settings() -> None:
-    """Ask a worker: its settings belong to a package that this one must not import."""
+def _ask_worker() -> tuple[str, ...]:
+    """Whether its settings are right, and on which devices workers should run: both belong to a package that this one
+    must not import. Nothing when it takes too long. Raises InvalidSetting, StartFailed."""
     try:
         checked = subprocess.run(
             [*processes.WORKER, "--check"],
@@ -160,9 +168,9 @@ def _check_worker_settings() -> None:
         )
     except subprocess.TimeoutExpired:  # which proves nothing: the worker says itself what is wrong, in its log
         remark(f"The worker's settings could not be checked within {CHECK_BOUND_S:.0f} s: this machine is very busy.")
-        return
+        return ()
     if checked.returncode == 0:
-        return
+        return tuple(checked.stdout.split())
     words = (checked.stderr.strip() or checked.stdout.strip()).splitlines()[-TAIL_LINES:]
     message = "\n".join(words) or f"`python -m workers --check` ended with {checked.returncode}"
     name, separator, problem = message.partition(": ")
@@ -174,8 +182,9 @@ def _check_worker_settings() -> None:
 class _Run:
     """One life of `keepwarm up`."""
 
-    def __init__(self, household: Household, signals: Signals) -> None:
+    def __init__(self, household: Household, devices: tuple[str | None, ...], signals: Signals) -> None:
         self._household = household
+        self._devices = devices  # of the workers
         self._signals = signals
         self._launcher = LogFolderLauncher(household.store.home / "logs")
         self._is_up = False
@@ -220,8 +229,8 @@ class _Run:
     def _start_the_rest(self) -> bool:
         household, client = self._household, ApiClient(self._household.url)
         probes: dict[str, Callable[[], bool]] = {}
-        for worker in processes.worker_processes(household.up.workers, drain_s=household.up.drain_s):
-            probes[worker.name] = lambda: _live_workers(client) >= household.up.workers
+        for worker in processes.worker_processes(self._devices, drain_s=household.up.drain_s):
+            probes[worker.name] = lambda: _live_workers(client) >= len(self._devices)
             self._supervisor.start(worker)
         self._supervisor.start(processes.controller_process())
         probes["controller"] = lambda: self._supervisor.is_alive("controller")
@@ -303,7 +312,7 @@ class _Run:
                 say("\nCtrl-C stops everything.", style="dim")
 
     def _first_model(self, client: ApiClient) -> str | None:
-        deadline = time.monotonic() + (MODELS_BOUND_S if self._household.up.workers else 0)
+        deadline = time.monotonic() + (MODELS_BOUND_S if self._devices else 0)
         while True:
             model = choose_model(client.models())
             if model is not None or time.monotonic() > deadline or self._signals.is_stop_asked():

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 
 import pytest
 
 from app.cli.first_steps import choose_model, curl_line
+from app.cli.premises import free_port
 from app.cli.processes import API, CONTROLLER, flower_process, store_process, with_lifeline, worker_processes
 from app.cli.render import bytes_text, duration_text, without_control
 from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
+from app.cli.up import Household, check_premises
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
+from tasks.settings import StoreSettings
 
 
 def model(name: str, state: str = "cold", size: int = 1, aliases: tuple[str, ...] = ()) -> dict:
@@ -64,9 +68,40 @@ def test_a_models_text_cannot_steer_the_terminal():
 
 
 def test_several_workers_have_names_and_logs_of_their_own():
-    assert [worker.name for worker in worker_processes(1, drain_s=10)] == ["worker"]
-    assert [worker.name for worker in worker_processes(3, drain_s=10)] == ["worker-1", "worker-2", "worker-3"]
-    assert worker_processes(1, drain_s=10)[0].stop_bound_s > 10
+    assert [worker.name for worker in worker_processes((None,), drain_s=10)] == ["worker"]
+    assert [worker.name for worker in worker_processes((None,) * 3, drain_s=10)] == ["worker-1", "worker-2", "worker-3"]
+    assert worker_processes((None,), drain_s=10)[0].stop_bound_s > 10
+
+
+def test_a_worker_of_a_gpu_counts_gpus_as_nvml_does():
+    first, second = worker_processes(("cuda:0", "cuda:1"), drain_s=10)
+    assert [each.env["KEEPWARM_DEVICE"] for each in (first, second)] == ["cuda:0", "cuda:1"]
+    assert first.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    (plain,) = worker_processes((None,), drain_s=10)
+    assert plain.env.keys() == {"KEEPWARM_DRAIN_S"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "told", "devices"),
+    [
+        (None, "cuda:0\ncuda:1\n", ("cuda:0", "cuda:1")),
+        (None, "cuda\n", (None,)),  # one worker follows its settings
+        (2, "cuda:0\ncuda:1\ncuda:2\n", (None, None)),  # whoever counts himself names the devices himself
+        (0, None, ()),  # nobody is asked
+    ],
+)
+def test_up_starts_a_worker_per_device_unless_it_is_told_how_many(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, told: str | None, devices: tuple[str | None, ...]
+):
+    def answer(argv: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        assert told is not None
+        assert argv[-1] == "--check"
+        return subprocess.CompletedProcess(argv, 0, told, "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    api = ApiSettings(port=free_port("127.0.0.1"))
+    household = Household(store=StoreSettings(), api=api, up=UpSettings(workers=workers, flower_port=0))
+    assert check_premises(household) == devices
 
 
 def test_a_folder_called_like_our_packages_is_never_imported_from_where_the_user_stands():

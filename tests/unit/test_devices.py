@@ -14,6 +14,8 @@ import pytest
 from tasks.errors import InvalidSetting
 from tests.support.fake_nvml import FakeNvml
 from workers.devices import CpuDevice, ModelMapping, NvidiaDevice, NvmlUnavailable, default_budget, find_device
+from workers.settings import WorkerSettings
+from workers.worker_devices import worker_devices
 
 GIB = 1024**3
 NO_MAPPING = ModelMapping(paths=(), weight_bytes=0)
@@ -168,6 +170,32 @@ def test_a_split_takes_the_gpus_that_have_a_share(nvml: FakeNvml, shares: tuple[
     assert find_device("cuda", gpu_layers=-1, main_gpu=1, shares=shares).name == f"{name} NVIDIA H100"
     with pytest.raises(InvalidSetting, match=r"KEEPWARM_TENSOR_SPLIT: .*Invalid Argument"):
         find_device("cuda", gpu_layers=-1, main_gpu=0, shares=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "devices"),
+    [
+        ({"device": "cuda"}, {}, ("cuda:0", "cuda:1", "cuda:2")),
+        ({"device": "auto", "gpu_layers": -1}, {}, ("cuda:0", "cuda:1", "cuda:2")),
+        ({"device": "auto"}, {}, ("auto",)),
+        ({"device": "cpu", "gpu_layers": -1}, {}, ("cpu",)),
+        ({"device": "cuda:1"}, {}, ("cuda:1",)),
+        ({"device": "cuda", "main_gpu": 0}, {}, ("cuda",)),
+        ({"device": "cuda", "split_mode": "layer"}, {}, ("cuda",)),
+        ({"device": "cuda"}, {"CUDA_VISIBLE_DEVICES": "2"}, ("cuda",)),
+    ],
+)
+def test_every_gpu_gets_a_worker_unless_one_is_named_or_models_are_split(
+    nvml: FakeNvml, settings: dict, environment: dict[str, str], devices: tuple[str, ...]
+) -> None:
+    nvml.num_gpus = 3
+    assert worker_devices(WorkerSettings(**settings), environment) == devices
+
+
+@pytest.mark.parametrize(("num_gpus", "has_driver"), [(1, True), (3, False)])
+def test_one_gpu_or_no_driver_leaves_the_wish_as_it_is(nvml: FakeNvml, num_gpus: int, has_driver: bool) -> None:
+    nvml.num_gpus, nvml.has_driver = num_gpus, has_driver
+    assert worker_devices(WorkerSettings(device="cuda"), {}) == ("cuda",)
 
 
 def test_auto_falls_back_to_the_cpu_without_a_driver(nvml: FakeNvml) -> None:
