@@ -83,7 +83,7 @@ def _langchain(url: str, results: Path, *, is_quick: bool) -> Run:
 
 # Of llama-server's test files those about what Keepwarm claims to do as well; in test_completion.py the tests of /v1.
 LLAMA_SERVER_CHOICE = "not test_completion.py or openai"
-LLAMA_SERVER_TESTS = ("chat_completion", "completion", "embedding", "rerank", "tool_call")
+LLAMA_SERVER_TESTS = ("chat_completion", "compat_oai_responses", "completion", "embedding", "rerank", "tool_call")
 
 
 def _llama_server(url: str, results: Path, *, is_quick: bool) -> Run:

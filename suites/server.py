@@ -16,7 +16,7 @@ EMBEDDING_MODEL, RERANK_MODEL = "tiny-embed", "tiny-rerank"
 ENCODER_CONTEXT = 512  # of letters, which is what their vocabulary has
 # Names that suites ask for and don't let one choose.
 _MODELS_YAML = f"""models:
-  {CHAT_MODEL}: {{aliases: [gpt-demo, gpt-3.5-turbo, gpt-3.5-turbo-instruct, davinci-002]}}
+  {CHAT_MODEL}: {{aliases: [gpt-demo, gpt-3.5-turbo, gpt-3.5-turbo-instruct, davinci-002, gpt-4.1]}}
   {EMBEDDING_MODEL}: {{aliases: [text-embedding-3-small], matryoshka: true}}
 """
 
