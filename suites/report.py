@@ -16,7 +16,8 @@ _HEAD = """# Suites that others wrote, run against Keepwarm
 Made by `make suites`, which starts a real Keepwarm on loopback with the demo models and tiny encoders. A failed test
 without a reason in `suites/known_failures.toml` fails the target, and so does a reason that no failure needs any more.
 
-The official Python SDK has no line here: the ordinary tests use it, above all `tests/integration/test_api_openai_sdk.py`.
+The official Python SDK has no line here: the ordinary tests use it, above all
+`tests/integration/test_api_openai_sdk.py`.
 
 """
 
