@@ -58,7 +58,7 @@ lock: ## renew the lock files (needs uv)
 	$(UV_COMPILE) --group build pyproject.toml -o requirements.lock
 	$(UV_COMPILE) --group build --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 	echo 'pip>=26' | $(UV_COMPILE) - -o tools/pip.lock
-	for suite in suites/*/requirements.in; do $(UV_COMPILE) $$suite -o $${suite%.in}.txt; done
+	for suite in suites/*/requirements.in benchmarks/*/requirements.in; do $(UV_COMPILE) $$suite -o $${suite%.in}.txt; done
 
 clean: ## remove .venv and every cache of the tools
 	rm -rf .venv .suites suites/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
