@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tasks.errors import InvalidSetting
+from tasks.fleet import CachePolicy
 from tests.support.gguf_bytes import LLAMA, gguf_bytes
 from workers.gguf_header import GgufHeader, read_header
 from workers.model_files import FolderScanner, ModelFile, ModelFolder
@@ -53,6 +55,24 @@ def test_overrides_are_applied(folder: Path) -> None:
     assert (model.ttl_s, model.fallback, model.replicas, model.max_replicas) == (600, "other", 2, 2)
 
 
+def test_a_cache_has_a_time_to_live_and_a_bound_per_answer(folder: Path) -> None:
+    assert only_model(folder).cache is None
+    assert only_model(folder, "models: {tiny-1: {cache: {ttl: 1h}}}").cache == CachePolicy(
+        ttl_s=3600, max_bytes=256 * 1024
+    )
+
+
+def test_the_fingerprint_follows_the_file_and_what_it_is_loaded_with(folder: Path) -> None:
+    before = only_model(folder)
+    path = folder / "Tiny-1.gguf"
+    longer = only_model(folder, "models: {tiny-1: {context_length: 32}}")
+    renamed = only_model(folder, "models: {tiny-1: {alias: gpt-4o}}")
+    os.utime(path, (1, 1))
+    touched = only_model(folder)
+    assert before.fingerprint == renamed.fingerprint
+    assert len({each.fingerprint for each in (before, longer, touched)}) == 3
+
+
 def test_single_alias_may_be_a_plain_name(folder: Path) -> None:
     assert only_model(folder, "models: {tiny-1: {alias: gpt-4o, ttl: 90}}").aliases == ("gpt-4o",)
 
@@ -78,6 +98,8 @@ def test_empty_overrides_change_nothing(folder: Path, yaml: str) -> None:
             "kv_type: Input should be 'auto', 'f16', 'bf16', 'q8_0'",
         ),
         ("models: {tiny-1: {ttl: soon}}", "ttl: write it in seconds, or like 90s, 10m or 2h"),
+        ("models: {tiny-1: {cache: {ttl: 1h, size: 1}}}", "unknown key `cache.size`; known are ttl, max_bytes"),
+        ("models: {tiny-1: {cache: {max_bytes: 1MiB}}}", "cache.ttl: Field required"),
         ("models: {tiny-1: {alias: a, aliases: [b]}}", "either alias or aliases"),
         ("models: {tiny-1: {device: gpu}}", "a device is cpu, cuda or cuda:NUMBER"),
         ("models: {tiny-1: {alias: 'a b'}}", "alias.0: a model's name has .*got 'a b'"),
