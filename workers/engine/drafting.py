@@ -40,10 +40,11 @@ class Drafting:
         if not longest:
             return
         guesses = [each.lookup.guess(min(longest, each.room - 1)) for each in generating]
-        if not (any(guesses) or self._guesser) or not self._speculation.is_due(len(generating)):
+        is_guessing = self._guesser is not None and self._guesser.is_awake()
+        if not (is_guessing or any(guesses)) or not self._speculation.is_due(len(generating)):
             return
         plan = self._speculation.best(guesses)
-        if self._guesser is not None and self._guesser.prepare(generating, longest, plan.speedup):
+        if self._guesser is not None and is_guessing and self._guesser.prepare(generating, longest, plan.speedup):
             return
         for each, length in zip(generating, plan.lengths, strict=True):
             if length:
@@ -83,13 +84,16 @@ class _Guesser:
         self._spent_s = self._saved_s = self._plain_s = 0.0  # in this step
         self._catching_up: Sequence | None = None  # begun is to be done: half of it is worth nothing
 
+    def is_awake(self) -> bool:
+        """Asked once per step: whether there may be something to do."""
+        self._pause = max(0, self._pause - 1)
+        return not self._pause and self._model is not None
+
     def prepare(self, generating: Items[Sequence], longest: int, speedup: float) -> bool:
         """Whether the sequences have drafts now, which promise more than this speedup, or show whether they would."""
-        if self._pause:
-            self._pause -= 1
-            return False
+        assert self._model is not None, "asked while asleep"
         try:
-            return self._model is not None and self._work(self._model, generating, longest, speedup)
+            return self._work(self._model, generating, longest, speedup)
         except EngineFailed as error:
             print(f"runner: goes on without the draft model: {error}", file=sys.stderr)
             self._model = None

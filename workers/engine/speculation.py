@@ -43,7 +43,7 @@ class Speculation:
         return self._max_drafted // generating if generating <= MAX_GENERATING else 0
 
     def is_due(self, generating: int) -> bool:
-        """Whether the next step may have drafts; asked once per step. Now and then one goes without."""
+        """Whether the next step may have drafts; asked once per step with guesses. Now and then one goes without."""
         if generating not in self._costs or self._since_plain >= PLAIN_EVERY:
             return False
         self._decisions += 1
