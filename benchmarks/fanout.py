@@ -126,7 +126,7 @@ def _await_answer(api: Api, limit_s: float = 60.0) -> None:
     give_up_at = time.monotonic() + limit_s
     while True:
         try:
-            api.http.get("/healthz")
+            api.http.get("/livez")
             return
         except Exception:
             if time.monotonic() > give_up_at:
