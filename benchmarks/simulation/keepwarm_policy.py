@@ -34,27 +34,28 @@ class KeepwarmPolicy:
     def begin(self, cluster: Cluster) -> None:
         self.state, self.placement, self.memo = PolicyState(), Placement(), Memo()
         self.reports: dict[str, tuple[int, WorkerReport]] = {}
+        self.looked_ms: int | None = None
         self.offers: dict[tuple[str, frozenset[str]], tuple[ModelOffer, ...]] = {}
 
     def decide(self, cluster: Cluster) -> None:
         if not cluster.queues and not self._is_due(cluster):
             return
         arrivals, cluster.arrivals = cluster.arrivals, {}
+        now_ms = int(cluster.now_ms)
         decided = plan(
             demand=Demand(
                 queues=_queues(cluster),
                 arrivals=arrivals,
+                looked_ms=self.looked_ms,
                 service_ms={model: mean for model, (mean, _) in cluster.service.items()},
             ),
-            fleet=Fleet(
-                now_ms=int(cluster.now_ms), workers=tuple(self._report(worker, cluster) for worker in cluster.workers)
-            ),
+            fleet=Fleet(now_ms=now_ms, workers=tuple(self._report(worker, cluster) for worker in cluster.workers)),
             placement=self.placement,
             state=self.state,
             rules=self.rules,
             memo=self.memo,
         )
-        self.state, self.placement = decided.state, decided.placement
+        self.state, self.placement, self.looked_ms = decided.state, decided.placement, now_ms
         for worker in cluster.workers:
             desired = self.placement.workers[worker.name]
             for model in desired.evict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.table import Table
@@ -69,7 +70,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    machine: dict[str, object]
+    machine: dict[str, Any]
     terms: Terms
     runs: list[Run]
 

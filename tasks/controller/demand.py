@@ -27,6 +27,7 @@ class Demand:
 
     queues: tuple[QueueReport, ...] = ()
     arrivals: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (model, priority) → new jobs since then
+    looked_ms: int | None = None  # when the arrivals were taken last; None: not known, so a tick ago
     service_ms: Mapping[str, float] = field(default_factory=dict)  # model → mean run time of a job
     asks: Mapping[str, str] = field(default_factory=dict)  # model → "warm" or "evict"
     quarantined: Mapping[str, str] = field(default_factory=dict)  # model → the reason

@@ -79,8 +79,7 @@ def plan(
     `memo`: what an earlier call derived from objects that are still the same; it saves time and changes nothing."""
     view = FleetView(fleet, placement, memo if memo is not None else Memo())
     state = with_arrivals(state, demand.arrivals, fleet.now_ms, rules)
-    waiting, arrived = {queue.model for queue in demand.queues}, {model for model, _ in demand.arrivals}
-    scene = Scene(view, demand, with_asked(state, waiting, arrived, fleet.now_ms, rules), rules)
+    scene = Scene(view, demand, with_asked(state, demand, fleet.now_ms, rules), rules)
     _note_failures(scene)
     _drop_quarantined(scene)
     _drop_asked(scene)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
+from tasks.controller.demand import Demand
 from tasks.controller.rules import Rules
 from tasks.fleet import RunnerReport
 from tasks.jobs import Priority
@@ -77,16 +78,15 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return min(refilled, rules.bucket_cap_ms)
 
 
-def with_asked(
-    state: PolicyState, waiting: Collection[str], arrived: Collection[str], now_ms: int, rules: Rules
-) -> PolicyState:
-    """The state after a look at whom jobs wait for, and for whom some came since the last look, a tick ago."""
-    if not waiting and not arrived and not state.asked_ms:
+def with_asked(state: PolicyState, demand: Demand, now_ms: int, rules: Rules) -> PolicyState:
+    """The state after a look at whom jobs wait for, and for whom some came since the last look."""
+    if not demand.queues and not demand.arrivals and not state.asked_ms:
         return state
     known = {model: at_ms for model, at_ms in state.asked_ms.items() if now_ms - at_ms < rules.report_ms}
-    for model in arrived:
-        known[model] = max(known.get(model, 0), now_ms - rules.tick_ms)
-    known |= dict.fromkeys(waiting, now_ms)
+    looked_ms = demand.looked_ms if demand.looked_ms is not None else now_ms - rules.tick_ms
+    for model, _ in demand.arrivals:
+        known[model] = max(known.get(model, 0), looked_ms)
+    known |= {queue.model: now_ms for queue in demand.queues}
     return msgspec.structs.replace(state, asked_ms=known)
 
 

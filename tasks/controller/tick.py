@@ -40,6 +40,7 @@ class Controller:
     _state: PolicyState = field(default_factory=PolicyState)
     _kept: tuple[int, PolicyState] = (0, PolicyState())  # when it was last written, and what
     _memo: Memo = field(default_factory=Memo)
+    _looked_ms: int | None = None  # when arrivals were taken last
     _said: frozenset[tuple[str, str, str, str | None]] = frozenset()
 
     def tick(self) -> Plan | None:
@@ -50,6 +51,7 @@ class Controller:
         if leadership != self._leadership:
             self._leadership, self._state = leadership, self.policy.state()
             self._kept = (0, self._state)
+            self._looked_ms = None
         self.rescue.sweep()
         placement = self.fleet.placement()
         fleet = self.fleet.fleet()
@@ -59,12 +61,14 @@ class Controller:
         asked = Demand(
             queues=queues,
             arrivals=self.policy.take_arrivals(),
+            looked_ms=self._looked_ms,
             service_ms=self.policy.service_ms() if queues else {},
             asks=asks,
             quarantined=quarantined,
             away=away,
         )
         demand = as_demand_of_bases(asked, adapters_of(fleet, away))
+        self._looked_ms = fleet.now_ms
         decided = plan(demand=demand, fleet=fleet, placement=placement, state=self._state, memo=self._memo)
         if decided.placement.epoch != placement.epoch:
             failpoint("before_place")

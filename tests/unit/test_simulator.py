@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,8 +16,9 @@ from benchmarks.simulation.parameters import GB, Hardware, Model, Setting, zoo
 from benchmarks.simulation.trial import run
 from benchmarks.simulation.workload import BATCH, INTERACTIVE, Request, synthetic
 from benchmarks.swapping.open_loop import Answer
-from benchmarks.swapping.report import Loads, Run
-from benchmarks.swapping.schedule import Ask
+from benchmarks.swapping.report import Loads, Report, Run, Terms, ratios, read_report, write_report
+from benchmarks.swapping.schedule import Ask, Scale
+from benchmarks.swapping.sides import Setting as Mix
 
 POLICIES = ("keepwarm", *line_up({}))
 PLAIN = Hardware(  # a step takes 100 ms, a load 1.5 s from the disk and 0.6 s from the page cache
@@ -172,6 +174,24 @@ def test_the_pace_is_found_from_one_run_and_predicts_another():
 def test_a_machine_that_is_twice_as_slow_is_not_mistaken_for_this_one():
     slow = Pace(byte_s=2 * PACE.byte_s, sequence_s=0.01, prompt_tokens_per_step=20.0)
     assert max(compare(real_run(), slow, 4).errors) > 0.15
+
+
+def test_runs_are_read_as_they_were_kept_so_that_a_later_call_goes_on_behind_them(tmp_path: Path):
+    setting = Mix(models=tmp_path / "family", threads=2, slots=4, context_length=1024, kv_type="bf16")
+    scale = Scale(rate_per_s=0.5, num_requests=40, length_divisor=16)
+    terms = Terms(setting=setting, scale=scale, room_bytes=GB, services_bytes=None)
+    report = Report(machine={"cpu": "one", "cores": 2, "packages": {"numpy": "2"}}, terms=terms, runs=[real_run()])
+    write_report(tmp_path / "swap.json", report)
+    assert read_report(tmp_path / "swap.json") == report
+    (tmp_path / "swap.json").write_text('{"runs": [], "scale": {}}')  # of an earlier version
+    assert read_report(tmp_path / "swap.json") is None
+
+
+def test_ratios_are_taken_schedule_by_schedule():
+    fast, slow = (msgspec.structs.replace(real_run(seed), p95_s=2.0 + seed) for seed in (0, 1))
+    theirs = [msgspec.structs.replace(each, side="router", p95_s=4.0) for each in (fast, slow)]
+    assert ratios("router", 2, [fast, slow, *theirs]) == [0.5, 0.75]
+    assert ratios("router", 2, [fast, *theirs]) == [0.5]
 
 
 def test_without_an_answer_of_some_length_there_is_no_pace():
