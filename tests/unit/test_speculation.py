@@ -30,7 +30,10 @@ def batching_cpu(generating: int, drafted: int) -> float:
 
 def lengths(policy: Speculation, guesses: list[Guess | None]) -> list[int]:
     """Of the next step's drafts."""
-    return policy.best(guesses).lengths if policy.is_due(len(guesses)) else [0] * len(guesses)
+    if not policy.is_due(len(guesses)):
+        return [0] * len(guesses)
+    policy.decided()
+    return policy.best(guesses).lengths
 
 
 def drive(policy: Speculation, machine: Machine, guesses: list[Guess | None], steps: int = 200) -> list[int]:

@@ -44,7 +44,12 @@ class Drafting:
         if not (is_guessing or any(guesses)) or not self._speculation.is_due(len(generating)):
             return
         plan = self._speculation.best(guesses)
-        if self._guesser is not None and is_guessing and self._guesser.prepare(generating, longest, plan.speedup):
+        is_the_models = (
+            self._guesser is not None and is_guessing and self._guesser.prepare(generating, longest, plan.speedup)
+        )
+        if is_the_models or any(guesses):
+            self._speculation.decided()
+        if is_the_models:
             return
         for each, length in zip(generating, plan.lengths, strict=True):
             if length:

@@ -43,13 +43,14 @@ class Speculation:
         return self._max_drafted // generating if generating <= MAX_GENERATING else 0
 
     def is_due(self, generating: int) -> bool:
-        """Whether the next step may have drafts; asked once per step with guesses. Now and then one goes without."""
-        if generating not in self._costs or self._since_plain >= PLAIN_EVERY:
-            return False
+        """Whether the next step may have drafts. Now and then one goes without."""
+        return generating in self._costs and self._since_plain < PLAIN_EVERY
+
+    def decided(self) -> None:
+        """A step had guesses, whether they were drafted or not: what drafts cost is known a little less."""
         self._decisions += 1
         if self._decisions % FORGET_EVERY == 0:
             self._forget()
-        return True
 
     def best(self, guesses: Items[Guess | None], position_s: float = 0.0) -> Plan:
         """The lengths of most tokens per second; a guess per sequence, None where there is none.
