@@ -60,6 +60,7 @@ def texts(api: Api, client: openai.OpenAI) -> dict[str, str]:
 
 
 def test_job_for_a_cold_adapter_loads_its_base(api: Api, client: openai.OpenAI, texts: dict[str, str]) -> None:
+    wait_until(lambda: bool(api.runners()), "a heartbeat tells of the runner")
     (runner,) = api.runners()
     assert (runner["model"], set(runner["adapters"])) == ("base", {"formal", "rhyming"})
     assert [(details(api, name)["state"], details(api, name)["base"]) for name in NAMES] == [
