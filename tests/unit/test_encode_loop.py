@@ -76,6 +76,18 @@ def test_a_long_input_is_not_overtaken_for_ever():
     assert any(batch == [(200,) * 500] for batch in backend.batches)
 
 
+def test_jobs_that_end_at_once_take_no_turn_from_the_one_behind_them():
+    backend = Echo()
+    loop = EncodeLoop(backend, max_tokens=512, max_inputs=8)
+    loop.add(job(1, 500))
+    loop.add(job(2, *[500] * 20))
+    loop.add(job(3, 500))
+    for key in range(4, 13):
+        loop.step()
+        loop.add(job(key, 500))
+    assert [200 <= batch[0][0] < 300 for batch in backend.batches].count(True) >= 3
+
+
 def test_a_batch_has_one_adapter_and_all_of_them_get_their_turn():
     backend = Echo()
     loop = EncodeLoop(backend, max_tokens=512, max_inputs=8)

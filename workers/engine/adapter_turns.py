@@ -19,16 +19,17 @@ class AdapterTurns:
         self._since_s = 0.0
         self._steps = 0  # in this turn
         self._number = 0  # of this turn
-        self._served: dict[str, int] = {}  # adapter → its last turn
+        self._served: dict[str, int] = {}  # adapter → its last turn, or the one in which it came
 
     def choose(self, adapters: AbstractSet[str], now_s: float) -> str:
         """One of these, for one step; `now_s` is monotonic."""
+        if adapters != self._served.keys():  # who comes anew goes behind those who wait: else these might for ever
+            self._served = {each: self._served.get(each, self._number) for each in adapters}
         is_over = self._steps >= TURN_STEPS or now_s - self._since_s >= TURN_S
         if self._current is None or self._current not in adapters or (is_over and len(adapters) > 1):
             others = [each for each in adapters if each != self._current]
-            self._current = min(others, key=lambda each: (self._served.get(each, 0), each))
+            self._current = min(others, key=lambda each: (self._served[each], each))
             self._since_s, self._steps, self._number = now_s, 0, self._number + 1
-            self._served = {each: turn for each, turn in self._served.items() if each in adapters}
             self._served[self._current] = self._number
         self._steps += 1
         return self._current

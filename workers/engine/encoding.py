@@ -85,7 +85,7 @@ class EncodeLoop:
         rows = self._backend.encode(batch, chosen[0][0].adapter)
         if not chosen[0][0].adapter and not np.isfinite(rows).all():
             raise EngineFailed("The model produced NaN or infinity: its file is damaged.")
-        at = 0
+        at, first = 0, chosen[0][0]
         for job, count in chosen:
             own, at = rows[at : at + count], at + count
             if not np.isfinite(own).all():
@@ -97,7 +97,8 @@ class EncodeLoop:
             if job.num_left == 0:
                 self._jobs.remove(job)
                 outputs.append(_done(job))
-        self._jobs.rotate(-1)  # who came first was served best
+        if self._jobs and self._jobs[0] is first:  # served best; had it ended, the next one is first by now
+            self._jobs.rotate(-1)
         return tuple(outputs)
 
 
