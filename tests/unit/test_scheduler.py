@@ -77,6 +77,7 @@ def test_prefill_takes_a_few_times_as_long_as_the_step_of_those_who_wait_for_it(
     pace.measured(128, 0, 0.256)  # 2 ms per token
     assert pace.chunk(generating=1, waiting=1) == 100
     assert pace.chunk(generating=0, waiting=1) == 500
+    assert pace.chunk(generating=0, waiting=1, is_brief=True) == 125
 
 
 def test_gap_that_nobody_notices_is_always_allowed():

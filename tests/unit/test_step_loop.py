@@ -13,7 +13,7 @@ from tasks.generation import SamplingParams
 from tasks.jobs import Priority
 from tests.support.generating import Heard, listen, request
 from workers.engine.adapter_turns import TURN_STEPS
-from workers.engine.backend import NoRoom
+from workers.engine.backend import Interrupted, NoRoom
 from workers.engine.fake import TOKEN_BYTES, FakeBackend, FakeState
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.parked_states import ParkedStates
@@ -319,6 +319,33 @@ def test_urgent_prompt_does_not_wait_for_the_prefill_of_batch_work():
     while 2 not in heard:
         assert 1 not in heard
         listen(loop, heard)
+
+
+class HurriedBackend(WatchedBackend):
+    """Somebody urgent arrives in each decode."""
+
+    loop: StepLoop
+    is_stopped = False
+
+    def decode(self, batch, adapter: str = "") -> Floats:
+        self.loop.hurry()
+        if self.is_stopped:
+            self.is_stopped = False
+            raise Interrupted
+        return super().decode(batch, adapter)
+
+    def interrupt(self) -> None:
+        self.is_stopped = True
+
+
+def test_batch_work_gets_on_however_many_urgent_ones_hurry() -> None:
+    backend = HurriedBackend(2)
+    loop = backend.loop = loop_of(backend)
+    add(loop, 1, PROMPTS[2], Priority.BATCH)
+    add(loop, 2, "short", Priority.BATCH, adapter="tuned")
+    heard = run(loop)
+    assert heard[1].text == alone(PROMPTS[2]).text
+    assert heard[2].text == alone("short", adapter="tuned").text
 
 
 def test_conversation_is_found_again_in_memory_after_its_slot_was_overwritten():

@@ -60,12 +60,12 @@ class PrefillPace:
         self._token_s: float | None = None  # seconds per prompt token; in averages the newest measurement counts half
         self._generation_s = 0.0  # seconds per step without a prompt
 
-    def chunk(self, *, generating: int, waiting: int) -> int:
+    def chunk(self, *, generating: int, waiting: int, is_brief: bool = False) -> int:
         """Prompt tokens for the next step at most, given how many sequences wait for their next and for their first
-        token."""
+        token. `is_brief`: somebody may come who can't stop it."""
         if self._token_s is None:
             return min(self._chunk, self.FIRST_CHUNK)
-        budget_s = self.LONGEST_S
+        budget_s = self.LONGEST_BESIDE_S if is_brief else self.LONGEST_S
         if generating:
             fair_s = self.GENERATION_STEPS * self._generation_s
             burst_s = min(self.LONGEST_BESIDE_S, fair_s * waiting / generating)

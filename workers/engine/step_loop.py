@@ -62,6 +62,7 @@ class StepLoop:
         self._outbox: list[TokenOut | Done] = []  # outputs that need no decode: cancelled, already complete
         self._prefilling: frozenset[int] = frozenset()  # keys with a piece of their prompt in the batch under way
         self._can_wait = False  # the batch under way is of batch work only, and can be begun again
+        self._has_waited = False  # the last such batch was stopped: the next one goes through, or none ever might
         self._arrivals = 0
         self._steps = 0
 
@@ -106,7 +107,7 @@ class StepLoop:
 
     def hurry(self) -> None:
         """Somebody more urgent than batch work has arrived: stop the decode under way if it is of batch work only, to
-        begin again beside the newcomer. Any thread may call this."""
+        begin again beside the newcomer. Of two in a row one is left alone. Any thread may call this."""
         if self._can_wait:
             self._backend.interrupt()
 
@@ -239,7 +240,8 @@ class StepLoop:
         running = self._slots.running
         prefilling = [each for each in running if each.pending > 1]
         generating = sum(each.pending == 1 and each.priority is not Priority.BATCH for each in running)
-        chunk = self._pace.chunk(generating=generating, waiting=len(prefilling))
+        is_brief = self._has_waited and all(each.priority is Priority.BATCH for each in prefilling)
+        chunk = self._pace.chunk(generating=generating, waiting=len(prefilling), is_brief=is_brief)
         return max(1, chunk // len({each.adapter for each in prefilling}))
 
     def _decode_with_drafts(self, running: list[Sequence], pending: list[int]) -> Floats:
@@ -292,11 +294,16 @@ class StepLoop:
             for sequence, wanted, count in zip(running, pending, granted, strict=True)
             if wanted > 1 and count
         )
+        is_batch_work = all(sequence.priority is Priority.BATCH for sequence in running)
         # Without its tail a state that can't be cut would have to be computed from the start.
-        self._can_wait = self._backend.cuts_tails and all(sequence.priority is Priority.BATCH for sequence in running)
+        self._can_wait = self._backend.cuts_tails and is_batch_work and not self._has_waited
         started_s = self._monotonic_s()
         try:
             logits = self._backend.decode(batch, running[0].adapter)
+            self._has_waited = self._has_waited and not is_batch_work
+        except Interrupted:
+            self._has_waited = self._has_waited or is_batch_work
+            raise
         finally:
             self._prefilling = frozenset()
             self._can_wait = False
