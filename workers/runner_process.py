@@ -119,7 +119,8 @@ class RunnerProcess:
         prepare = functools.partial(self._intake.prepare_forever, engine.prepare)
         threading.Thread(target=prepare, name="prepare", daemon=True).start()
         try:
-            self._step_until_shutdown(engine)
+            with StepFrames(self._send, interval_s=self._config.frame_s) as frames:
+                self._step_until_shutdown(engine, frames)
         except EngineFailed as error:
             self._send(Fatal(str(error)))
             exit_now(EXIT_ENGINE_FAILED)
@@ -144,8 +145,7 @@ class RunnerProcess:
         self._send(ready)
         return engine
 
-    def _step_until_shutdown(self, engine: Engine[Any]) -> None:
-        frames = StepFrames(self._send, interval_s=self._config.frame_s)
+    def _step_until_shutdown(self, engine: Engine[Any], frames: StepFrames) -> None:
         while True:
             taken = self._take_work(wait=not engine.has_work)
             if taken:

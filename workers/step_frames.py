@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from workers.messages import Done, Output, Step
 
 
 class StepFrames:
-    """Holds the output of fast steps until their common frame is due. `clock` counts seconds."""
+    """Holds the output of fast steps until their common frame is due. `clock` counts seconds.
+
+    Use as a context manager around the steps: also when one fails, what those before it made goes out."""
 
     def __init__(
         self, send: Callable[[Step], None], *, interval_s: float, clock: Callable[[], float] = time.monotonic
@@ -26,6 +29,14 @@ class StepFrames:
         self._held: list[Output] = []
         self._begun: set[int] = set()  # keys of sequences that have said something and go on
         self._sent_at = -interval_s
+
+    def __enter__(self) -> StepFrames:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
 
     def add(self, outputs: Sequence[Output]) -> None:
         """The output of one more step. An empty one counts too: the number of a frame is the proof of life."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.engine.base import EngineFailed
 from workers.messages import Done, Step, TokenOut
 from workers.step_frames import StepFrames
 
@@ -79,6 +81,20 @@ def test_held_output_goes_out_before_a_step_that_may_be_long():
     sent.step(token(1))
     sent.to.flush()
     sent.to.flush()
+    assert sent.ids == [[0], [1]]
+
+
+def test_what_steps_made_goes_out_also_when_the_next_one_fails():
+    sent = Sent()
+
+    def steps() -> None:
+        with sent.to:
+            sent.step(token(0))
+            sent.step(token(1))
+            raise EngineFailed
+
+    with pytest.raises(EngineFailed):
+        steps()
     assert sent.ids == [[0], [1]]
 
 
