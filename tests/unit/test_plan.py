@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.controller.decisions import Action, Code
@@ -25,10 +25,11 @@ from tasks.jobs import WorkerId
 
 NOW_MS = 1_000_000_000
 GIB = 2**30
+LOAD_MS = 1000
 
 
 def offer(model: str, gib: float = 1, **fields: object) -> ModelOffer:
-    values = {"context_length": 4096, "slots": 4, "bytes": int(gib * GIB), "load_ms": 1000, **fields}
+    values = {"context_length": 4096, "slots": 4, "bytes": int(gib * GIB), "load_ms": LOAD_MS, **fields}
     return ModelOffer(id=model, **values)  # type: ignore[arg-type]
 
 
@@ -214,6 +215,10 @@ MODELS = [
 ]
 
 
+# Before so long nothing that waits has so much less slack than jobs that run, which are late for nothing.
+LEAST_WAIT_MS = RULES.slack_margin_ms + RULES.slack_margin_per_load * LOAD_MS - LOAD_MS
+
+
 @st.composite
 def fleets(draw: st.DrawFn) -> tuple[WorkerReport, ...]:
     workers = []
@@ -236,6 +241,9 @@ def fleets(draw: st.DrawFn) -> tuple[WorkerReport, ...]:
         unique_by=lambda queue: queue.model,
     ),
 )
+@example(
+    workers=(worker(tuple(MODELS), (runner("d", 2, in_flight=1, age_s=5),), budget_gib=3),), queues=[waiting("c", 3)]
+)
 def test_plan_keeps_the_budget_spares_the_pinned_and_repeats_itself(
     workers: tuple[WorkerReport, ...], queues: list[QueueReport]
 ) -> None:
@@ -249,5 +257,6 @@ def test_plan_keeps_the_budget_spares_the_pinned_and_repeats_itself(
         assert sum(size[model] for model in staying) <= each.budget_bytes
         assert "p" not in desired.evict
         for resident in each.runners:
-            if resident.model in desired.evict and resident.in_flight:
-                assert any(queue.oldest_age_ms >= RULES.interactive_target_ms for queue in queues)
+            if resident.model in desired.evict and resident.in_flight:  # rule 5c at the earliest
+                assert NOW_MS - resident.since_ms >= RULES.residency_floor_ms(LOAD_MS)
+                assert any(queue.oldest_age_ms >= LEAST_WAIT_MS for queue in queues)
