@@ -3,8 +3,8 @@
     keepwarm   POST /v1/chat/completions (stream), 32 clients: HTTP, admission, Celery, worker, runner, store, SSE
     peers      one producer and one worker process with 32 threads or tasks, whose task counts and does nothing else
 
-All use the same server with the same settings, and payloads of the same size. Rounds alternate; a ratio is one of two
-rounds that follow each other. What the peers don't do is in the table: the figures compare the cost of the queue alone
+All use the same server with the same settings, and payloads of the same size. Rounds alternate; a ratio is one of the
+n-th rounds of two sides. What the peers don't do is in the table: the figures compare the cost of the queue alone
 with the cost of all that an answer takes.
 """
 
