@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 from anyio import to_thread
@@ -25,6 +26,9 @@ from tasks.forecast import QueueRoom
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.stream_events import End, NumberedEvent
+
+if TYPE_CHECKING:  # no module of the front loads a client of the store
+    from tasks.store.token_reader import Follower
 
 CACHE_HEADER = "x-keepwarm-cache"
 MAX_FOLLOWED = 2  # jobs of others that end without an answer; after that a request computes its own
@@ -58,6 +62,7 @@ class AnswerSource:
         self._attached = attached
         self.ends_with_client = idempotency_key is None and not outlives_client
         self._has_left = False
+        self._heard_by: Follower | None = None
         self._submitted: Submitted
         self.job: Job  # what the answer is called after
         self.cache: CacheOutcome | None
@@ -95,6 +100,13 @@ class AnswerSource:
             return self.job
         serving = await to_thread.run_sync(self._front.backend.jobs.get, self.waiting_job.id)
         return msgspec.structs.replace(serving, id=self.job.id, created_ms=self.job.created_ms)
+
+    async def close(self) -> None:
+        """Nothing more is read here; the job goes on. A generator that was never begun has no end that lets go of what
+        it was given."""
+        await self.batches.aclose()
+        if self._heard_by is not None:
+            await self._front.backend.streams.ignore(self._heard_by)
 
     async def leave(self) -> None:
         """Nobody wants this answer any more."""
@@ -134,6 +146,7 @@ class AnswerSource:
             raise
         self._submitted = submitted
         if submitted.is_heard:
+            self._heard_by = follower
             return submitted, streams.follow_batches(job_id, follower=follower)
         await streams.ignore(follower)
         if submitted.answer:

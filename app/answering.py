@@ -174,8 +174,7 @@ class LiveAnswer:
         try:
             held_back = await self.hold_back()
         except BaseException:
-            await self.watch.finish()
-            await self.batches.aclose()
+            await self.close()
             raise
         return SseResponse(self._chunks(form_of, held_back), self.headers)
 
@@ -264,6 +263,11 @@ class LiveAnswer:
 
     async def cancel(self) -> None:
         await self._source.leave()
+
+    async def close(self) -> None:
+        """Neither the client nor the job is followed any more; both go on."""
+        await self.watch.finish()
+        await self._source.close()
 
 
 def has_begun(batch: Batch) -> bool:

@@ -238,7 +238,9 @@ class TokenStreams(Protocol):
         """Hear of a job that is yet to be admitted; then `follow_batches` or `ignore`."""
         ...
 
-    async def ignore(self, follower: Follower) -> None: ...
+    async def ignore(self, follower: Follower) -> None:
+        """Also of one that is not heard any more."""
+        ...
 
     def follow_batches(
         self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None

@@ -89,6 +89,8 @@ async def answer_with_choices(
             sources.append(source)
     except BaseException:  # whatever it is: nobody waits for these any more
         await leave_all(sources)
+        for source in sources:
+            await source.close()
         raise
     if sources[0].record_id is not None:
         request.state.job_id = sources[0].record_id  # from here on errors carry it

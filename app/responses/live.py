@@ -205,14 +205,17 @@ async def _admitted(
         await to_thread.run_sync(records.discard, job_id)
         raise
     if live.job.id != job_id:  # an earlier request with this idempotency key has a record of its own
-        await to_thread.run_sync(records.discard, job_id)
+        try:
+            await to_thread.run_sync(records.discard, job_id)
+        except BaseException:
+            await live.close()
+            raise
     return live
 
 
 async def _later(live: LiveAnswer, response: StoredResponse) -> Response:
     """With an idempotency key, an earlier request may have brought it to its end."""
-    await live.watch.finish()
-    await live.batches.aclose()
+    await live.close()
     return Response(msgspec.json.encode(response_object(response, live.job)), 200, live.headers, "application/json")
 
 
@@ -223,8 +226,7 @@ async def _streamed(front: Front, live: LiveAnswer, response: StoredResponse) ->
         try:
             first = await live.hold_back()
         except BaseException:
-            await live.watch.finish()
-            await live.batches.aclose()
+            await live.close()
             raise
     events = ResponseEvents(response, live.job.id, live.job.created_ms)
     stream = ResponseStream(

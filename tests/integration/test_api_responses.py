@@ -3,6 +3,7 @@ scripted worker behind them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -277,6 +278,14 @@ def test_stream_goes_on_behind_any_event_on_another_front(sdk, front, worker):
     for event in whole:
         after = other.responses.retrieve(response.id, stream=True, starting_after=event.sequence_number)
         assert list(after) == whole[event.sequence_number + 1 :]
+
+
+def test_front_hears_nothing_more_of_a_response_that_nobody_reads(sdk, worker, store):
+    for _ in range(3):
+        in_background(sdk)
+    give_up_at = time.monotonic() + PATIENCE_S
+    while store.pubsub_channels(keys.LIVE_PREFIX + "*"):
+        assert time.monotonic() < give_up_at, "subscribed to jobs that no client follows"
 
 
 def test_background_stream_outlives_its_client(sdk, worker, meanwhile):

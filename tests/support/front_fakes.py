@@ -300,7 +300,8 @@ class FakeBackend:
         return self.listening[-1]
 
     async def ignore(self, follower: Follower) -> None:
-        self.listening.remove(follower)
+        if follower in self.listening:
+            self.listening.remove(follower)
 
     async def follow_batches(
         self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
@@ -315,7 +316,7 @@ class FakeBackend:
         finally:
             self.num_followers -= 1
             if follower is not None:
-                self.listening.remove(follower)
+                await self.ignore(follower)
 
 
 class InlineGrammarCheck(GrammarCheck):

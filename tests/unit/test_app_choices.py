@@ -124,6 +124,7 @@ def test_refused_choice_leaves_none_of_the_others_behind(client, fake):
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
     assert fake.cancelled == list(fake.jobs)
     assert len(fake.jobs) == 2
+    assert fake.listening == []
 
 
 def test_choice_that_breaks_at_admission_leaves_none_of_the_others_behind(client, fake):
