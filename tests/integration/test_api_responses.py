@@ -488,15 +488,15 @@ def test_stored_responses_are_bounded_and_the_oldest_go_first(store_settings, wo
     with FrontServer(create_app(ApiSettings(), connect_backend(settings))) as server:
         sdk = OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
         responses = []
-        for _ in range(3):
+        for _ in range(4):
             responses.append(in_background(sdk))
             created_ms = store.time()[1] // 1000
             while store.time()[1] // 1000 == created_ms:  # the order is that of the store's milliseconds
                 pass
         with pytest.raises(openai.NotFoundError):
             sdk.responses.retrieve(responses[0].id)
-        assert [sdk.responses.retrieve(response.id).status for response in responses[1:]] == ["queued"] * 2
-    assert store.zcard(keys.RESPONSES) == 2
+        assert [sdk.responses.retrieve(response.id).status for response in responses[1:]] == ["queued"] * 3
+    assert store.zcard(keys.RESPONSES) == 3  # the newest one came when there were two
 
 
 def test_deleting_a_response_deletes_its_content(sdk, worker, meanwhile, store):
@@ -539,6 +539,17 @@ def test_refused_job_leaves_no_response_behind(store_settings, worker, store):
         with pytest.raises(openai.RateLimitError):
             in_background(sdk)
     assert store.zcard(keys.RESPONSES) == len(store.keys(keys.response(JobId("*")))) == 1
+
+
+def test_refused_jobs_make_no_stored_response_go(store_settings, worker, store):
+    settings = store_settings.model_copy(update={"max_queue_per_model": 2, "max_responses": 2})
+    with FrontServer(create_app(ApiSettings(), connect_backend(settings))) as server:
+        sdk = OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+        kept = [in_background(sdk) for _ in range(2)]
+        for _ in range(3):
+            with pytest.raises(openai.RateLimitError):
+                in_background(sdk)
+        assert [sdk.responses.retrieve(response.id).status for response in kept] == ["queued"] * 2
 
 
 @pytest.mark.parametrize(

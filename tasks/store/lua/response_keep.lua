@@ -11,8 +11,7 @@ else
   redis.call('HSET', KEYS[1], 'response', ARGV[2], 'echo', ARGV[8], 'previous', ARGV[3],
     'retention', ARGV[4])
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', int(now))
-  redis.call('ZADD', KEYS[2], int(now + ARGV[4]), ARGV[1])
-  -- Beyond the bound the oldest ones go.
+  -- Beyond the bound the oldest ones go. This one is not counted yet: should its job be refused, none has gone for it.
   local excess = redis.call('ZCARD', KEYS[2]) - ARGV[6]
   if excess > 0 then
     for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, excess - 1)) do
@@ -20,6 +19,7 @@ else
       redis.call('ZREM', KEYS[2], id)
     end
   end
+  redis.call('ZADD', KEYS[2], int(now + ARGV[4]), ARGV[1])
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 0
