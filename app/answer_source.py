@@ -117,9 +117,9 @@ class AnswerSource:
     def _give_up(self, submitted: Submitted) -> None:
         jobs = self._front.backend.jobs
         if submitted.follows is not None:
-            jobs.leave(submitted.follows)
+            jobs.leave(submitted.follows, submitted.job.id)
         elif submitted.cache is CacheOutcome.MISS and self.ends_with_client:
-            jobs.leave(submitted.job.id)
+            jobs.leave(submitted.job.id, submitted.job.id)
         elif not submitted.answer:
             jobs.cancel(submitted.job.id)
 

@@ -42,8 +42,9 @@ class Jobs(Protocol):
 
     def cancel(self, job_id: JobId) -> Job: ...
 
-    def leave(self, job_id: JobId) -> None:
-        """End a job that others may wait for too, unless one of them does."""
+    def leave(self, job_id: JobId, client: JobId) -> None:
+        """End a job that others may wait for too, unless one of them does. `client`: the id under which the one asked
+        that no longer waits."""
         ...
 
     def position(self, job: Job) -> int | None: ...

@@ -246,9 +246,10 @@ class JobStore:
         )
 
     @translated
-    def leave(self, job_id: JobId) -> None:
-        """A client of a job that others may wait for too no longer does; the last one ends it."""
-        if self._leave(keys=[keys.job(job_id)]):
+    def leave(self, job_id: JobId, client: JobId) -> None:
+        """A client of a job that others may wait for too no longer does; the last one ends it. `client`: the id under
+        which it asked."""
+        if self._leave(keys=[keys.job(job_id)], args=[client]):
             self.cancel(job_id)
 
     @translated

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
+from tasks.answer_cache import AnswerKey, CacheWish
 from tasks.errors import IdempotencyMismatch, JobNotFound, JobNotRepeatable, QueueFull, StoreUnavailable
 from tasks.generation import ChatMessage, GenerationRequest, SamplingParams
 from tasks.job_filter import JobFilter
@@ -18,7 +19,7 @@ from tasks.store.job_store import FORGET_AFTER_MS, JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
-from tasks.stream_events import Tokens
+from tasks.stream_events import End, Tokens
 
 MODEL = "demo"
 W1, W2 = WorkerId("w1"), WorkerId("w2")
@@ -390,3 +391,28 @@ def test_broken_connections_cost_no_job_its_admission_claim_or_end(
     leases.finish(first, 1, JobState.SUCCEEDED, result=JobResult(text="", finish_reason="stop", usage=None))
     assert (jobs.get(first).state, jobs.get(second).state) == (JobState.SUCCEEDED, JobState.RUNNING)
     assert jobs.get(second).attempt == 1
+
+
+def test_clients_of_a_shared_job_are_counted_once_each_when_replies_get_lost(jobs):
+    key = AnswerKey(digest="d", fingerprint="f", ttl_ms=60_000, max_bytes=4096)
+    wish = CacheWish(key=key, ends_with_clients=True, may_follow=True)
+    job_id, twin = admit(jobs, wish=wish), new_job_id()
+    for _ in range(2):
+        again = jobs.admit(
+            twin, request(), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None, wish=wish
+        )
+        assert again.shared_with == job_id
+    for _ in range(2):
+        jobs.leave(job_id, twin)
+        assert jobs.get(job_id).state is JobState.QUEUED
+    for _ in range(2):
+        jobs.leave(job_id, job_id)
+        assert jobs.get(job_id).state is JobState.CANCELLED
+
+
+def test_job_that_was_answered_from_the_cache_is_written_once_when_the_reply_gets_lost(jobs):
+    job_id = new_job_id()
+    answer = (Tokens(text="Hi", ids=(1,)), End(state=JobState.SUCCEEDED, finish_reason="stop"))
+    for _ in range(2):
+        assert jobs.write_answered(job_id, request(), answer, priority=Priority.DEFAULT)
+    assert (jobs.get(job_id).last_seq, jobs.get(job_id).result.text) == (2, "Hi")

@@ -239,7 +239,7 @@ class FakeBackend:
             self.jobs[job_id] = msgspec.structs.replace(job, state=JobState.CANCELLED)
         return self.jobs[job_id]
 
-    def leave(self, job_id: JobId) -> None:
+    def leave(self, job_id: JobId, client: JobId) -> None:
         self.cancel(job_id)
 
     def position(self, job: Job) -> int | None:

@@ -67,8 +67,10 @@ if ARGV[15] ~= '' then
     local record = record_of(other, KEYS[1], ARGV[1])
     local job = redis.call('HMGET', record, 'state', 'priority', 'cancel', 'cache', 'clients')
     if can_follow(job) then
-      if job[5] then redis.call('HINCRBY', record, 'clients', 1) end
-      redis.call('HINCRBY', KEYS[16], 'shared ' .. ARGV[2], 1)
+      if not job[5] or redis.call('HSETNX', record, 'client ' .. ARGV[1], 1) == 1 then
+        if job[5] then redis.call('HINCRBY', record, 'clients', 1) end
+        redis.call('HINCRBY', KEYS[16], 'shared ' .. ARGV[2], 1)
+      end
       return {'shared', other, now}
     end
   end
@@ -110,7 +112,7 @@ if ARGV[10] ~= '' then
 end
 if ARGV[15] ~= '' then
   redis.call('HSET', KEYS[1], 'cache', ARGV[16])
-  if ARGV[17] == '1' then redis.call('HSET', KEYS[1], 'clients', 1) end
+  if ARGV[17] == '1' then redis.call('HSET', KEYS[1], 'clients', 1, 'client ' .. ARGV[1], 1) end
   redis.call('SET', KEYS[13], ARGV[1], 'PX', 3600000)
   redis.call('HINCRBY', KEYS[16], 'miss ' .. ARGV[2], 1)
 end

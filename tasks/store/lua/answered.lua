@@ -5,6 +5,7 @@
 --      7 ms for which the indexes from 7 on keep an entry
 --      8 number of events, then these, then names and values of the record's other fields but times
 -- Returns 1, or 0 when the idempotency key is taken by now (nothing written)
+if redis.call('EXISTS', KEYS[1]) == 1 then return 1 end  -- this very call, sent again because its reply got lost
 if ARGV[3] ~= '' and not redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4], 'NX') then return 0 end
 local now, last = now_ms(), tonumber(ARGV[8])
 for i = 9 + last, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end

@@ -8,7 +8,8 @@
 --   seq (newest event), cancel ("1" when asked for), finished, result (JSON), error (JSON: why the job has none)
 --   asked_model (what the client asked for, when the job was handed over to that model's fallback)
 --   cache (digest, model fingerprint, ttl ms, bound on bytes: where the answer will be kept; see answer_cache.py)
---   clients (how many wait for it and would miss it; a job without the field is there for itself)
+--   clients (how many wait for it and would miss it; a job without the field is there for itself), and for each of
+--   these a field `client <id>` with the id of the job that it would have had
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
 --   metadata (JSON), webhook (JSON: where to say that the job has ended), webhook_delivered ("0": given up), batch (whose line the job answers),
 --   tags (of the indexes kw:tagged:{tag} that list it: "a b c")
