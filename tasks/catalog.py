@@ -32,6 +32,6 @@ class Catalog:
         """The offer behind a name. Raises UnknownModel with the nearest names."""
         model_id = self._ids_by_name.get(name.lower())
         if model_id is None:
-            nearest = difflib.get_close_matches(name.lower(), self._ids_by_name, n=MAX_SUGGESTIONS, cutoff=0.3)
-            raise UnknownModel(name, nearest or sorted(self._ids_by_name)[:MAX_SUGGESTIONS])
+            nearest = difflib.get_close_matches(name.lower(), self._ids_by_name, n=MAX_SUGGESTIONS, cutoff=0.4)
+            raise UnknownModel(name, nearest, sorted(self._ids_by_name)[:MAX_SUGGESTIONS])
         return self._offers[model_id]

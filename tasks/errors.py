@@ -240,9 +240,15 @@ class UnknownModel(NotFound):
 
     code = "model_not_found"
 
-    def __init__(self, model: str, nearest: Sequence[str]) -> None:
-        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " No worker offers any model right now."
-        super().__init__(f"The model '{model}' does not exist.{hint}")
+    def __init__(self, model: str, nearest: Sequence[str], known: Sequence[str]) -> None:
+        """`nearest`: names like this one; `known`: some that exist."""
+        if nearest:
+            hint = f"Did you mean {' or '.join(nearest)}?"
+        elif known:
+            hint = f"GET /v1/models lists what does, such as {', '.join(known)}."
+        else:
+            hint = "No worker offers any model right now."
+        super().__init__(f"The model '{model}' does not exist. {hint}")
         self.model = model
         self.nearest = tuple(nearest)
 

@@ -354,7 +354,12 @@ def test_unknown_model_is_404_with_the_nearest_names(client):
     reply = client.post("/v1/chat/completions", json=chat(model="demon"))
     assert reply.status_code == 404
     assert reply.json()["error"]["code"] == "model_not_found"
-    assert "demo" in reply.json()["error"]["message"]
+    assert "Did you mean demo or gpt-demo?" in reply.json()["error"]["message"]
+
+
+def test_unknown_model_like_no_other_is_404_with_some_that_exist(client):
+    message = client.post("/v1/chat/completions", json=chat(model="xyz")).json()["error"]["message"]
+    assert message == "The model 'xyz' does not exist. GET /v1/models lists what does, such as cold, demo, gpt-demo."
 
 
 def test_full_queue_is_429_with_retry_after(client, fake):
