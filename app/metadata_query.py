@@ -33,10 +33,10 @@ def metadata_pairs(query: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Raises InvalidRequest."""
     pairs: dict[str, str] = {}
     for name, value in query:
-        if name == "metadata":
-            raise InvalidRequest("metadata: write metadata[key]=value, once per pair.", param="metadata")
-        if (match := _PAIR.fullmatch(name)) is None:
+        if not name.startswith("metadata"):
             continue
+        if (match := _PAIR.fullmatch(name)) is None:
+            raise InvalidRequest("metadata: write metadata[key]=value, once per pair.", param="metadata")
         key = match[1]
         if key in pairs:
             raise InvalidRequest(f"metadata[{key[:MAX_KEY_CHARS]}]: sent more than once.", param="metadata")

@@ -17,6 +17,8 @@ def test_pairs_are_read_and_everything_else_is_left_alone():
     "query",
     [
         [("metadata", "a=1")],
+        [("metadata.a", "1")],
+        [("metadata\\[a\\]", "1")],
         [("metadata[a]", "1"), ("metadata[a]", "2")],
         [(f"metadata[{'k' * 65}]", "1")],
         [("metadata[a]", "x" * 513)],
