@@ -41,7 +41,10 @@ def batch_file(path: Path, wish: Wish) -> Iterator[tuple[Path, str]]:
         kind = path.suffix.lower()
         if kind not in {".txt", ".csv"}:
             if wish != Wish():
-                raise BadInput(f"{path}: the requests of a .jsonl file say themselves which model they want, and how.")
+                raise BadInput(
+                    f"{path}: prompts are read from .txt and .csv files. "
+                    "Requests, as in a .jsonl file, say themselves which model they want, and how."
+                )
             yield path, _endpoint(path)
             return
         if wish.model is None:
@@ -94,5 +97,8 @@ def _endpoint(path: Path) -> str:
     try:
         url = json.loads(first)["url"]
     except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: its first line is no request of a batch, a JSON object with a url.") from None
+        raise BadInput(
+            f"{path}: its first line is no request of a batch, a JSON object with a url. "
+            "Prompts go into .txt or .csv files."
+        ) from None
     return str(url)

@@ -129,6 +129,8 @@ def test_requests_are_sent_as_they_are(tmp_path: Path):
         ("r.jsonl", '{"prompt": "Hello?"}', Wish(), "its first line is no request"),
         ("r.jsonl", "", Wish(), "its first line is no request"),
         ("r.jsonl", '{"url": "/x"}', Wish(model="demo"), "say themselves which model"),
+        ("prompts.md", "Hello", Wish(model="demo"), "prompts are read from .txt and .csv files"),
+        ("prompts.md", "Hello", Wish(), "Prompts go into .txt or .csv files"),
     ],
 )
 def test_unusable_input_is_refused_in_words(
