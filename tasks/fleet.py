@@ -121,6 +121,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     init_ms: int = 0  # of a load, whatever its size: spawn, context, warm-up; counts with `bandwidths`
     offers: tuple[ModelOffer, ...] = ()
     runners: tuple[RunnerReport, ...] = ()
+    warnings: tuple[str, ...] = ()  # what its operator should mend, such as an entry of models.yaml; sentences
 
 
 class WorkerPlacement(msgspec.Struct, frozen=True, kw_only=True):

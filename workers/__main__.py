@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +108,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
             fleet.count_load(model, load_ms, swap_ms)
 
     starter = _starter(settings, spare, store_settings.home / "logs", writer, clock)
+    folder = scanner.scan()
     pool = WarmPool(
         worker_id=worker_id,
-        folder=scanner.scan(),
+        folder=folder,
         ledger=Ledger(budget),
         device=device,
         measurements=Measurements(store_settings.home / "measurements.json"),
@@ -135,6 +137,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
             budget_bytes=budget,
             started_ms=clock.now_ms(),
             tiers=tiers,
+            warnings=lambda: watch.warnings,  # defined below; nothing is reported before
         ),
         clock=clock,
         prefetch=tiers.prefetch,
@@ -144,7 +147,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         leases=leases, host=pool, lease_s=store_settings.lease_s, stall_s=settings.stall_s, clock=clock
     )
     hints = Hints(HintListener(store_settings, worker_id), on_placement=reconciler.poke, on_cancel=pool.cancel)
-    watch = FolderWatch(scanner, pool.update_models)
+    watch = FolderWatch(scanner, folder, pool.update_models)
     register_model_host(GatedHost(pool))
 
     gate.connect(pool.free_slots, pool.urgent_slots, ring=lambda: wakeups.ring(worker_id), runner_of=pool.runner_of)
@@ -221,6 +224,7 @@ class _Identity:
     budget_bytes: int
     started_ms: int
     tiers: Tiers
+    warnings: Callable[[], tuple[str, ...]]
 
     def __call__(
         self,
@@ -246,6 +250,7 @@ class _Identity:
             init_ms=speed.init_ms,
             offers=tuple(msgspec.structs.replace(offer, tier=self.tiers.of(offer.id)) for offer in offers),
             runners=runners,
+            warnings=self.warnings(),
         )
 
 

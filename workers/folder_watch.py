@@ -26,15 +26,23 @@ class FolderWatch:
     """Looks at the folder now and then (network file systems tell of no changes) and hands over a new scan.
 
     A change counts when two looks in a row have seen the same, so that a file that is being copied is not loaded half.
-    While models.yaml is wrong, the last good scan stays in force, and the log says what is wrong, once.
+    While models.yaml is wrong, the last good scan stays in force; the log says what is wrong, once, and `warnings` does
+    until it is mended.
     """
 
-    def __init__(self, scanner: Scanner, on_change: Callable[[ModelFolder], None]) -> None:
+    def __init__(self, scanner: Scanner, folder: ModelFolder, on_change: Callable[[ModelFolder], None]) -> None:
+        """`folder`: the scan that is in force."""
         self._scanner = scanner
         self._on_change = on_change
+        self._warnings = folder.warnings
         self._in_force = self._seen = scanner.fingerprint()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="folder-watch", daemon=True)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the folder, in sentences."""
+        return self._warnings
 
     def start(self) -> None:
         self._thread.start()
@@ -52,6 +60,7 @@ class FolderWatch:
             folder = self._scanner.scan()
         except InvalidSetting as error:
             self._in_force = self._seen  # seen, and wrong: no second look before it changes
+            self._warnings = (f"The folder's last change does not count: {error}",)
             log.error("models_not_reloaded", reason=str(error))
             return
         log.info(
@@ -61,6 +70,7 @@ class FolderWatch:
             unmatched=folder.unmatched,
         )
         self._on_change(folder)
+        self._warnings = folder.warnings
         self._in_force = self._seen
 
     def _run(self) -> None:

@@ -138,6 +138,15 @@ class ModelFolder:
     unusable: tuple[UnusableFile, ...] = ()
     unmatched: tuple[str, ...] = ()  # ids in models.yaml that no file has: probably misspelt
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What models.yaml asks for in vain, in sentences. Unusable files say so in their offers."""
+        without_draft = [each for each in self.models if each.draft_problem is not None]
+        return (
+            *(f"{MODELS_YAML} has an entry '{name}', and the folder no file of this name." for name in self.unmatched),
+            *(f"'{each.id}' runs without its draft: {each.draft_problem}." for each in without_draft),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _FileSet:

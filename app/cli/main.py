@@ -158,7 +158,7 @@ def controller_command() -> None:
 
 @cli.command("batcher", rich_help_panel=RUN)
 def batcher_command() -> None:
-    """Run one process that feeds batches in the foreground."""
+    """Run one process that feeds batches and delivers webhooks in the foreground."""
     from app.cli.processes import BATCHER
 
     _become(BATCHER)
@@ -253,11 +253,16 @@ def ps_command(
 def ls_command(as_json: Json = False, url: Url = None) -> None:
     """List the models that can be asked."""
     from app.cli.ls import show_models
+    from app.cli.ps import show_warnings
     from app.cli.render import print_json
 
     with _client(url) as client:
         models = client.models()
-    print_json(models) if as_json else show_models(models)
+        if as_json:
+            print_json(models)
+            return
+        show_models(models)
+        show_warnings(client.pool())
 
 
 @cli.command("warm", rich_help_panel=ASK)

@@ -23,10 +23,18 @@ def show_pool(pool: JsonObject) -> None:
     if workers:
         say("")
         print_table(["WORKER", "DEVICE", "MEMORY", "STATE", "PID"], [_worker_row(worker) for worker in workers])
+    show_warnings(pool)
     waiting = [queue for queue in pool["queues"] if queue["depth"]]
     if waiting:
         say("")
         print_table(["WAITING FOR", "JOBS", "OLDEST"], [_queue_row(queue) for queue in waiting])
+
+
+def show_warnings(pool: JsonObject) -> None:
+    """What operators should mend, each with the worker that says so."""
+    for worker in pool["workers"]:
+        for warning in worker.get("warnings", ()):  # a front that is older than this command has none
+            say(f"{worker['id']}: {warning}")
 
 
 def only_host(pool: JsonObject, host: str) -> JsonObject:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.fleet_view import FleetSnapshot
 from tasks.controller.decisions import Action, Code, Decision
@@ -73,6 +73,7 @@ class WorkerObject(BaseModel):
     used_bytes: int
     draining: bool
     runners: list[RunnerObject]
+    warnings: list[str] = Field(description="what its operator should mend, such as an entry of models.yaml")
 
 
 class QueueObject(BaseModel):
@@ -182,6 +183,7 @@ def _worker_object(worker: WorkerReport, now_ms: int) -> WorkerObject:
         used_bytes=worker.used_bytes,
         draining=worker.is_draining,
         runners=[_runner_object(runner, now_ms) for runner in worker.runners],
+        warnings=list(worker.warnings),
     )
 
 

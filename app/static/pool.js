@@ -43,6 +43,7 @@ function workerCard(worker) {
   const meter = head.appendChild(document.createElement("meter"));
   Object.assign(meter, { max: worker.budget_bytes, value: worker.used_bytes, title: "memory in use of the budget" });
   head.append(element("span", `${size(worker.used_bytes)} of ${size(worker.budget_bytes)}`));
+  for (const warning of worker.warnings) card.append(element("p", warning, "warning"));
   if (!worker.runners.length) {
     card.append(element("p", "No model is warm. The first job for one loads it."));
     return card;

@@ -329,6 +329,15 @@ def test_ps_of_a_host_without_a_worker_fails(keepwarm: FakeKeepwarm, capsys: pyt
     assert "No worker is alive." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["ps", "ls"])
+def test_what_an_operator_should_mend_is_said(
+    command: str, keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(POOL, "workers", [{**POOL["workers"][0], "warnings": ["models.yaml is wrong."]}])
+    assert keepwarm_command(command) == 0
+    assert "host-7: models.yaml is wrong." in capsys.readouterr().out.splitlines()
+
+
 def test_ls_shows_models_with_state_and_aliases(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
     assert keepwarm_command("ls") == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -33,7 +33,7 @@ def folder_named(name: str) -> ModelFolder:
 
 def watched() -> tuple[ScriptedScanner, FolderWatch, list[ModelFolder]]:
     scanner, found = ScriptedScanner(), list[ModelFolder]()
-    return scanner, FolderWatch(scanner, found.append), found
+    return scanner, FolderWatch(scanner, ModelFolder(), found.append), found
 
 
 def test_change_counts_when_two_looks_agree() -> None:
@@ -55,10 +55,12 @@ def test_wrong_settings_leave_the_last_good_scan_in_force_until_they_change() ->
         watch.look()
     assert found == []
     assert scanner.num_scans == 1
+    assert watch.warnings == ("The folder's last change does not count: models.yaml: no",)
     scanner.print, scanner.error = "right", None
     watch.look()
     watch.look()
     assert found == [folder_named("right")]
+    assert not watch.warnings
 
 
 def test_scan_that_breaks_is_tried_again() -> None:

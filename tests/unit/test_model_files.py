@@ -150,7 +150,14 @@ def test_fallback_from_or_to_a_model_that_makes_no_text_is_refused(folder: Path,
 
 def test_misspelt_model_in_models_yaml_is_reported(folder: Path) -> None:
     (folder / "models.yaml").write_text("models: {tini-1: {slots: 2}}")
-    assert scan(folder).unmatched == ("tini-1",)
+    found = scan(folder)
+    assert found.unmatched == ("tini-1",)
+    assert found.warnings == ("models.yaml has an entry 'tini-1', and the folder no file of this name.",)
+
+
+def test_missing_draft_is_among_the_warnings(folder: Path) -> None:
+    (folder / "models.yaml").write_text("models: {tiny-1: {draft: gone}}")
+    assert scan(folder).warnings == ("'tiny-1' runs without its draft: the folder has no usable model 'gone'.",)
 
 
 def test_broken_file_is_listed_and_the_others_go_on(folder: Path) -> None:
