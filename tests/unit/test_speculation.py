@@ -58,6 +58,20 @@ def test_drafts_stop_where_each_token_costs_a_step():
     assert sum(1 for each in drafted[20:] if each) < 0.05 * len(drafted)
 
 
+def test_one_trial_tells_what_other_lengths_cost():
+    drafted = drive(Speculation(MAX), slow_cpu, [Guess(length=MAX, first=0.3, others=0.3)])
+    assert sum(drafted) <= MAX
+    assert sum(1 for each in drafted if each) == 1
+
+
+def test_length_whose_cost_was_only_concluded_is_tried_in_the_end():
+    def tiled(generating: int, drafted: int) -> float:
+        return 0.02 * (1.02 if drafted <= 4 else 4) if drafted else 0.02
+
+    drafted = drive(Speculation(MAX), tiled, [Guess(length=MAX, first=0.7, others=0.7)], 600)
+    assert mostly(drafted[300:]) == 4
+
+
 def test_same_machine_drafts_sure_guesses_and_no_doubtful_ones():
     policy = Speculation(MAX)
     assert mostly(drive(policy, batching_cpu, [SURE])) >= 6
@@ -109,7 +123,7 @@ def test_without_room_for_drafts_nobody_needs_to_guess():
 def test_drafts_that_take_long_to_find_out_are_shorter_or_none():
     policy = Speculation(MAX)
     drive(policy, gpu, [SURE])
-    cheap, dear, too_dear = (policy.best([SURE], position_s) for position_s in (0.0001, 0.008, 0.05))
+    cheap, dear, too_dear = (policy.best([SURE], position_s) for position_s in (0.0001, 0.012, 0.05))
     assert sum(cheap.lengths) == MAX
     assert 0 < sum(dear.lengths) < MAX
     assert cheap.speedup > dear.speedup > too_dear.speedup == 1.0

@@ -20,6 +20,7 @@ PLAIN_EVERY = 32  # so many steps with drafts, one goes without: what they are c
 FORGET_EVERY = 32  # decisions
 TRUSTED_ON = 0.94  # of the trust in a cost that was not measured meanwhile: in the end everything is tried again
 _NEWEST = 1 / 8  # weight of the newest measurement
+_KNOWN = 0.5  # trust in a cost that is nearly as good as measured
 
 
 class Plan(NamedTuple):
@@ -34,7 +35,7 @@ class Speculation:
         """`max_drafted`: tokens per step, of all sequences together; 0 for never."""
         self._max_drafted = max_drafted
         self._plain_s: dict[int, float] = {}  # seconds of a step without drafts, by sequences
-        self._costs: dict[int, list[_Cost]] = {}  # of a step with 0, 1, 2 … drafted tokens, by sequences
+        self._costs: dict[int, _Costs] = {}  # by sequences
         self._since_plain = 0
         self._decisions = 0
 
@@ -64,7 +65,7 @@ class Speculation:
         for level in (level for level in LEVELS if level <= longest):
             lengths = [min(level, guess.length) if guess else 0 for guess in guesses]
             tokens = generating + sum(guess.expected(level) for guess in guesses if guess)
-            speedup = tokens / generating / (costs[sum(lengths)].expected + max(lengths) * position)
+            speedup = tokens / generating / (costs.expected[sum(lengths)] + max(lengths) * position)
             if speedup > max(best.speedup, WORTH_IT):
                 best = Plan(lengths, speedup)
         return best
@@ -75,7 +76,7 @@ class Speculation:
 
     def extra_s(self, generating: int, drafted: int) -> float:
         """Seconds that a step with so many drafted tokens is expected to take longer than one without."""
-        return (self._costs[generating][drafted].expected - 1) * self._plain_s[generating]
+        return (self._costs[generating].expected[drafted] - 1) * self._plain_s[generating]
 
     def measured(self, generating: int, drafted: int, seconds: float) -> None:
         """A step of so many sequences, and nothing else, with so many drafted tokens took so long."""
@@ -86,35 +87,54 @@ class Speculation:
             before_s = self._plain_s.get(generating, seconds)
             # A step that was held up says little.
             self._plain_s[generating] = before_s + (min(seconds, 2 * before_s) - before_s) * _NEWEST
-            self._costs.setdefault(generating, [_Cost() for _ in range(self._max_drafted + 1)])
+            self._costs.setdefault(generating, _Costs(self._max_drafted))
             return
         self._since_plain += 1
         plain_s = self._plain_s[generating]
         if plain_s > 0:
             # More is less than one token at a time would take, and less than 1 is chance.
-            self._costs[generating][drafted].measured(max(1.0, min(seconds / plain_s, drafted + 1)))
+            self._costs[generating].measured(drafted, max(1.0, min(seconds / plain_s, drafted + 1)))
 
     def _forget(self) -> None:
         for costs in self._costs.values():
-            for cost in costs:
-                cost.trust *= TRUSTED_ON
+            costs.forget()
 
 
-class _Cost:
-    """How many times as long as a step without drafts one with so many drafted tokens is; hopefully none."""
+class _Costs:
+    """How many times as long as a step without drafts one with 0, 1, 2 … drafted tokens is expected to be; hopefully as
+    long.
 
-    __slots__ = ("_value", "trust")
+    What a number of tokens costs is known from steps with so many, and without these from other numbers: more tokens
+    cost no less, and a further one no more than those before it. So a trial of one length is one of all. Where kernels
+    change with the size of a batch the second may be wrong; then the lengths below the jump are found one by one."""
 
-    def __init__(self) -> None:
-        self._value = 1.0
-        self.trust = 0.0  # 1: just measured
+    def __init__(self, max_drafted: int) -> None:
+        self._values = [1.0] * (max_drafted + 1)
+        self._trust = [0.0] * (max_drafted + 1)  # 1: just measured
+        self.expected = self._values.copy()
 
-    @property
-    def expected(self) -> float:
-        return 1 + (self._value - 1) * self.trust
+    def measured(self, drafted: int, value: float) -> None:
+        trust, before = self._trust[drafted], self._values[drafted]
+        if trust:
+            value = min(value, 2 * before)  # one that was held up says little
+        self._values[drafted] += (value - before) * max(1 - trust, _NEWEST)
+        self._trust[drafted] = 1.0
+        self._expect()
 
-    def measured(self, value: float) -> None:
-        if self.trust:
-            value = min(value, 2 * self._value)  # one that was held up says little
-        self._value += (value - self._value) * max(1 - self.trust, _NEWEST)
-        self.trust = 1.0
+    def forget(self) -> None:
+        self._trust = [trust * TRUSTED_ON for trust in self._trust]
+        self._expect()
+
+    def _expect(self) -> None:
+        extras = [(value - 1) * trust for value, trust in zip(self._values, self._trust, strict=True)]
+        self.expected = [
+            1 + extra + (1 - trust) * self._concluded(drafted, extras)
+            for drafted, (extra, trust) in enumerate(zip(extras, self._trust, strict=True))
+        ]
+
+    def _concluded(self, drafted: int, extras: Items[float]) -> float:
+        """What so many tokens cost beside the step, by what is known of other numbers."""
+        others = [of for of in range(1, len(extras)) if of != drafted]
+        least = max((extras[of] * min(1.0, drafted / of) for of in others), default=0.0)
+        known = (extras[of] * drafted / of for of in others if of < drafted and self._trust[of] > _KNOWN)
+        return min(least, min(known, default=least))
