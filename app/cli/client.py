@@ -134,9 +134,23 @@ class ApiClient:
         return self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}")
 
     def jobs(
-        self, *, state: str | None = None, model: str | None = None, dead: bool = False, limit: int = 20
+        self,
+        *,
+        state: str | None = None,
+        model: str | None = None,
+        batch_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        dead: bool = False,
+        limit: int = 20,
     ) -> list[JsonObject]:
-        params = {"state": state, "model": model, "dead": "true" if dead else None, "limit": limit}
+        params = {
+            "state": state,
+            "model": model,
+            "batch_id": batch_id,
+            "dead": "true" if dead else None,
+            "limit": limit,
+        }
+        params |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         data: list[JsonObject] = self._json(
             "GET", "/v1/jobs", params={name: value for name, value in params.items() if value is not None}
         )["data"]

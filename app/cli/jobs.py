@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from app.cli.client import ApiClient, ApiRefused
+from app.cli.client import ApiClient, ApiRefused, ClientError
 from app.cli.render import complain, duration_text, print_table, say, without_control
 from tasks.generation import JsonObject
+
+
+class BadPair(ClientError):
+    """What was given as metadata is no pair."""
+
+    code = "bad_pair"
 
 
 def show_jobs(jobs: list[JsonObject], *, now: datetime) -> None:
@@ -37,6 +43,13 @@ def show_dead_letters(jobs: list[JsonObject], *, now: datetime) -> None:
             for job in jobs
         ],
     )
+
+
+def metadata_pairs(texts: list[str]) -> dict[str, str]:
+    """`KEY=VALUE`, each. Raises BadPair."""
+    if wrong := [text for text in texts if "=" not in text]:
+        raise BadPair(f"--metadata {wrong[0]}: write it as KEY=VALUE.")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def requeue_each(client: ApiClient, job_ids: list[str]) -> tuple[list[JsonObject], int]:
@@ -78,6 +91,9 @@ def show_job(job: JsonObject, *, now: datetime) -> None:
         "last error": job["last_error"]["message"] if job["last_error"] not in (None, job["error"]) else "",
         "asked before": job["requeued_from"] or "",
         "asked again": job["requeued_as"] or "",
+        "batch": job.get("batch_id") or "",
+        "metadata": ", ".join(f"{key}={value}" for key, value in (job.get("metadata") or {}).items()),
+        "webhook": _webhook(job),
     }
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -99,6 +115,14 @@ def _row(job: JsonObject, now: datetime) -> list[str]:
         str(job["attempt"]),
         job["worker"] or "",
     ]
+
+
+def _webhook(job: JsonObject) -> str:
+    webhook = job.get("webhook")
+    if not webhook:
+        return ""
+    told = {True: "delivered", False: "given up", None: "not delivered yet"}
+    return f"{webhook['url']} ({told[webhook['delivered']]})"
 
 
 def _cause(job: JsonObject) -> str:

@@ -290,6 +290,11 @@ def jobs_command(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired.")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs of this batch.")] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only jobs with this pair of metadata; may be repeated."),
+    ] = None,
     dead: Annotated[
         bool, typer.Option("--dead", help="Only dead letters: failed jobs whose request is not to blame.")
     ] = False,
@@ -298,13 +303,14 @@ def jobs_command(
     url: Url = None,
 ) -> None:
     """List, show, cancel and requeue jobs; newest first."""
-    from app.cli.jobs import show_dead_letters, show_jobs
+    from app.cli.jobs import metadata_pairs, show_dead_letters, show_jobs
     from app.cli.render import print_json
 
     if context.invoked_subcommand is not None:
         return
     with _client(url) as client:
-        jobs = client.jobs(state=state, model=model, dead=dead, limit=limit)
+        pairs = metadata_pairs(metadata or [])
+        jobs = client.jobs(state=state, model=model, batch_id=batch, metadata=pairs, dead=dead, limit=limit)
     show = show_dead_letters if dead else show_jobs
     print_json(jobs) if as_json else show(jobs, now=datetime.now(UTC))
 

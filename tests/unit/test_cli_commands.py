@@ -6,12 +6,14 @@ import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
 
 from app.cli import main as cli_main
 from app.cli.client import ApiClient
+from app.cli.jobs import show_job
 from app.cli.why import show_why
 from tasks.jobs import JobError, JobState, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, StreamEvent, Tokens, encode_event
@@ -374,6 +376,25 @@ def test_jobs_are_filtered_by_the_api(keepwarm: FakeKeepwarm, capsys: pytest.Cap
         *("job_1", "failed", "warm-one", "default"),
         *("5", "h", "7", "s", "3", "host-7"),
     ]
+
+
+def test_jobs_are_listed_by_batch_and_metadata(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("jobs", "--batch", "batch_1", "--metadata", "ticket=7", "--metadata", "why=a=b") == 0
+    query = parse_qs(urlsplit(keepwarm.queries[-1]).query)
+    assert query["batch_id"] == ["batch_1"]
+    assert (query["metadata[ticket]"], query["metadata[why]"]) == (["7"], ["a=b"])
+    assert keepwarm_command("jobs", "--metadata", "ticket") == 1
+    assert "--metadata ticket: write it as KEY=VALUE." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("delivered", "told"), [(True, "delivered"), (False, "given up"), (None, "not delivered yet")])
+def test_jobs_show_tells_what_a_client_attached(delivered: bool | None, told: str, capsys: pytest.CaptureFixture[str]):
+    webhook = {"url": "https://example.com/hook", "delivered": delivered}
+    job = {**JOB, "batch_id": "batch_1", "metadata": {"ticket": "7"}, "webhook": webhook}
+    show_job(job, now=datetime.now(UTC))
+    rows = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert (rows["batch"], rows["metadata"]) == ("batch_1", "ticket=7")
+    assert rows["webhook"] == f"https://example.com/hook ({told})"
 
 
 def test_dead_letters_are_listed_with_cause_and_workers(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
