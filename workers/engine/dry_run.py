@@ -50,19 +50,10 @@ def _run_one(config: EngineConfig) -> DryRun:
     from workers.engine.llama_encoder import encoding_context
     from workers.engine.llama_generating import drafted_bytes, generating_context
     from workers.engine.llama_log import LlamaLog
-    from workers.engine.llama_model import LlamaModel
+    from workers.engine.llama_model import load_model
 
     log = LlamaLog()
-    model = LlamaModel(
-        config.model_path,
-        log,
-        gpu_layers=config.gpu_layers,
-        main_gpu=config.main_gpu,
-        split_mode=config.split_mode,
-        tensor_split=config.tensor_split,
-        use_extra_bufts=False,  # they need the weights
-        is_dry=True,
-    )
+    model = load_model(config, log, is_dry=True)
     generates = config.model_kind is ModelKind.GENERATE
     create = generating_context if generates else encoding_context
     create(model, config, log)

@@ -16,8 +16,7 @@ from workers.engine.draft_model import DraftModel
 from workers.engine.llama_generating import LlamaContext
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import cuts_any_tail
-from workers.engine.llama_model import LlamaModel
-from workers.engine.probe import extra_buffers_are_safe
+from workers.engine.llama_model import LlamaModel, load_model
 from workers.messages import Ready
 
 _FIRST_COMPARED = 5  # those before are control tokens, which families name as they like; llama.cpp begins here too
@@ -38,15 +37,7 @@ class LlamaDraft:
         """Raises ModelLoadFailed, also when it speaks in other tokens than the large model."""
         began_s = time.monotonic()
         config = draft_engine_config(config, draft)
-        self._model = LlamaModel(
-            config.model_path,
-            log,
-            gpu_layers=config.gpu_layers,
-            main_gpu=config.main_gpu,
-            split_mode=config.split_mode,
-            tensor_split=config.tensor_split,
-            use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
-        )
+        self._model = load_model(config, log)
         try:
             check_draft(self._model, large, draft)
             context = LlamaContext(self._model, config, log, turn=turn)

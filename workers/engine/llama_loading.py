@@ -12,8 +12,7 @@ from workers.engine.base import EngineConfig, ProgressCallback
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_adapters import LlamaAdapters, load_adapters
 from workers.engine.llama_log import LlamaLog
-from workers.engine.llama_model import LlamaModel
-from workers.engine.probe import extra_buffers_are_safe
+from workers.engine.llama_model import LlamaModel, load_model
 from workers.messages import Ready
 
 Use = Callable[[LlamaModel, LlamaAdapters], int]
@@ -27,16 +26,7 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: U
     if config.kv_type not in KV_TYPES:
         raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(KV_TYPES)}.")
     api.llama_backend_init()
-    model = LlamaModel(
-        config.model_path,
-        log,
-        gpu_layers=config.gpu_layers,
-        main_gpu=config.main_gpu,
-        split_mode=config.split_mode,
-        tensor_split=config.tensor_split,
-        use_extra_bufts=config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
-        progress=progress,
-    )
+    model = load_model(config, log, progress=progress)
     adapters = load_adapters(model, config.adapters, log)
     other_bytes = use(model, adapters)
     buffers, copied = log.buffer_bytes(), log.copied_weight_bytes()

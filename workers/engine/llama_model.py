@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from llama_cpp import llama_cpp as api
 
 from tasks.errors import ModelLoadFailed
+from workers.engine.base import EngineConfig
 from workers.engine.llama_log import LlamaLog
+from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.tool_formats import TOOL_MARKERS
 from workers.engine.vocabulary import Vocabulary
 
@@ -154,6 +156,24 @@ class LlamaModel:
             buffer = ctypes.create_string_buffer(-count)
             count = api.llama_token_to_piece(self.vocab, token, buffer, -count, 0, special)
         return buffer.raw[:count]
+
+
+def load_model(
+    config: EngineConfig, log: LlamaLog, *, progress: Callable[[float], None] | None = None, is_dry: bool = False
+) -> LlamaModel:
+    """The model of a configuration, on its devices. Raises ModelLoadFailed."""
+    return LlamaModel(
+        config.model_path,
+        log,
+        gpu_layers=config.gpu_layers,
+        main_gpu=config.main_gpu,
+        split_mode=config.split_mode,
+        tensor_split=config.tensor_split,
+        # A dry run has no weights to lay out anew.
+        use_extra_bufts=not is_dry and config.use_extra_bufts and extra_buffers_are_safe(config.model_path),
+        progress=progress,
+        is_dry=is_dry,
+    )
 
 
 def check_file(path: Path) -> None:
