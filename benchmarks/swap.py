@@ -49,6 +49,7 @@ from benchmarks.swapping.report import (
     Report,
     Run,
     Terms,
+    has_other_asks,
     ledger_line,
     line,
     read_report,
@@ -172,12 +173,14 @@ def main(arguments: list[str]) -> int:
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         for seed, rooms, side, start in _plan(setting, options, terms.room_bytes):
-            if (side, rooms, seed) in {run.key for run in report.runs}:
-                continue
             if options.orders is None:
                 schedule = zipf_schedule(names, scale, seed=seed)
             else:
                 schedule = make_schedule(names, options.orders, options.arrivals, scale, seed=seed)
+            if has_other_asks(report.runs, seed, schedule):
+                raise SystemExit(f"{options.out} has runs of other requests for seed {seed}: other models or traces")
+            if (side, rooms, seed) in {run.key for run in report.runs}:
+                continue
             task = progress.add_task(f"{side}, {rooms}, seed {seed}", total=len(schedule))
             run = bench.run(side, rooms, seed, start, schedule, partial(progress.advance, task))
             report = msgspec.structs.replace(report, runs=[*report.runs, run])

@@ -83,6 +83,11 @@ def read_report(path: Path) -> Report | None:
         return None
 
 
+def has_other_asks(runs: Sequence[Run], seed: int, asks: Sequence[Ask]) -> bool:
+    """Whether a run of this seed was of other requests, so that it says nothing beside a run of these."""
+    return any(run.seed == seed and run.asks != tuple(asks) for run in runs)
+
+
 def write_report(path: Path, report: Report) -> None:
     """In one step, so that an interruption leaves the runs before."""
     path.parent.mkdir(parents=True, exist_ok=True)
