@@ -28,7 +28,8 @@ from tasks.webhooks import RETRY_DELAYS_S, Delivered, Message, NotDelivered, Out
 AT_ONCE = 32
 AT_ONCE_PER_ORIGIN = 8  # a receiver that hangs must not hold up the others
 LOOK_S = 0.5  # how often the outbox is looked at
-PUT_BACK_S = 2.0  # a message of a receiver that is busy with others
+PUT_BACK_S = 2.0  # a message of a receiver that is busy with others; longer the more of them there are
+MAX_PUT_BACK_S = 60.0
 STORE_AWAY_S = 2.0
 LEASE_SLACK_S = 15.0  # beyond the longest try: to write down what became of it
 
@@ -64,6 +65,7 @@ class Deliverer:
     clock: Callable[[], float] = time.time  # receivers compare it with theirs
     _in_flight: set[asyncio.Task[None]] = field(default_factory=set)
     _per_origin: Counter[str] = field(default_factory=Counter)
+    _num_put_back: Counter[str] = field(default_factory=Counter)  # of each since it was last done with one
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until told to stop; what is under way then is left to its lease."""
@@ -107,13 +109,16 @@ class Deliverer:
         log = _log.bind(event_id=message.event_id, origin=where, number=message.number)
         try:
             if self._per_origin[where] >= AT_ONCE_PER_ORIGIN:
-                await to_thread.run_sync(self.outbox.put_back, message, PUT_BACK_S)
+                self._num_put_back[where] += 1
+                wait_s = PUT_BACK_S * (1 + self._num_put_back[where] / AT_ONCE_PER_ORIGIN)
+                await to_thread.run_sync(self.outbox.put_back, message, min(wait_s, MAX_PUT_BACK_S))
                 return
             self._per_origin[where] += 1
             try:
                 outcome = await self._send(message)
             finally:
                 self._per_origin[where] -= 1
+                self._num_put_back.pop(where, None)
                 if not self._per_origin[where]:
                     del self._per_origin[where]
             failpoint("webhook_posted")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from app.settings import ApiSettings
-from app.webhooks.deliverer import Deliverer
+from app.webhooks.deliverer import AT_ONCE, Deliverer, Outbox
 from app.webhooks.sending import Sender
 from tasks.settings import StoreSettings
 from tasks.store.connection import connect
@@ -16,10 +17,12 @@ STOP_LIMIT_S = 2.0
 
 
 class DelivererThread:
-    def __init__(self, api: ApiSettings, store: StoreSettings) -> None:
+    def __init__(self, api: ApiSettings, store: StoreSettings, outbox: Outbox | None = None) -> None:
         self._settings = api
-        self._outbox = OutboxStore(connect(store))
+        self._outbox = outbox or OutboxStore(connect(store))
         self._loop = asyncio.new_event_loop()
+        # Names are looked up there. By default it has a handful of threads, which a few slow names would occupy.
+        self._loop.set_default_executor(ThreadPoolExecutor(AT_ONCE, thread_name_prefix="look-up"))
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 

@@ -7,26 +7,31 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 
 from app.settings import ApiSettings
 from app.webhooks import deliverer as deliverer_module
-from app.webhooks.deliverer import AT_ONCE_PER_ORIGIN, Deliverer
+from app.webhooks.deliverer import AT_ONCE_PER_ORIGIN, MAX_PUT_BACK_S, Deliverer
 from app.webhooks.sending import outcome_of
 from app.webhooks.signing import parse_secret, signed_headers
+from app.webhooks.thread import DelivererThread
 from tasks.attachments import Webhook
 from tasks.batches import BatchCounts
 from tasks.errors import InvalidSetting, StoreUnavailable
 from tasks.jobs import Usage
-from tasks.settings import load_settings
+from tasks.settings import StoreSettings, load_settings
 from tasks.webhooks import RETRY_DELAYS_S, Delivered, Message, NotDelivered, Outcome, next_try_s, wording
 
 KEY = bytes(range(32))
+PATIENCE_S = 10.0
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 OTHER = "whsec_" + base64.b64encode(KEY[::-1]).decode()
 BODY = b'{"type":"job.succeeded"}'
@@ -208,7 +213,7 @@ class FakeOutbox:
         return True
 
     def put_back(self, message: Message, for_s: float) -> bool:
-        self.said.append(("put_back", message.id))
+        self.said.append(("put_back", message.id, str(for_s)))
         return True
 
 
@@ -298,6 +303,59 @@ async def test_receiver_that_hangs_leaves_room_for_others():
     poster.gate.set()
     await each.idle()
     assert sum(said[0] == "delivered" for said in outbox.said) == AT_ONCE_PER_ORIGIN + 1
+
+
+async def test_messages_of_a_receiver_that_hangs_are_looked_at_less_often_the_more_they_are():
+    poster = FakePoster(gate=asyncio.Event())
+    outbox = FakeOutbox([replace(MESSAGE, id=f"job_{n}") for n in range(AT_ONCE_PER_ORIGIN + 500)])
+    each = deliverer(outbox, poster)
+
+    async def waits() -> list[float]:
+        outbox.said.clear()
+        num_sent, num_taken = len(poster.posted), 0
+        while outbox.due or len(outbox.said) + len(poster.posted) - num_sent < num_taken:
+            num_taken += await each.turn()
+            await asyncio.sleep(0)
+        return sorted(float(said[2]) for said in outbox.said)
+
+    first = await waits()
+    assert first[0] < 3 < MAX_PUT_BACK_S == first[-1]
+    assert poster.gate is not None
+    poster.gate.set()
+    await each.idle()
+    poster.gate.clear()  # it has answered, and hangs again
+    outbox.due = [replace(MESSAGE, id=f"again_{n}") for n in range(AT_ONCE_PER_ORIGIN + 1)]
+    assert await waits() == first[:1]
+    poster.gate.set()
+    await each.idle()
+
+
+def test_names_that_are_looked_up_for_long_hold_up_no_other_receiver(monkeypatch: pytest.MonkeyPatch):
+    is_over, told = threading.Event(), threading.Event()
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, *args: Any, **options: Any) -> Any:
+        if host.endswith(".example"):
+            is_over.wait(PATIENCE_S)
+        return look_up("127.0.0.1", *args, **options)
+
+    class Told(FakeOutbox):
+        def failed(self, message: Message, reason: str, next_try_s: float) -> bool:
+            if message.id == "job_other":
+                told.set()
+            return super().failed(message, reason, next_try_s)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    hanging = [replace(MESSAGE, id=f"job_{n}", webhook=Webhook(url=f"http://h{n}.example/")) for n in range(31)]
+    closed = replace(MESSAGE, id="job_other", webhook=Webhook(url="http://127.0.0.1:1/"))
+    settings = ApiSettings(webhook_secret=SECRET, webhook_allow=("127.0.0.0/8",), webhook_timeout_s=PATIENCE_S)
+    thread = DelivererThread(settings, StoreSettings(), outbox=Told([*hanging, closed]))
+    thread.start()
+    try:
+        assert told.wait(PATIENCE_S / 2), "its look-up stands behind those of the others"
+    finally:
+        is_over.set()
+        thread.stop()
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("a mistake of ours")])
