@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tasks.admission_control import AdmissionControl
 from tasks.answer_cache import CacheOutcome, CacheWish, as_cached
 from tasks.attachments import NOTHING, Attachments
-from tasks.errors import KeepwarmError, QueueFull, StoreUnavailable
+from tasks.errors import KeepwarmError, QueueFull, StoreFull, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.forecast import QueueRoom
@@ -152,7 +152,7 @@ class Dispatcher:
             if wish is not None and wish.ends_with_clients:
                 job = _unwritten(job_id, request, priority, admission.created_ms, JobState.SUCCEEDED)
                 return Submission(job=job, is_new=False, position=0, cache=CacheOutcome.HIT, answer=answer)
-            if refusal is not None:
+            if isinstance(refusal, StoreFull):  # a record would take room; no deadline is missed by what is there
                 raise refusal
             if self._jobs.write_answered(
                 job_id,

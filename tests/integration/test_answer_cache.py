@@ -286,6 +286,18 @@ def test_jobs_that_the_cache_answers_are_jobs_like_others(client, worker, meanwh
     assert job.json()["id"] in {each["id"] for each in client.get("/v1/jobs").json()["data"]}
 
 
+def test_a_kept_answer_is_in_time_whatever_stands_in_the_line(client, worker, store):
+    posted = client.post("/v1/jobs", json=BODY)
+    worker.take().answer("Hello")
+    line = [client.post("/v1/jobs", json=BODY | {"messages": [{"role": "user", "content": f"{n}"}]}) for n in range(20)]
+    store.hset(keys.SERVICE, "demo", f"60000 10 {store.time()[0] * 1000}")
+    other = BODY | {"messages": [{"role": "user", "content": "Other"}], "deadline": 1}
+    eventually(lambda: client.post("/v1/jobs", json=other).status_code == 422, "no new job could be in time")
+    hit = client.post("/v1/jobs", json=BODY | {"deadline": 1})
+    assert {each.status_code for each in (posted, *line, hit)} == {202}
+    assert (hit.headers[CACHE], hit.json()["state"]) == ("hit", "succeeded")
+
+
 def test_a_job_is_never_somebody_elses(client, worker):
     """It has an id of its own, and its client may cancel it: it shares only what is finished."""
     posted = [client.post("/v1/jobs", json=BODY) for _ in range(2)]
