@@ -30,7 +30,7 @@ from tasks.store.connection import Client, load_script, translated
 from tasks.store.fleet_store import SCORE_PER_PRIORITY
 from tasks.store.hot_script import RetriedScript
 from tasks.store.quarantine_store import decode_entry
-from tasks.store.records import job_from_fields
+from tasks.store.records import FIELDS, job_of
 from tasks.stream_events import End, NumberedEvent, decode_numbered, encode_event
 from tasks.wakeups import Envelope
 
@@ -255,10 +255,10 @@ class JobStore:
     @translated
     def get(self, job_id: JobId) -> Job:
         """Raises JobNotFound."""
-        fields = self._client.hgetall(keys.job(job_id))
-        if not fields:
+        job = job_of(job_id, self._client.hmget(keys.job(job_id), FIELDS))
+        if job is None:
             raise JobNotFound(job_id)
-        return job_from_fields(job_id, fields)
+        return job
 
     @translated
     def request_of(self, job_id: JobId) -> JobRequest:
@@ -273,9 +273,9 @@ class JobStore:
         """Records that still exist, in the order asked for."""
         pipe = self._client.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.hgetall(keys.job(job_id))
+            pipe.hmget(keys.job(job_id), FIELDS)
         found = zip(job_ids, pipe.execute(), strict=True)
-        return [job_from_fields(job_id, fields) for job_id, fields in found if fields]
+        return [job for job_id, values in found if (job := job_of(job_id, values)) is not None]
 
     def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]:
         """Newest first, from behind the job `after` on. Filters are applied while reading back in pages, of the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -13,8 +13,41 @@ _RESULT = msgspec.json.Decoder(JobResult)
 _ERROR = msgspec.json.Decoder(JobError)
 
 
-def job_from_fields(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
-    """Decode a non-empty HGETALL reply; the fields are listed in lua/prelude.lua."""
+# What a Job is made of. The request, which may have megabytes, is read only by whoever needs it.
+FIELDS = (
+    "state",
+    "model",
+    "priority",
+    "attempt",
+    "seq",
+    "created",
+    "deadline",
+    "started",
+    "finished",
+    "worker",
+    "cancel",
+    "result",
+    "error",
+    "failures",
+    "last_error",
+    "workers",
+    "requeued_from",
+    "requeued_as",
+    "metadata",
+    "webhook",
+    "webhook_delivered",
+    "batch",
+)
+_NAMES = tuple(name.encode() for name in FIELDS)
+
+
+def job_of(job_id: JobId, values: Sequence[bytes | None]) -> Job | None:
+    """Decode the reply to HMGET with FIELDS; None when there is no record."""
+    fields = {name: value for name, value in zip(_NAMES, values, strict=True) if value is not None}
+    return _job(job_id, fields) if fields else None
+
+
+def _job(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
     worker = fields.get(b"worker")
     result = fields.get(b"result")
     error = fields.get(b"error")

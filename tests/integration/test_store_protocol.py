@@ -17,6 +17,7 @@ from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import FORGET_AFTER_MS, JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
+from tasks.store.records import FIELDS
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Tokens
@@ -416,3 +417,14 @@ def test_job_that_was_answered_from_the_cache_is_written_once_when_the_reply_get
     for _ in range(2):
         assert jobs.write_answered(job_id, request(), answer, priority=Priority.DEFAULT)
     assert (jobs.get(job_id).last_seq, jobs.get(job_id).result.text) == (2, "Hi")
+
+
+def test_jobs_are_read_without_their_requests(jobs, client):
+    job_id = admit(jobs)
+    client.config_resetstat()
+    whole = jobs.get(job_id)
+    assert jobs.get_many([job_id, new_job_id()]) == jobs.recent(1) == [whole]
+    with pytest.raises(JobNotFound):
+        jobs.get(new_job_id())
+    assert "cmdstat_hgetall" not in client.info("commandstats")
+    assert "request" not in FIELDS
