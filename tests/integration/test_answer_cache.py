@@ -196,6 +196,17 @@ def test_an_urgent_twin_does_not_wait_behind_a_batch_job(client, worker, meanwhi
     assert [each.result().headers[CACHE] for each in (first, urgent)] == ["miss", "miss"]
 
 
+def test_an_urgent_twin_does_not_follow_batch_work_that_gives_way(client, worker, meanwhile):
+    first = meanwhile(client.post, CHAT, json=BODY | {"priority": "batch"})
+    turn = worker.take()
+    turn.say("Hel")
+    urgent = meanwhile(client.post, CHAT, json=BODY | {"priority": "default"})
+    worker.take().answer("Hello")
+    assert (text_of(urgent.result()), urgent.result().headers[CACHE]) == ("Hello", "miss")
+    turn.answer("lo")
+    assert text_of(first.result()) == "Hello"
+
+
 def test_a_replaced_file_never_answers_from_the_old_one(client, worker, meanwhile):
     first = meanwhile(client.post, CHAT, json=BODY)
     turn = worker.take()

@@ -50,10 +50,14 @@ if ARGV[10] ~= '' then
 end
 local now = now_ms()
 -- 2  The answer is there, or on its way by a job that a client of this one may wait for: not one that is being
---    cancelled, that its own clients have left, or that waits in a later class.
+--    cancelled, that its own clients have left, that waits in a later class, or that gives way to others also when it
+--    runs, as batch work does.
+local BATCH = 6
 local function can_follow(job)
-  return job[4] and not job[3] and (not job[5] or tonumber(job[5]) > 0)
-    and (job[1] == 'running' or (job[1] == 'queued' and tonumber(job[2]) <= tonumber(ARGV[3])))
+  if not job[4] or job[3] or (job[5] and tonumber(job[5]) <= 0) then return false end
+  local priority = tonumber(job[2] or BATCH)
+  local is_in_time = priority <= tonumber(ARGV[3])
+  return (job[1] == 'queued' and is_in_time) or (job[1] == 'running' and (is_in_time or priority < BATCH))
 end
 if ARGV[15] ~= '' then
   local answer = redis.call('GET', KEYS[14])
