@@ -322,13 +322,14 @@ def test_urgent_prompt_does_not_wait_for_the_prefill_of_batch_work():
 
 
 class HurriedBackend(WatchedBackend):
-    """Somebody urgent arrives in each decode."""
+    """In each decode somebody urgent arrives, and the client of sequence 9 leaves."""
 
     loop: StepLoop
     is_stopped = False
 
     def decode(self, batch, adapter: str = "") -> Floats:
         self.loop.hurry()
+        self.loop.interrupt(9)
         if self.is_stopped:
             self.is_stopped = False
             raise Interrupted
@@ -346,6 +347,15 @@ def test_batch_work_gets_on_however_many_urgent_ones_hurry() -> None:
     heard = run(loop)
     assert heard[1].text == alone(PROMPTS[2]).text
     assert heard[2].text == alone("short", adapter="tuned").text
+
+
+def test_decode_of_states_that_can_not_be_cut_is_stopped_for_nobody() -> None:
+    backend = HurriedBackend(2, cuts_tails=False)
+    loop = backend.loop = loop_of(backend)
+    add(loop, 1, PROMPTS[2], Priority.BATCH)
+    add(loop, 9, PROMPTS[4], Priority.BATCH)
+    assert run(loop)[1].text == alone(PROMPTS[2]).text
+    assert backend.computed == sum(len(prompt) + 11 for prompt in (PROMPTS[2], PROMPTS[4]))
 
 
 def test_conversation_is_found_again_in_memory_after_its_slot_was_overwritten():

@@ -289,14 +289,15 @@ class StepLoop:
             for sequence, wanted, count in zip(running, pending, granted, strict=True)
             if count
         ]
+        # A state that can't be cut is spoilt by a decode that stops inside the batch, for all who share it.
+        is_stoppable = self._backend.cuts_tails
+        is_batch_work = all(sequence.priority is Priority.BATCH for sequence in running)
+        self._can_wait = is_stoppable and is_batch_work and not self._has_waited
         self._prefilling = frozenset(
             sequence.key
             for sequence, wanted, count in zip(running, pending, granted, strict=True)
-            if wanted > 1 and count
+            if wanted > 1 and count and is_stoppable
         )
-        is_batch_work = all(sequence.priority is Priority.BATCH for sequence in running)
-        # Without its tail a state that can't be cut would have to be computed from the start.
-        self._can_wait = self._backend.cuts_tails and is_batch_work and not self._has_waited
         started_s = self._monotonic_s()
         try:
             logits = self._backend.decode(batch, running[0].adapter)
