@@ -27,6 +27,7 @@ def batch_commands(client_of: Callable[[str | None], AbstractContextManager[ApiC
         file: Annotated[
             Path,
             typer.Argument(
+                metavar="FILE",
                 exists=True,
                 dir_okay=False,
                 help="Requests as .jsonl, or prompts: .txt with one per line, .csv with a column 'prompt'.",

@@ -38,7 +38,7 @@ cli.add_typer(quarantine_cli, name="quarantine", rich_help_panel="Ask")
 
 ASK, RUN = "Ask", "Run"
 
-Model = Annotated[str, typer.Argument(help="Id or alias of a model; `keepwarm ls` shows them.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Id or alias of a model; `keepwarm ls` shows them.")]
 
 
 def main() -> None:
@@ -201,7 +201,8 @@ def _become(argv: tuple[str, ...]) -> None:
 def run_command(
     model: Model,
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to ask; standard input or a conversation without it.")
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to ask; standard input or a conversation without it."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is deterministic.", min=0, max=2)] = None,
