@@ -35,7 +35,10 @@ MAX_FOLLOWED = 2  # jobs of others that end without an answer; after that a requ
 
 
 class AnswerSource:
-    """Made by `open_source`."""
+    """Nothing of it may be used before `open`.
+
+    `key`: under which the answer is kept; None: it is not. `job_id`: of the new job, if it has to be that one. With an
+    idempotency key the job outlives its clients, as with `outlives_client`, and is never another request's."""
 
     def __init__(
         self,
@@ -47,9 +50,9 @@ class AnswerSource:
         idempotency_key: str | None,
         fingerprint: str | None,
         key: AnswerKey | None,
-        job_id: JobId | None,
-        outlives_client: bool,
-        attached: Attachments,
+        job_id: JobId | None = None,
+        outlives_client: bool = False,
+        attached: Attachments = NOTHING,
     ) -> None:
         self._front = front
         self._work = work
@@ -183,39 +186,6 @@ class AnswerSource:
             submitted, batches = await self._submit(may_follow=num_followed < MAX_FOLLOWED)
             if self._has_left:  # what was left was the job before
                 await to_thread.run_sync(self._give_up, submitted)
-
-
-async def open_source(
-    front: Front,
-    work: JobRequest,
-    *,
-    offer: ModelOffer,
-    priority: Priority,
-    idempotency_key: str | None,
-    fingerprint: str | None,
-    key: AnswerKey | None,
-    job_id: JobId | None = None,
-    outlives_client: bool = False,
-    attached: Attachments = NOTHING,
-) -> AnswerSource:
-    """`key`: under which the answer is kept; None: it is not. `job_id`: of the new job, if it has to be that one.
-    With an idempotency key the job outlives its clients too, and is never another request's.
-
-    Raises what admission raises."""
-    source = AnswerSource(
-        front,
-        work,
-        offer=offer,
-        priority=priority,
-        idempotency_key=idempotency_key,
-        fingerprint=fingerprint,
-        key=key,
-        job_id=job_id,
-        outlives_client=outlives_client,
-        attached=attached,
-    )
-    await source.open()
-    return source
 
 
 async def played(answer: Sequence[NumberedEvent]) -> AsyncGenerator[Batch, None]:

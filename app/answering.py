@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import sse
-from app.answer_source import CACHE_HEADER, AnswerSource, open_source
+from app.answer_source import CACHE_HEADER, AnswerSource
 from app.backend import Batch
 from app.error_handlers import facts_of
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
@@ -94,7 +94,7 @@ async def admit(
     """`key`: the cache may answer. `job_id`: of the new job, where something is known of it before. `outlives_client`:
     also without an idempotency key."""
     arrived = time.monotonic()
-    source = await open_source(
+    source = AnswerSource(
         front,
         work,
         offer=offer,
@@ -106,6 +106,7 @@ async def admit(
         outlives_client=outlives_client,
         attached=attached,
     )
+    await source.open()
     if source.record_id is not None:
         request.state.job_id = source.record_id  # from here on errors carry it
     return LiveAnswer(front, request, work, source, arrived)

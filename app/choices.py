@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import sse
-from app.answer_source import AnswerSource, open_source
+from app.answer_source import AnswerSource
 from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, silence, source_headers
 from app.backend import Batch
 from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
@@ -76,7 +76,7 @@ async def answer_with_choices(
     sources: list[AnswerSource] = []
     try:
         for index, choice in enumerate(choice_requests(generation, n)):
-            source = await open_source(
+            source = AnswerSource(
                 front,
                 choice,
                 offer=offer,
@@ -86,6 +86,7 @@ async def answer_with_choices(
                 key=answer_key(choice, offer, has_seed=has_seed),
                 attached=attached,
             )
+            await source.open()
             sources.append(source)
     except BaseException:  # whatever it is: nobody waits for these any more
         await leave_all(sources)
