@@ -10,7 +10,7 @@
 | kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release, expired (orphans) | controller (rescue), metrics | when empty |
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
 | kw:jobs | zset | ids of known jobs; score = created ms | admit, answered; trimmed by the controller | app (lists) | trimmed by age |
-| kw:tagged:{tag} | zset | jobs with one pair of metadata, or of one batch (`tasks.attachments.tags`); score = created ms | admit; forget removes | app (lists) | as kw:jobs, by age |
+| kw:tagged:{tag} | zset | jobs with one pair of metadata, or of one batch (`tasks.attachments.tags`); score = created ms | admit; forget and response_forget remove | app (lists) | as kw:jobs, by age |
 | kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit, answered | admit | retention |
 | kw:answer:{digest} | string | cached answer to the request of this digest: its numbered events, a line of JSON each | finish | admit | the model's cache ttl; evicted when unused for longest |
 | kw:computing:{digest} | string | the job that was last admitted to compute that answer | admit | admit | 1 hour |

@@ -97,7 +97,7 @@ class ResponseStore:
                     keys.JOBS,
                     keys.DEAD,
                 ],
-                args=[job_id, LINGER_MS, self._retention_ms],
+                args=[job_id, LINGER_MS, self._retention_ms, keys.tagged("")],
             )
         )
 

@@ -500,7 +500,7 @@ def test_stored_responses_are_bounded_and_the_oldest_go_first(store_settings, wo
 
 
 def test_deleting_a_response_deletes_its_content(sdk, worker, meanwhile, store):
-    answer = meanwhile(sdk.responses.create, model="demo", input="Hello")
+    answer = meanwhile(sdk.responses.create, model="demo", input="Hello", metadata={"team": "red"})
     worker.take().answer("Hi")
     response = answer.result()
     sdk.responses.delete(response.id)
@@ -509,6 +509,7 @@ def test_deleting_a_response_deletes_its_content(sdk, worker, meanwhile, store):
     with pytest.raises(openai.NotFoundError):
         sdk.responses.delete(response.id)
     assert not store.exists(keys.job(job(response)), keys.stream(job(response)), keys.response(job(response)))
+    assert store.keys(keys.tagged("*")) == []
 
 
 def test_deleting_a_running_response_cancels_it_and_keeps_nothing(sdk, worker, store):

@@ -11,9 +11,7 @@ for i = 3, #ARGV do
         if redis.call('PTTL', key) > tonumber(ARGV[1]) then redis.call('PEXPIRE', key, ARGV[1]) end
       end
       redis.call('ZREM', KEYS[1], ARGV[i])
-      for tag in string.gmatch(redis.call('HGET', job, 'tags') or '', '%S+') do
-        redis.call('ZREM', ARGV[2] .. tag, ARGV[i])
-      end
+      unlist_besides(job, ARGV[i], ARGV[2])
     end
   end
 end

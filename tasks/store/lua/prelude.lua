@@ -39,6 +39,13 @@ local function list_besides(first, id, now, keep_ms)
   end
 end
 
+-- Take a job out of the indexes that its field `tags` names; `prefix` is that of their keys.
+local function unlist_besides(job, id, prefix)
+  for tag in string.gmatch(redis.call('HGET', job, 'tags') or '', '%S+') do
+    redis.call('ZREM', prefix .. tag, id)
+  end
+end
+
 -- Put the news that a job or a batch has ended into the outbox. The message copies what will be said of the record,
 -- which may be gone before the last try.
 local function announce(outbox, id, record, ended_ms, names)
