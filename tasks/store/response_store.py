@@ -66,7 +66,10 @@ class ResponseStore:
 
     @translated
     def discard(self, job_id: JobId) -> None:
-        """The job was not admitted after all."""
+        """The job was not admitted after all. If it was, and only the reply got lost, the record stays: a repeat under
+        the same idempotency key leads to this job."""
+        if self._client.exists(keys.job(job_id)):
+            return
         self._client.delete(keys.response(job_id))
         self._client.zrem(keys.RESPONSES, job_id)
 

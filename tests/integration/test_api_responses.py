@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from app.backend import connect_backend
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.dispatch import Dispatcher
+from tasks.errors import StoreUnavailable
 from tasks.generation import TokenLogprob
 from tasks.jobs import JobId, new_job_id
 from tasks.responses import StoredResponse, job_of, response_id
@@ -540,6 +542,23 @@ def test_refused_job_leaves_no_response_behind(store_settings, worker, store):
         with pytest.raises(openai.RateLimitError):
             in_background(sdk)
     assert store.zcard(keys.RESPONSES) == len(store.keys(keys.response(JobId("*")))) == 1
+
+
+def test_response_of_a_job_whose_admission_was_not_heard_of_is_found_by_the_repeat(sdk, worker, monkeypatch):
+    submit = Dispatcher.submit
+
+    def unheard(*args: Any, **options: Any) -> None:
+        submit(*args, **options)
+        monkeypatch.undo()
+        raise StoreUnavailable("the reply got lost")
+
+    monkeypatch.setattr(Dispatcher, "submit", unheard)
+    again = {"Idempotency-Key": "one"}
+    with pytest.raises(openai.InternalServerError):
+        in_background(sdk, extra_headers=again)
+    response = in_background(sdk, extra_headers=again)
+    worker.take().answer("Hi")
+    assert sdk.responses.retrieve(response.id).output_text == "Hi"
 
 
 def test_refused_jobs_make_no_stored_response_go(store_settings, worker, store):
