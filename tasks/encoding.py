@@ -15,7 +15,3 @@ class EncodingRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     token_ids: tuple[tuple[int, ...], ...] = ()  # inputs that the client has tokenised, special tokens included
     query: str | None = None  # set: how well does each text answer it
     dimensions: int | None = None  # keep so many numbers of each vector; None: all
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.texts) + len(self.token_ids)

@@ -33,7 +33,6 @@ LOSS_WINDOW_MS = 10 * 60 * 1000
 SAME_LOSS_MS = 5_000  # leases that end within this time of each other ended with the same loss
 
 PROMPT_QUARANTINED = "prompt_quarantined"
-MODEL_QUARANTINED = "model_quarantined"
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
