@@ -32,6 +32,7 @@ from tasks.failpoints import failpoint
 from tasks.fleet import ModelKind
 from tasks.jobs import JobError, Priority
 from workers.engine.base import Engine, EngineFailed, Prepared
+from workers.engine.sequence import Sequence
 from workers.framing import BrokenFrame, FrameReader, FrameWriter, RequestDecoder
 from workers.messages import (
     Accepted,
@@ -157,6 +158,8 @@ class RunnerProcess:
                     case Shutdown():
                         return
                     case _:
+                        if isinstance(work, Sequence) and work.priority is Priority.BATCH:
+                            frames.let_wait(work.key)
                         engine.add(work)
             if engine.has_work:
                 failpoint("before_step")

@@ -3,6 +3,9 @@
 A frame costs the worker, the store, the front and the client's socket the same whether it carries one token of a
 sequence or four. So steps that follow one another within an interval go out together. A first token and an end never
 wait, and no output waits for a step that may be long.
+
+Nobody reads batch work as it is made, and every frame takes a core from the threads that compute: tokens of batch work
+alone wait PATIENT_S, and only its ends, which free slots, go out at once.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from workers.messages import Done, Output, Step
+
+PATIENT_S = 0.1
 
 
 class StepFrames:
@@ -28,6 +33,7 @@ class StepFrames:
         self._number = 0
         self._held: list[Output] = []
         self._begun: set[int] = set()  # keys of sequences that have said something and go on
+        self._patient: set[int] = set()  # keys of batch work
         self._sent_at = -interval_s
 
     def __enter__(self) -> StepFrames:
@@ -38,11 +44,15 @@ class StepFrames:
     ) -> None:
         self.flush()
 
+    def let_wait(self, key: int) -> None:
+        """This is batch work, until it is done."""
+        self._patient.add(key)
+
     def add(self, outputs: Sequence[Output]) -> None:
         """The output of one more step. An empty one counts too: the number of a frame is the proof of life."""
         self._number += 1
         self._held += outputs
-        if self._is_urgent(outputs) or self._clock() - self._sent_at >= self._interval_s:
+        if self._is_urgent(outputs) or self._clock() - self._sent_at >= self._bound_s():
             self._send_held()
 
     def flush(self) -> None:
@@ -50,13 +60,18 @@ class StepFrames:
         if self._held:
             self._send_held()
 
+    def _bound_s(self) -> float:
+        is_awaited = not self._held or any(output.key not in self._patient for output in self._held)
+        return self._interval_s if is_awaited else max(self._interval_s, PATIENT_S)
+
     def _is_urgent(self, outputs: Sequence[Output]) -> bool:
         is_urgent = False
         for output in outputs:
             if isinstance(output, Done):
                 self._begun.discard(output.key)
+                self._patient.discard(output.key)
                 is_urgent = True
-            elif output.key not in self._begun:
+            elif output.key not in self._begun and output.key not in self._patient:
                 self._begun.add(output.key)
                 is_urgent = True
         return is_urgent

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workers.engine.base import EngineFailed
 from workers.messages import Done, Step, TokenOut
-from workers.step_frames import StepFrames
+from workers.step_frames import PATIENT_S, StepFrames
 
 INTERVAL_S = 0.025
 FAST_S, SLOW_S = INTERVAL_S / 3.9, INTERVAL_S * 1.01  # four fast steps are a little more than an interval
@@ -73,6 +73,32 @@ def test_end_goes_out_at_once_and_a_reused_key_begins_anew():
     sent.step(token(1), done())
     sent.step(token(2))
     assert sent.ids == [[0], [1], [2]]
+
+
+def test_tokens_of_batch_work_wait_longer_but_not_its_ends():
+    sent = Sent()
+    sent.to.let_wait(1)
+    sent.step(token(0), after_s=PATIENT_S)
+    for number in (1, 2, 3):
+        sent.step(token(number), after_s=SLOW_S)
+    assert sent.ids == [[0]]
+    sent.step(token(4), after_s=SLOW_S)
+    assert sent.ids == [[0], [1, 2, 3, 4]]
+    sent.step(token(5), done())
+    assert sent.ids == [[0], [1, 2, 3, 4], [5]]
+
+
+def test_tokens_that_somebody_reads_take_those_of_batch_work_along():
+    sent = Sent()
+    sent.to.let_wait(1)
+    sent.step(token(0), token(0, key=2))
+    sent.step(token(1), after_s=SLOW_S)
+    assert sent.ids == [[0, 0]]
+    sent.step(token(2), token(1, key=2))
+    assert sent.ids == [[0, 0], [1, 2, 1]]
+    sent.step(token(3), done(key=1), after_s=FAST_S)
+    sent.step(token(0), after_s=FAST_S)  # another job under the same key, which is no batch work
+    assert sent.ids[2:] == [[3], [0]]
 
 
 def test_held_output_goes_out_before_a_step_that_may_be_long():

@@ -374,6 +374,22 @@ def test_conversation_is_found_again_in_memory_after_its_slot_was_overwritten():
     assert heard[3].text == alone(turn).text
 
 
+def test_finished_line_of_a_batch_serves_in_its_slot_but_takes_no_memory_from_conversations():
+    backend = WatchedBackend(1)
+    loop = loop_of(backend)
+    heard: dict[int, Heard] = {}
+    add(loop, 1, SYSTEM + "the first line of a batch", Priority.BATCH)
+    run(loop, heard)
+    add(loop, 2, SYSTEM + "the second one", Priority.BATCH)
+    run(loop, heard)
+    assert heard[2].done.cached_tokens == len(SYSTEM) + len("the ")
+    add(loop, 3, "quite another matter")
+    run(loop, heard)
+    add(loop, 4, SYSTEM + "the second one")
+    run(loop, heard)
+    assert (backend.restores, heard[4].done.cached_tokens) == (0, 0)
+
+
 @pytest.mark.parametrize(("limit_tokens", "found"), [(0, 0), (50, 0), (500, len(PROMPTS[4]))])
 def test_memory_for_parked_states_is_bounded(limit_tokens, found):
     backend = WatchedBackend(1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tasks.jobs import Priority
 from workers.engine import scheduler
 from workers.engine.backend import Backend
 from workers.engine.parked_states import ParkedState, ParkedStates
@@ -43,6 +44,7 @@ class Slots:
         self._held: list[list[int]] = [[] for _ in range(count)]  # the tokens in each idle slot's cache
         self._adapter = [""] * count  # under which each slot's cache was computed
         self._used_at = [0] * count  # step of the last release
+        self._is_litter = [False] * count  # what finished batch work left: it serves in place, but is not worth memory
         self.free = set(range(count))
         self.running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
 
@@ -72,6 +74,7 @@ class Slots:
         self.free.add(slot)
         self._held[slot] = sequence.tokens[: sequence.decoded]
         self._used_at[slot] = step
+        self._is_litter[slot] = sequence.is_over and sequence.priority is Priority.BATCH
         sequence.slot, sequence.decoded = -1, 0
 
     def empty_idle(self) -> bool:
@@ -162,9 +165,12 @@ class Slots:
         return scheduler.choose_slot(self.free, busy, self._used_at)
 
     def _save(self, slot: int) -> None:
-        """Keep what the slot holds, unless that is little or lies elsewhere too."""
+        """Keep what the slot holds, unless that is little, lies elsewhere too, or is a finished line of a batch: nobody
+        goes on with that, and it would push out conversations."""
         held = self._held[slot]
-        if len(held) < WORTH_MOVING or self._parked.limit_bytes <= 0 or self._lies_elsewhere(slot, held):
+        if self._is_litter[slot] or len(held) < WORTH_MOVING or self._parked.limit_bytes <= 0:
+            return
+        if self._lies_elsewhere(slot, held):
             return
         state = self._backend.save(slot, self._parked.limit_bytes)
         if state is not None:
@@ -174,10 +180,14 @@ class Slots:
         contains, adapter = self._parked.contains, self._adapter[slot]
         running = self._running_of(adapter) if self._backend.cuts_tails else []  # else it is gone with their next token
         return (
-            any(contains(self._held[other], held) for other in self._free_of(adapter) if other != slot)
+            any(contains(self._held[other], held) for other in self._lasting(adapter) if other != slot)
             or any(contains(each.tokens[: each.decoded], held) for each in running)
             or any(contains(entry.tokens, held) for entry in self._parked_of(adapter))
         )
+
+    def _lasting(self, adapter: str) -> list[int]:
+        """Idle slots whose tokens will be saved before they are overwritten."""
+        return [slot for slot in self._free_of(adapter) if not self._is_litter[slot]]
 
     def _fetch(self, source: Source, slot: int) -> int:
         """Bring the prefix into the slot; how much of what it holds then is to be kept."""
