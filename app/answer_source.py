@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +24,7 @@ from tasks.fleet import ModelOffer
 from tasks.forecast import QueueRoom
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
+from tasks.order import Order
 from tasks.stream_events import End, NumberedEvent
 
 if TYPE_CHECKING:  # no module of the front loads a client of the store
@@ -130,12 +130,9 @@ class AnswerSource:
         streams = self._front.backend.streams
         job_id = self._job_id or new_job_id()
         follower = await streams.listen(job_id)  # its first token will be on its way before submit returns
-        submit = partial(
-            self._front.backend.dispatcher.submit,
-            self._work,
+        order = Order(
             offer=self._offer,
             priority=self._priority,
-            deadline_ms=None,
             idempotency_key=self._idempotency_key,
             fingerprint=self._fingerprint,
             job_id=job_id,
@@ -143,7 +140,7 @@ class AnswerSource:
             wish=self._wish(may_follow),
         )
         try:
-            submitted = await to_thread.run_sync(submit)
+            submitted = await to_thread.run_sync(self._front.backend.dispatcher.submit, self._work, order)
         except BaseException:
             await streams.ignore(follower)
             raise

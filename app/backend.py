@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.batches.contents import Contents
-from tasks.answer_cache import CacheOutcome, CacheWish
+from tasks.answer_cache import CacheOutcome
 from tasks.attachments import NOTHING, Attachments
 from tasks.batches import Batch as BatchRecord
 from tasks.batches import BatchFigures
@@ -18,6 +18,7 @@ from tasks.forecast import QueueRoom
 from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, Priority
+from tasks.order import Order
 from tasks.quarantine import Quarantine
 from tasks.responses import Outcome, StoredResponse
 from tasks.settings import StoreSettings
@@ -126,19 +127,7 @@ class Submitter(Protocol):
     """Takes jobs in. Blocking. Raises QueueFull, StoreFull, IdempotencyMismatch, PromptQuarantined, ModelQuarantined,
     DeadlineCannotBeMet, StoreUnavailable."""
 
-    def submit(
-        self,
-        request: JobRequest,
-        *,
-        offer: ModelOffer,
-        priority: Priority,
-        deadline_ms: int | None,
-        idempotency_key: str | None,
-        fingerprint: str | None = None,
-        job_id: JobId | None = None,
-        attached: Attachments = NOTHING,
-        wish: CacheWish | None = None,
-    ) -> Submitted: ...
+    def submit(self, request: JobRequest, order: Order) -> Submitted: ...
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None: ...
 

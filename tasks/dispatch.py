@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.admission_control import AdmissionControl
-from tasks.answer_cache import CacheOutcome, CacheWish, as_cached
-from tasks.attachments import NOTHING, Attachments
+from tasks.answer_cache import CacheOutcome, as_cached
+from tasks.attachments import Attachments
 from tasks.errors import KeepwarmError, QueueFull, StoreFull, StoreUnavailable
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.forecast import QueueRoom
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
+from tasks.order import Order
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.stream_events import NumberedEvent
@@ -55,90 +56,28 @@ class Dispatcher:
         self._fleet_seen: Fleet | None = None
         self._fleet_seen_at = 0.0
 
-    def submit(
-        self,
-        request: JobRequest,
-        *,
-        offer: ModelOffer,
-        priority: Priority,
-        deadline_ms: int | None,
-        idempotency_key: str | None,
-        fingerprint: str | None = None,
-        job_id: JobId | None = None,
-        attached: Attachments = NOTHING,
-        wish: CacheWish | None = None,
-    ) -> Submission:
+    def submit(self, request: JobRequest, order: Order) -> Submission:
         """Once this returns the job is acknowledged: it survives any crash of any process but the store's disk.
 
-        `job_id`: of the new job, drawn by a caller who listens to it already.
-        `fingerprint` is what makes two bodies under one idempotency key equal. `wish`: what the cache may do; a job
-        that outlives its clients has a record also when it is a cached answer. Raises QueueFull, StoreFull,
+        A job that outlives its clients has a record also when it is a cached answer. Raises QueueFull, StoreFull,
         IdempotencyMismatch, PromptQuarantined, ModelQuarantined, DeadlineCannotBeMet, StoreUnavailable."""
-        return self._admit(
-            request,
-            offer=offer,
-            priority=priority,
-            deadline_ms=deadline_ms,
-            idempotency_key=idempotency_key,
-            fingerprint=fingerprint,
-            job_id=job_id,
-            attached=attached,
-            wish=wish,
-        )
-
-    def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
-        """Admit a new job with the request of one that ended badly; a terminal record is never run again.
-
-        A deadline that is still ahead is kept. A repeated call finds the job that the first one made.
-        Raises JobNotRepeatable, JobNotFound, and what `submit` does."""
-        deadline_ms = job.deadline_ms
-        if deadline_ms is not None and deadline_ms <= self._current_fleet().now_ms:
-            deadline_ms = None
-        return self._admit(
-            self._jobs.request_of(job.id),
-            offer=offer,
-            priority=job.priority,
-            deadline_ms=deadline_ms,
-            repeats=job.id,
-            attached=Attachments(metadata=job.metadata, webhook=job.webhook, batch_id=job.batch_id),
-        )
-
-    def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
-        """Until a job with `ahead` jobs of its model before it starts; None when nothing measured says so."""
-        fleet = self._current_fleet()
-        offer = fleet.offers().get(model)
-        return None if offer is None else self._control.predicted_wait_s(offer, fleet, priority, ahead=ahead)
-
-    def _admit(
-        self,
-        request: JobRequest,
-        *,
-        offer: ModelOffer,
-        priority: Priority,
-        deadline_ms: int | None,
-        idempotency_key: str | None = None,
-        fingerprint: str | None = None,
-        repeats: JobId | None = None,
-        job_id: JobId | None = None,
-        attached: Attachments = NOTHING,
-        wish: CacheWish | None = None,
-    ) -> Submission:
-        job_id = job_id or new_job_id()
-        refusal = self._refusal(offer, priority, deadline_ms)
+        offer, priority = order.offer, order.priority
+        job_id = order.job_id or new_job_id()
+        refusal = self._refusal(order)
         wakeup = self._wakeups.envelope(job_id, offer.id, priority)
         try:
             admission = self._jobs.admit(
                 job_id,
                 request,
                 priority=priority,
-                deadline_ms=deadline_ms,
-                idempotency_key=idempotency_key,
-                fingerprint=fingerprint,
-                repeats=repeats,
+                deadline_ms=order.deadline_ms,
+                idempotency_key=order.idempotency_key,
+                fingerprint=order.fingerprint,
+                repeats=order.repeats,
                 refusal=refusal,
                 wakeup=wakeup,
-                attached=attached,
-                wish=wish,
+                attached=order.attached,
+                wish=order.wish,
             )
         except QueueFull as full:
             raise self._control.with_retry_after(full, self._current_fleet()) from None
@@ -149,7 +88,7 @@ class Dispatcher:
             )
         if admission.answer:
             answer = as_cached(admission.answer)
-            if wish is not None and wish.ends_with_clients:
+            if order.wish is not None and order.wish.ends_with_clients:
                 job = _unwritten(job_id, request, priority, admission.created_ms, JobState.SUCCEEDED)
                 return Submission(job=job, is_new=False, position=0, cache=CacheOutcome.HIT, answer=answer)
             if isinstance(refusal, StoreFull):  # a record would take room; no deadline is missed by what is there
@@ -159,20 +98,12 @@ class Dispatcher:
                 request,
                 answer,
                 priority=priority,
-                idempotency_key=idempotency_key,
-                fingerprint=fingerprint,
-                attached=attached,
+                idempotency_key=order.idempotency_key,
+                fingerprint=order.fingerprint,
+                attached=order.attached,
             ):
                 return Submission(job=self._jobs.get(job_id), is_new=False, position=0, cache=CacheOutcome.HIT)
-            return self._admit(
-                request,
-                offer=offer,
-                priority=priority,
-                deadline_ms=deadline_ms,
-                idempotency_key=idempotency_key,
-                fingerprint=fingerprint,
-                attached=attached,
-            )
+            return self.submit(request, replace(order, job_id=None, wish=None))
         if not admission.is_new:
             job = self._jobs.get(admission.job_id)
             return Submission(job=job, is_new=False, position=self._jobs.position(job) or 0)
@@ -191,29 +122,54 @@ class Dispatcher:
             attempt=0,
             last_seq=0,
             created_ms=admission.created_ms,
-            deadline_ms=deadline_ms,
-            requeued_from=repeats,
-            metadata=attached.metadata,
-            webhook=attached.webhook,
-            batch_id=attached.batch_id,
+            deadline_ms=order.deadline_ms,
+            requeued_from=order.repeats,
+            metadata=order.attached.metadata,
+            webhook=order.attached.webhook,
+            batch_id=order.attached.batch_id,
         )
         return Submission(
             job=job,
             is_new=True,
             position=admission.position,
             is_heard=admission.is_heard,
-            cache=None if wish is None else CacheOutcome.MISS,
+            cache=None if order.wish is None else CacheOutcome.MISS,
             room=self._control.room(offer, self._current_fleet(), depth=admission.depth, total=admission.total),
         )
 
-    def _refusal(self, offer: ModelOffer, priority: Priority, deadline_ms: int | None) -> KeepwarmError | None:
+    def requeue(self, job: Job, *, offer: ModelOffer) -> Submission:
+        """Admit a new job with the request of one that ended badly; a terminal record is never run again.
+
+        A deadline that is still ahead is kept. A repeated call finds the job that the first one made.
+        Raises JobNotRepeatable, JobNotFound, and what `submit` does."""
+        deadline_ms = job.deadline_ms
+        if deadline_ms is not None and deadline_ms <= self._current_fleet().now_ms:
+            deadline_ms = None
+        order = Order(
+            offer=offer,
+            priority=job.priority,
+            deadline_ms=deadline_ms,
+            repeats=job.id,
+            attached=Attachments(metadata=job.metadata, webhook=job.webhook, batch_id=job.batch_id),
+        )
+        return self.submit(self._jobs.request_of(job.id), order)
+
+    def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
+        """Until a job with `ahead` jobs of its model before it starts; None when nothing measured says so."""
+        fleet = self._current_fleet()
+        offer = fleet.offers().get(model)
+        return None if offer is None else self._control.predicted_wait_s(offer, fleet, priority, ahead=ahead)
+
+    def _refusal(self, order: Order) -> KeepwarmError | None:
         refusal = self._control.store_full()
-        if refusal is not None or deadline_ms is None:
+        if refusal is not None or order.deadline_ms is None:
             return refusal
         fleet = self._current_fleet()
         now_ms = fleet.now_ms + int((self._clock() - self._fleet_seen_at) * 1000)
-        ahead = self._jobs.ahead(offer.id, priority)
-        return self._control.too_late(offer, fleet, priority, ahead=ahead, deadline_ms=deadline_ms, now_ms=now_ms)
+        ahead = self._jobs.ahead(order.offer.id, order.priority)
+        return self._control.too_late(
+            order.offer, fleet, order.priority, ahead=ahead, deadline_ms=order.deadline_ms, now_ms=now_ms
+        )
 
     def _current_fleet(self) -> Fleet:
         now = self._clock()

@@ -22,12 +22,11 @@ from app.errors import FormatNotTried
 from app.main import create_app
 from app.settings import ApiSettings
 from tasks import errors
-from tasks.answer_cache import CacheWish
-from tasks.attachments import NOTHING, Attachments
 from tasks.fleet import ModelOffer
 from tasks.generation import JsonObject
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, Priority
+from tasks.order import Order
 
 # The line is not to blame, and the same call can work later. The last one: its record ended while nobody followed it.
 _TRY_AGAIN = frozenset(
@@ -95,30 +94,8 @@ class LineSubmitter:
     dispatcher: Submitter
     batch_id: str
 
-    def submit(
-        self,
-        request: JobRequest,
-        *,
-        offer: ModelOffer,
-        priority: Priority,
-        deadline_ms: int | None,
-        idempotency_key: str | None,
-        fingerprint: str | None = None,
-        job_id: JobId | None = None,
-        attached: Attachments = NOTHING,
-        wish: CacheWish | None = None,
-    ) -> Submitted:
-        return self.dispatcher.submit(
-            request,
-            offer=offer,
-            priority=priority,
-            deadline_ms=deadline_ms,
-            idempotency_key=idempotency_key,
-            fingerprint=fingerprint,
-            job_id=job_id,
-            attached=replace(attached, batch_id=self.batch_id),
-            wish=wish,
-        )
+    def submit(self, request: JobRequest, order: Order) -> Submitted:
+        return self.dispatcher.submit(request, replace(order, attached=replace(order.attached, batch_id=self.batch_id)))
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
         return self.dispatcher.predicted_wait_s(model, priority, ahead)

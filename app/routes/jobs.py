@@ -32,6 +32,7 @@ from tasks.errors import InvalidRequest, PromptTooLong
 from tasks.generation import GenerationRequest
 from tasks.job_filter import JobFilter
 from tasks.jobs import Job, JobId, JobState, Priority
+from tasks.order import Order
 from tasks.stream_events import End, Tokens, encode_event
 
 router = APIRouter(tags=["Jobs"], responses=NATIVE_ERRORS, route_class=JsonBodyRoute)
@@ -46,9 +47,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
     await front.grammars.check(generation)
     attached = await attachments(body, front)
     key = answer_key(generation, offer, has_seed=body.seed is not None)
-    submit = partial(
-        front.backend.dispatcher.submit,
-        generation,
+    order = Order(
         offer=offer,
         priority=Priority.named(body.priority),
         deadline_ms=deadline_ms(body.deadline, await front.view.store_now_ms()),
@@ -57,7 +56,7 @@ async def create_job(body: JobBody, request: Request, front: FrontDep, idempoten
         attached=attached,
         wish=None if key is None else CacheWish(key=key, ends_with_clients=False),
     )
-    submission = await to_thread.run_sync(submit)
+    submission = await to_thread.run_sync(front.backend.dispatcher.submit, generation, order)
     job = submission.job
     request.state.job_id = job.id
     if submission.is_new and may_be_too_long(generation, offer):

@@ -16,8 +16,7 @@ from app.grammar_check import GrammarCheck
 from app.grammar_trial import Verdict, try_formats
 from app.main import create_app
 from app.settings import ApiSettings
-from tasks.answer_cache import CacheOutcome, CacheWish
-from tasks.attachments import NOTHING, Attachments
+from tasks.answer_cache import CacheOutcome
 from tasks.batches import BatchFigures
 from tasks.controller.decisions import Decision
 from tasks.errors import JobNotFound, NotQuarantined
@@ -27,6 +26,7 @@ from tasks.generation import AnswerFormat
 from tasks.job_filter import ALL_JOBS, JobFilter
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
+from tasks.order import Order
 from tasks.quarantine import Quarantine
 from tasks.store.answer_store import CacheCounts
 from tasks.store.token_reader import Follower
@@ -169,41 +169,31 @@ class FakeBackend:
             raise self.store_error
 
     # ---- Submitter
-    def submit(
-        self,
-        request: JobRequest,
-        *,
-        offer: ModelOffer,
-        priority: Priority,
-        deadline_ms: int | None,
-        idempotency_key: str | None,
-        fingerprint: str | None = None,
-        job_id: JobId | None = None,
-        attached: Attachments = NOTHING,
-        wish: CacheWish | None = None,
-    ) -> Submission:
+    def submit(self, request: JobRequest, order: Order) -> Submission:
         if self.error:
             raise self.error
-        self.submitted.append(Submitted(request, priority, deadline_ms, idempotency_key, fingerprint))
-        if idempotency_key in self.by_key:
-            return Submission(self.jobs[self.by_key[idempotency_key]], False, 0)
+        self.submitted.append(
+            Submitted(request, order.priority, order.deadline_ms, order.idempotency_key, order.fingerprint)
+        )
+        if order.idempotency_key in self.by_key:
+            return Submission(self.jobs[self.by_key[order.idempotency_key]], False, 0)
         job = Job(
-            id=job_id or new_job_id(),
+            id=order.job_id or new_job_id(),
             state=JobState.QUEUED,
-            model=offer.id,
-            priority=priority,
+            model=order.offer.id,
+            priority=order.priority,
             attempt=0,
             last_seq=0,
             created_ms=NOW_MS,
-            deadline_ms=deadline_ms,
-            metadata=attached.metadata,
-            webhook=attached.webhook,
-            batch_id=attached.batch_id,
+            deadline_ms=order.deadline_ms,
+            metadata=order.attached.metadata,
+            webhook=order.attached.webhook,
+            batch_id=order.attached.batch_id,
         )
         self.jobs[job.id] = job
-        if idempotency_key:
-            self.by_key[idempotency_key] = job.id
-        is_heard = job_id in {follower.channel.decode() for follower in self.listening}
+        if order.idempotency_key:
+            self.by_key[order.idempotency_key] = job.id
+        is_heard = order.job_id in {follower.channel.decode() for follower in self.listening}
         return Submission(job, True, 0, is_heard=is_heard, room=self.room)
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:

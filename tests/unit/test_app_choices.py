@@ -15,6 +15,7 @@ from tasks.errors import QueueFull, StoreUnavailable
 from tasks.generation import MAX_SEED, GenerationRequest, SamplingParams
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobError, JobId, JobState, Usage
+from tasks.order import Order
 from tasks.store.token_reader import Follower
 from tasks.stream_events import End, Reset, Tokens
 from tests.support.front_fakes import FakeBackend, RawRequest, Submission, chat, front_client, numbered, sse_data
@@ -37,10 +38,10 @@ class Several(FakeBackend):
         self.breaks: Exception | None = None  # raised to whoever follows
         self.refusal: Exception = QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
 
-    def submit(self, request: JobRequest, **options) -> Submission:
+    def submit(self, request: JobRequest, order: Order) -> Submission:
         if len(self.submitted) == self.refuse_after:
             raise self.refusal
-        return super().submit(request, **options)
+        return super().submit(request, order)
 
     async def follow_batches(
         self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
