@@ -21,12 +21,10 @@ def shares(pending: Items[int], levels: Items[int], prefill_chunk: int, turn: in
     `turn` (the step number) rotates who gets the remainder of an uneven split, and who goes first when there are
     more prompts than tokens in the chunk.
     """
-    prompts = [index for index, tokens in enumerate(pending) if tokens > 1]
-    if any(levels[index] < Priority.BATCH for index in prompts):
-        prompts = [index for index in prompts if levels[index] < Priority.BATCH]
-        granted = [int(tokens == 1 and level < Priority.BATCH) for tokens, level in zip(pending, levels, strict=True)]
-    else:
-        granted = [int(tokens == 1) for tokens in pending]
+    is_urgent = any(tokens > 1 and level < Priority.BATCH for tokens, level in zip(pending, levels, strict=True))
+    wanted = [0 if is_urgent and level >= Priority.BATCH else each for each, level in zip(pending, levels, strict=True)]
+    granted = [int(tokens == 1) for tokens in wanted]
+    prompts = [index for index, tokens in enumerate(wanted) if tokens > 1]
     left = prefill_chunk
     for level in sorted({levels[index] for index in prompts}):
         equals = [index for index in prompts if levels[index] == level]
