@@ -1,4 +1,5 @@
-"""kombu's Redis transport with one client object per channel, and with messages that can be had instead of sent.
+"""kombu's Redis transport with one client object per channel, with messages that can be had instead of sent, and with
+a doorbell that is no Celery message.
 
 kombu makes a client anew for every message that it sends, which with redis-py 8 costs more than the sending. Imported
 for its effect: from then on `redis://` and its relatives mean this transport.
@@ -14,6 +15,8 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
+
+from tasks.routing import is_worker_queue
 
 Diverted = list[tuple[str, str]]  # (Redis list, message) as kombu would have pushed them
 
@@ -57,11 +60,18 @@ class SentinelChannel(_Divertible, kombu_redis.SentinelChannel):
     pass
 
 
-class Transport(kombu_redis.Transport):
+class _Doorbell(kombu_redis.Transport):
+    def _deliver(self, message: dict[str, Any], queue: str) -> None:
+        """What comes from a worker's private queue has done its work: the pop has ended."""
+        if not is_worker_queue(queue):
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+
+
+class Transport(_Doorbell):
     Channel = Channel
 
 
-class SentinelTransport(kombu_redis.SentinelTransport):
+class SentinelTransport(_Doorbell, kombu_redis.SentinelTransport):
     Channel = SentinelChannel
 
 

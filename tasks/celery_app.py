@@ -9,7 +9,6 @@ from tasks.settings import StoreSettings, load_settings
 
 GENERATE = "keepwarm.generate"
 PLAN = "keepwarm.plan"
-DOORBELL = "keepwarm.doorbell"
 BATCH = "keepwarm.batch"
 SWEEP_FILES = "keepwarm.sweep_files"
 

@@ -1,4 +1,4 @@
-"""The Celery task behind every job, and the doorbell. Doors only: `run_attempt` holds the steps."""
+"""The Celery task behind every job. A door only: `run_attempt` holds the steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, assert_never
 import structlog
 from celery import shared_task
 
-from tasks.celery_app import DOORBELL, GENERATE
+from tasks.celery_app import GENERATE
 from tasks.celery_app import app as celery_app
 from tasks.errors import CannotResume, StoreUnavailable
 from tasks.failpoints import failpoint
@@ -60,11 +60,6 @@ def generate(self: Any, job_id: str) -> None:
         _log.error("wakeup_in_wrong_queue", job_id=job_id, queue=delivery["routing_key"])
         return
     run_attempt(JobId(job_id), model, Priority(delivery["priority"] or 0), host=model_host(), stores=_stores())
-
-
-@shared_task(name=DOORBELL, send_events=False)  # type: ignore[untyped-decorator]
-def doorbell() -> None:
-    """Nothing to do: receiving it made the worker's pop return, and the next pop uses the new subscriptions."""
 
 
 def run_attempt(job_id: JobId, model: str, priority: Priority, *, host: ModelHost, stores: AttemptStores) -> None:

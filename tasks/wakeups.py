@@ -1,4 +1,4 @@
-"""Send the Celery messages of the project: wake-ups of jobs and batches, nudges and doorbells.
+"""Send the Celery messages of the project: wake-ups of jobs and batches, and nudges.
 
 All of them are disposable: a lost one is made up for by the controller's tick, a second one finds nothing to do.
 
@@ -20,9 +20,9 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from tasks.broker import diverted
-from tasks.celery_app import BATCH, DOORBELL, GENERATE, PLAN, SWEEP_FILES
-from tasks.jobs import JobId, Priority, WorkerId
-from tasks.routing import BATCH_QUEUE, CONTROL_QUEUE, model_queue, worker_queue
+from tasks.celery_app import BATCH, GENERATE, PLAN, SWEEP_FILES
+from tasks.jobs import JobId, Priority
+from tasks.routing import BATCH_QUEUE, CONTROL_QUEUE, model_queue
 
 NUDGE_INTERVAL_S = 0.05  # at most one nudge per process in this time
 NUDGE_EXPIRES_S = 2  # a nudge older than this is as good as the next tick
@@ -82,10 +82,6 @@ class Wakeups:
             return
         self._nudged_at = now
         self._send(PLAN, queue=CONTROL_QUEUE, expires=NUDGE_EXPIRES_S, priority=0)
-
-    def ring(self, worker_id: WorkerId) -> None:
-        """Wake a worker's blocked pop, so that it looks at its changed subscriptions."""
-        self._send(DOORBELL, queue=worker_queue(worker_id), expires=NUDGE_EXPIRES_S, priority=0)
 
     def _send(self, task: str, **options: object) -> None:
         try:

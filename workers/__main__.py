@@ -32,7 +32,6 @@ from tasks.store.hint_listener import HintListener
 from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import TokenWriter
 from tasks.threads import hand_over_soon
-from tasks.wakeups import Wakeups
 from workers.celery_worker import run_celery_worker
 from workers.clock import Clock, StoreTime
 from workers.devices import CpuDevice, Device, default_budget, find_device
@@ -98,7 +97,6 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     budget -= device.spare_bytes if keeps_spare else 0
     spare = SpareRunner(settings.engine, keeps=keeps_spare)
     spare.replenish()
-    wakeups = Wakeups(celery_app)
 
     tiers = Tiers(lambda: pool.models)
 
@@ -123,7 +121,12 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
         on_load=count_load,
     )
-    queues = CeleryQueues(ring=lambda: wakeups.ring(worker_id))
+
+    def ring() -> None:
+        with suppress(StoreUnavailable):  # the pop ends by itself within a second
+            fleet.ring(worker_id)
+
+    queues = CeleryQueues(ring)
     reconciler = Reconciler(
         worker_id=worker_id,
         pool=pool,
@@ -150,7 +153,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     watch = FolderWatch(scanner, folder, pool.update_models)
     register_model_host(GatedHost(pool))
 
-    gate.connect(pool.free_slots, pool.urgent_slots, ring=lambda: wakeups.ring(worker_id), runner_of=pool.runner_of)
+    gate.connect(pool.free_slots, pool.urgent_slots, ring, runner_of=pool.runner_of)
 
     def on_change() -> None:
         gate.look_again()

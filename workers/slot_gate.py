@@ -61,6 +61,7 @@ class SlotGate:
         self._coming: dict[str, list[float]] = defaultdict(list)  # runner's model → when its popped wake-ups expire
         self._closed_to_batch: set[str] = set()
         self._closed: set[str] = set()
+        self._has_rung = False  # for the pop in flight
 
     def connect(
         self,
@@ -81,6 +82,7 @@ class SlotGate:
         with self._lock:
             self._closed = models - self._open(models, urgent_slots)
             self._closed_to_batch = models - self._open(models, free_slots)
+            self._has_rung = False
             return QueuesByLevel(
                 urgent=[queue for queue in queues if model_of_queue(queue) not in self._closed],
                 batch=[queue for queue in queues if model_of_queue(queue) not in self._closed_to_batch],
@@ -95,19 +97,22 @@ class SlotGate:
                 self._coming[runner].append(self._clock() + ARRIVAL_LIMIT_S)
 
     def arrived(self, model: str) -> None:
-        """A wake-up has taken its slot, or found none."""
+        """A wake-up has taken its slot, or found none. A slot that became free while it was on its way counts now."""
         runner = self._runner_of(model)
         with self._lock:
             if self._coming[runner]:
                 self._coming[runner].pop(0)
+        self.look_again()
 
     def look_again(self) -> None:
-        """Slots may have become free. Rings only if the pop in flight left such a model out."""
+        """Slots may have become free. Rings only if the pop in flight left such a model out, and only once for it."""
         free_slots, urgent_slots = self._free_slots(), self._urgent_slots()
         with self._lock:
-            is_due = self._open(self._closed, urgent_slots) or self._open(self._closed_to_batch, free_slots)
-        if is_due:
-            self._ring()
+            is_open = self._open(self._closed, urgent_slots) or self._open(self._closed_to_batch, free_slots)
+            if not is_open or self._has_rung:
+                return
+            self._has_rung = True
+        self._ring()
 
     def _open(self, models: set[str], slots: Mapping[str, int]) -> set[str]:
         return {model for model in models if slots.get(model, 0) > self._count_coming(model)}

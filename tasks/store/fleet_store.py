@@ -9,9 +9,11 @@ import msgspec
 
 from tasks.fleet import ClassBacklog, Fleet, LoadCounts, ModelOffer, Placement, QueueReport, RunnerReport, WorkerReport
 from tasks.jobs import Priority, WorkerId
+from tasks.routing import DOORBELL, worker_queue
 from tasks.store import keys
 from tasks.store.connection import Client, as_ms, load_script, now_ms, translated
 
+DOORBELL_MS = 2_000  # a pop lasts a second
 WORKER_TTL_MS = 5_000  # a worker without a heartbeat for this long is gone
 SCORE_PER_PRIORITY = 10**13  # see kw:waiting in keys
 
@@ -222,6 +224,14 @@ class FleetStore:
     def lead(self, leader_id: str, lease_ms: int) -> int:
         """Take or keep the leadership; its epoch, or 0 when another controller leads."""
         return int(self._lead(keys=[keys.LEADER, keys.LEADER_EPOCH], args=[leader_id, lease_ms]))
+
+    @translated
+    def ring(self, worker_id: WorkerId) -> None:
+        """End the worker's pop in flight, so that the next one names the queues that are open by then."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.lpush(worker_queue(worker_id), DOORBELL)
+        pipe.pexpire(worker_queue(worker_id), DOORBELL_MS)
+        pipe.execute()
 
     @translated
     def now_ms(self) -> int:

@@ -49,6 +49,7 @@
 | kw:loads | hash | `n <model>` → loads so far, `ms <model>` → what they took in all, `swap <model>` → the same with making room; `cold <model>` → jobs that found it cold | workers, app | app (metrics) | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |
+| worker.{worker} | list | kombu's list of the worker's private queue; an entry ends the worker's pop | a worker to itself | the worker's pop | 2 s |
 
 | channel | message | publisher → subscriber |
 |---|---|---|

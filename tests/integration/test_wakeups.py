@@ -1,4 +1,4 @@
-"""The wake-up that admission pushes is the one that Celery would have sent."""
+"""The wake-up that admission pushes is the one that Celery would have sent; the doorbell is none at all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 from typing import Any
 
 import pytest
+from kombu import Consumer, Queue  # type: ignore[attr-defined]
 
 from tasks.celery_app import create_celery_app
 from tasks.generation import GenerationRequest
-from tasks.jobs import JobId, Priority, new_job_id
+from tasks.jobs import JobId, Priority, WorkerId, new_job_id
+from tasks.routing import worker_queue
 from tasks.settings import StoreSettings
 from tasks.store.connection import connect
+from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.wakeups import Wakeups
 
@@ -82,3 +85,15 @@ def test_admission_pushes_the_wakeup_once_and_only_for_a_new_job(
     (list_key,) = client.keys("model.m*")
     (message,) = client.lrange(list_key, 0, -1)
     assert first in base64.b64decode(json.loads(message)["body"]).decode()
+
+
+def test_doorbell_ends_a_pop_and_reaches_no_consumer(store_settings: StoreSettings) -> None:
+    worker_id, client, heard = WorkerId("w1"), connect(store_settings), []
+    with create_celery_app(store_settings).connection() as connection:
+        queue = Queue(worker_queue(worker_id), no_declare=True)  # type: ignore[no-untyped-call]
+        consumer: Any = Consumer(connection, [queue], [lambda *message: heard.append(message)])  # type: ignore[no-untyped-call]
+        with consumer:
+            FleetStore(client).ring(worker_id)
+            connection.drain_events(timeout=30)  # raises when nothing came
+    assert heard == []
+    assert client.llen(worker_queue(worker_id)) == 0

@@ -81,6 +81,34 @@ def test_free_slot_rings_only_when_the_pop_left_the_model_out() -> None:
     assert bench.rings == 1
 
 
+def test_pop_in_flight_is_ended_once_however_many_slots_become_free() -> None:
+    bench = Bench(a=0)
+    bench.choose()
+    for free in (1, 2, 3):
+        bench.free_slots["a"] = free
+        bench.gate.look_again()
+    assert bench.rings == 1
+    bench.free_slots["a"] = 0
+    bench.choose()
+    bench.free_slots["a"] = 1
+    bench.gate.look_again()
+    assert bench.rings == 2
+
+
+def test_slot_that_became_free_while_a_wakeup_was_on_its_way_rings_when_that_has_arrived() -> None:
+    bench = Bench(a=1)
+    bench.choose()
+    bench.gate.popped("model.a")
+    assert bench.named() == [PRIVATE]
+    bench.free_slots["a"] = 2
+    bench.gate.look_again()
+    bench.free_slots["a"] = 1  # the wake-up has taken one of them
+    bench.rings = 0
+    bench.gate.choose([PRIVATE, "model.a"])  # still on its way: one slot, one coming
+    bench.gate.arrived("a")
+    assert bench.rings == 1
+
+
 def test_private_queue_is_always_open() -> None:
     bench = Bench()
     bench.gate.popped(PRIVATE)
