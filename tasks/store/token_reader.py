@@ -1,8 +1,8 @@
 """Read side of the token streams: replay from the Redis Stream, then follow live, without gap or repeat.
 
 Pub/sub gives latency, the stream gives truth. A follower subscribes first, then replays, then passes on live events;
-it drops numbers that it has seen, and reads the stream again on a gap, on overflow, after a reconnect, and on a second
-of silence (a lost *last* message has no successor that would show the gap).
+it drops numbers that it has seen, and reads the stream again on a gap, on overflow, after a reconnect, and on silence
+(a lost *last* message has no successor that would show the gap): after one second, then after two more, four, eight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tasks.store import keys
 from tasks.store.connection import connect_async, store_errors
 from tasks.stream_events import End, StreamEvent, decode_event, decode_numbered
 
-SILENCE_S = 1.0  # after this long without a live event the stream is read
+SILENCE_S = 1.0  # after this long without a live event the stream is read, and somebody may want to know
+MAX_SILENCE_S = 8.0  # between two readings of a stream that stays silent: hundreds of jobs may wait in a line
 MAX_BUFFERED_EVENTS = 1024  # per follower; a slower client is served from the stream instead
 RECONNECT_PAUSE_S = 0.2
 MAX_REPLAYS = 32  # at a time: a thousand streams fall silent together, and the client has a hundred connections at most
@@ -71,14 +72,15 @@ class TokenReader:
         is_replay_due = follower is None
         if follower is None:
             follower = await self.listen(job_id)
+        silence = _Silence()
         try:
             if is_replay_due:
                 await self._subscriptions.confirmed(follower)
             while True:
                 live = follower.take()
                 batch: list[SeqEvent] = []
-                if is_replay_due or follower.overflowed or _has_gap(live, seen):
-                    follower.overflowed = False
+                if is_replay_due or follower.has_missed or _has_gap(live, seen):
+                    follower.has_missed = False
                     is_replay_due = False
                     with store_errors():
                         async with self._replaying:
@@ -98,8 +100,10 @@ class TokenReader:
                 yield batch
                 if _is_over(batch):
                     return
+                if batch:
+                    silence = _Silence()
                 if not is_replay_due:
-                    is_replay_due = not await follower.wait(SILENCE_S)
+                    is_replay_due = not await follower.wait(SILENCE_S) and silence.calls_for_replay()
         finally:
             await self._subscriptions.discard(follower)
 
@@ -121,6 +125,24 @@ class TokenReader:
         return [], JobState(state.decode()).is_terminal and int(last_seq) <= after_seq
 
 
+class _Silence:
+    """How long a stream has been silent, in beats of SILENCE_S, and when it is to be read next."""
+
+    def __init__(self) -> None:
+        self._beats = 0
+        self._replay_at = 1
+        self._interval = 1
+
+    def calls_for_replay(self) -> bool:
+        """Count one more beat."""
+        self._beats += 1
+        if self._beats < self._replay_at:
+            return False
+        self._interval = min(2 * self._interval, int(MAX_SILENCE_S / SILENCE_S))
+        self._replay_at += self._interval
+        return True
+
+
 class Follower:
     """Live messages of one reader, bounded."""
 
@@ -128,23 +150,27 @@ class Follower:
         self.channel = channel
         self._messages: list[tuple[int, bytes]] = []
         self._waiter: asyncio.Future[None] | None = None
-        self.overflowed = False
+        self.has_missed = False  # something that was published: the stream is to be read
 
     def put(self, seq: int, payload: bytes) -> None:
         if len(self._messages) >= MAX_BUFFERED_EVENTS:
             self._messages.clear()
-            self.overflowed = True
+            self.has_missed = True
         self._messages.append((seq, payload))
-        if self._waiter is not None:
-            _wake(self._waiter)
+        self._wake()
+
+    def miss(self) -> None:
+        """Nothing was heard for a while."""
+        self.has_missed = True
+        self._wake()
 
     def take(self) -> list[tuple[int, bytes]]:
         messages, self._messages = self._messages, []
         return messages
 
     async def wait(self, timeout_s: float) -> bool:
-        """True when something arrived, False after the timeout."""
-        if not self._messages:
+        """True when something arrived or was missed, False after the timeout."""
+        if not self._messages and not self.has_missed:
             # Once per token: a bare timer costs a fraction of asyncio.timeout.
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
@@ -154,7 +180,11 @@ class Follower:
             finally:
                 timer.cancel()
                 self._waiter = None
-        return bool(self._messages)
+        return bool(self._messages) or self.has_missed
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            _wake(self._waiter)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -247,6 +277,9 @@ class _Subscriptions:
             for follower in self._followers.get(reply[1], ()):
                 follower.put(int(seq), payload)
         elif reply[0] == b"subscribe" and (confirmed := self._confirmed.get(reply[1])):
+            if confirmed.is_set():  # a new connection took the place of another
+                for follower in self._followers.get(reply[1], ()):
+                    follower.miss()
             confirmed.set()
 
     async def _watch(self) -> None:

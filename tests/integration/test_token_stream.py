@@ -137,6 +137,43 @@ async def test_killed_subscription_costs_no_event(
         assert seqs == list(range(1, 202))
 
 
+async def replays_of_a_silent_stream(publisher: Publisher, settings: StoreSettings, beats: int) -> int:
+    """How often it was read while nothing happened for so many beats; the first reading was before them."""
+    client = connect(settings)
+    async with running_reader(settings) as reader:
+        stream = reader.follow_batches(publisher.job_id)
+        await anext(stream)
+        await asyncio.to_thread(client.config_resetstat)
+        for _ in range(beats):
+            assert await anext(stream) == []
+        stats: dict[str, dict[str, int]] = await asyncio.to_thread(client.info, "commandstats")
+        await stream.aclose()
+    return stats.get("cmdstat_xrange", {"calls": 0})["calls"]
+
+
+async def test_silent_stream_is_read_less_and_less_often(
+    publisher: Publisher, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.token_reader.SILENCE_S", 0.01)
+    monkeypatch.setattr("tasks.store.token_reader.MAX_SILENCE_S", 0.08)
+    assert await replays_of_a_silent_stream(publisher, store_settings, 15) == 4  # behind beats 1, 3, 7 and 15
+    assert await replays_of_a_silent_stream(publisher, store_settings, 39) == 7  # and 23, 31 and 39
+
+
+async def test_lost_connection_is_made_up_for_without_waiting_for_silence(
+    publisher: Publisher, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.token_reader.SILENCE_S", 60.0)
+    async with running_reader(store_settings) as reader:
+        stream = reader.follow_batches(publisher.job_id)
+        await anext(stream)
+        await asyncio.to_thread(connect(store_settings).execute_command, "CLIENT", "KILL", "TYPE", "PUBSUB")
+        await asyncio.to_thread(publisher.publish, 3)
+        async with asyncio.timeout(20):
+            assert [seq for seq, _ in await anext(stream)] == [1, 2, 3]
+        await stream.aclose()
+
+
 async def test_subscription_outlives_silence(
     publisher: Publisher, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def test_tokens_of_batch_work_wait_longer_but_not_its_ends():
     for number in (1, 2, 3):
         sent.step(token(number), after_s=SLOW_S)
     assert sent.ids == [[0]]
-    sent.step(token(4), after_s=SLOW_S)
+    sent.step(token(4), after_s=PATIENT_S - 3 * SLOW_S)
     assert sent.ids == [[0], [1, 2, 3, 4]]
     sent.step(token(5), done())
     assert sent.ids == [[0], [1, 2, 3, 4], [5]]
