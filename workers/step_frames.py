@@ -16,7 +16,7 @@ from types import TracebackType
 
 from workers.messages import Done, Output, Step
 
-PATIENT_S = 0.1
+PATIENT_S = 0.5
 
 
 class StepFrames:
