@@ -20,7 +20,7 @@ from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, Priority
 from tasks.order import Order
 from tasks.quarantine import Quarantine
-from tasks.responses import Outcome, StoredResponse
+from tasks.responses import Outcome, ResponseFigures, StoredResponse
 from tasks.settings import StoreSettings
 from tasks.stream_events import NumberedEvent, StreamEvent
 from tasks.webhooks import OutboxState
@@ -215,6 +215,8 @@ class ResponseRecords(Protocol):
     def forget(self, job_id: JobId) -> bool:
         """Whether the job still has to be cancelled."""
         ...
+
+    def figures(self) -> ResponseFigures: ...
 
 
 class TokenStreams(Protocol):

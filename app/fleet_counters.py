@@ -14,6 +14,7 @@ from app.backend import Backend
 from tasks.batches import BatchFigures, BatchState
 from tasks.controller.decisions import Action
 from tasks.fleet import LoadCounts
+from tasks.responses import ResponseFigures
 from tasks.store.answer_store import CacheCounts
 from tasks.webhooks import OutboxState
 
@@ -28,6 +29,7 @@ class FleetCounters(Collector):
     outbox: OutboxState
     batches: BatchFigures
     cache: CacheCounts
+    responses: ResponseFigures
 
     @classmethod
     def read(cls, backend: Backend) -> FleetCounters:
@@ -39,6 +41,7 @@ class FleetCounters(Collector):
             outbox=backend.outbox.state(),
             batches=backend.batches.figures(),
             cache=backend.answers.counts(),
+            responses=backend.responses.figures(),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -92,6 +95,11 @@ class FleetCounters(Collector):
         )
         yield GaugeMetricFamily("keepwarm_cache_answers", "Answers in the cache", self.cache.answers)
         yield GaugeMetricFamily("keepwarm_cache_bytes", "Bytes of these answers and their keys", self.cache.bytes)
+        documentation = "Stored responses that made room for others"
+        yield CounterMetricFamily("keepwarm_response_evictions", documentation, self.responses.evicted)
+        yield GaugeMetricFamily("keepwarm_responses_stored", "Stored responses", self.responses.kept)
+        documentation = "Bytes of these responses and their keys"
+        yield GaugeMetricFamily("keepwarm_responses_bytes", documentation, self.responses.bytes)
 
     def _of_models(self, name: str, documentation: str, figure: Callable[[LoadCounts], float]) -> CounterMetricFamily:
         values = [((model,), figure(counts)) for model, counts in sorted(self.loads.items())]

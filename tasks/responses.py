@@ -38,6 +38,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None
 
 
+class ResponseFigures(msgspec.Struct, frozen=True, kw_only=True):
+    kept: int
+    bytes: int  # of these, with what the store needs to keep them
+    evicted: int  # that made room before their time was over
+
+
 def response_id(job_id: JobId) -> str:
     return "resp_" + job_id.removeprefix("job_")
 

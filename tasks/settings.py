@@ -73,6 +73,7 @@ class StoreSettings(BaseSettings):
     files_url: str | None = None  # where files lie, for fsspec, like file:///shared; None: in the home
     response_retention_s: int = Field(default=7 * 24 * 3600, ge=60)  # stored responses are kept this long
     max_responses: int = Field(default=50_000, ge=1)  # stored responses; beyond that the oldest ones go
+    max_responses_bytes: Bytes = Field(default=128 * 1024**2, ge=1024)  # of them all; beyond that the oldest ones go
     file_retention_s: int = Field(default=30 * 24 * 3600, ge=60)  # files and ended batches are kept this long
     quarantine_s: int = Field(default=3600, ge=0)  # prompts and models that kill are kept away this long; 0 = never
     max_queue_per_model: int = Field(default=10_000, ge=1)

@@ -228,6 +228,7 @@ class JobStore:
                     keys.idempotency(_key_digest(idempotency_key or "")),
                     keys.OUTBOX,
                     keys.response(job_id),
+                    keys.RESPONSE_BYTES,
                     *indexes,
                 ],
                 args=[
@@ -380,6 +381,7 @@ class JobStore:
                 keys.DEAD,
                 keys.OUTBOX,
                 keys.response(job_id),
+                keys.RESPONSE_BYTES,
             ],
             args=[
                 job_id,

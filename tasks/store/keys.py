@@ -32,6 +32,7 @@
 | kw:outbox-counts | hash | `delivered`, `failed <reason>`, `dead <reason>` → how many tries ended so | deliverers | app (metrics) | – |
 | kw:response:{job} | hash | a response: response and echo (StoredResponse JSON), previous, retention (ms); state, model, created, finished, result, error when its job has ended. Or only linger (ms): nothing of it is kept | app; finish, release, end_unclaimed | app | response retention; a note with the job's end |
 | kw:responses | zset | kept responses by their job's id; score = ms at which they end if their job ended at once | app | app (bound) | cleaned when written |
+| kw:response-bytes | hash | job → bytes that its response counts for, `all` → their sum; `evicted` → responses that made room | app; finish, release, end_unclaimed, answered | app (bound, metrics) | – |
 | kw:file:{file} | string | StoredFile JSON | app, feeders | app, feeders | deleted with the file |
 | kw:files, kw:file-expiry | zset | ids of files; score = created ms, ms at which the content is deleted | app, feeders | app (lists), batchers (sweep) | idem |
 | kw:file-bytes | string | bytes of all files that have a record | count_file | app (bound) | – |
@@ -82,6 +83,7 @@ BATCH_ENDS = "kw:batch-ends"
 OUTBOX = "kw:outbox"
 OUTBOX_COUNTS = "kw:outbox-counts"
 RESPONSES = "kw:responses"
+RESPONSE_BYTES = "kw:response-bytes"
 FILES = "kw:files"
 FILE_EXPIRY = "kw:file-expiry"
 FILE_BYTES = "kw:file-bytes"

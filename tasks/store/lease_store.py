@@ -188,6 +188,7 @@ class LeaseStore:
                     keys.ANSWERS_EXPIRY,
                     keys.ANSWER_BYTES,
                     keys.CACHE_COUNTS,
+                    keys.RESPONSE_BYTES,
                 ],
                 args=[
                     job_id,
@@ -253,6 +254,7 @@ class LeaseStore:
                 keys.BROKEN_ATTEMPTS,
                 keys.OUTBOX,
                 keys.response(job_id),
+                keys.RESPONSE_BYTES,
             ],
             args=[
                 job_id,

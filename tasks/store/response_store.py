@@ -14,7 +14,7 @@ import msgspec
 from tasks.errors import ResponseNotFound
 from tasks.generation import JsonObject
 from tasks.jobs import JobError, JobId, JobResult, JobState
-from tasks.responses import Outcome, StoredResponse, response_id
+from tasks.responses import Outcome, ResponseFigures, StoredResponse, response_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
@@ -43,15 +43,17 @@ class ResponseStore:
         self._client = client
         self._retention_ms = settings.response_retention_s * 1000
         self._max_responses = settings.max_responses
+        self._max_bytes = settings.max_responses_bytes
         self._keep = load_script(client, "response_keep")
         self._chain = load_script(client, "response_chain")
+        self._discard = load_script(client, "response_discard")
         self._forget = load_script(client, "response_forget")
 
     @translated
     def keep(self, job_id: JobId, response: StoredResponse | None) -> None:
         """Before the job is admitted. None: nothing of it is kept, not even its job for long."""
         self._keep(
-            keys=[keys.response(job_id), keys.RESPONSES],
+            keys=[keys.response(job_id), keys.RESPONSES, keys.RESPONSE_BYTES],
             args=[
                 job_id,
                 b"" if response is None else _encode(msgspec.structs.replace(response, echo={})),
@@ -61,6 +63,7 @@ class ResponseStore:
                 self._max_responses,
                 keys.response(JobId("")),
                 b"" if response is None else _encode(response.echo),
+                self._max_bytes,
             ],
         )
 
@@ -68,10 +71,9 @@ class ResponseStore:
     def discard(self, job_id: JobId) -> None:
         """The job was not admitted after all. If it was, and only the reply got lost, the record stays: a repeat under
         the same idempotency key leads to this job."""
-        if self._client.exists(keys.job(job_id)):
-            return
-        self._client.delete(keys.response(job_id))
-        self._client.zrem(keys.RESPONSES, job_id)
+        self._discard(
+            keys=[keys.response(job_id), keys.RESPONSES, keys.RESPONSE_BYTES, keys.job(job_id)], args=[job_id]
+        )
 
     @translated
     def get(self, job_id: JobId) -> KeptResponse:
@@ -99,10 +101,19 @@ class ResponseStore:
                     keys.stream(job_id),
                     keys.JOBS,
                     keys.DEAD,
+                    keys.RESPONSE_BYTES,
                 ],
                 args=[job_id, LINGER_MS, self._retention_ms, keys.tagged("")],
             )
         )
+
+    @translated
+    def figures(self) -> ResponseFigures:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.zcard(keys.RESPONSES)
+        pipe.hmget(keys.RESPONSE_BYTES, "all", "evicted")
+        kept, (num_bytes, evicted) = pipe.execute()
+        return ResponseFigures(kept=kept, bytes=int(num_bytes or 0), evicted=int(evicted or 0))
 
 
 def _kept(job_id: JobId, fields: Sequence[bytes | None], echo: JsonObject) -> KeptResponse:

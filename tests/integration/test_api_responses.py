@@ -501,6 +501,39 @@ def test_stored_responses_are_bounded_and_the_oldest_go_first(store_settings, wo
     assert store.zcard(keys.RESPONSES) == 3  # the newest one came when there were two
 
 
+def test_stored_responses_are_bounded_in_bytes_too_and_answers_count(store_settings, worker, store):
+    """Any thousand of them may be as large as requests and answers can be."""
+    settings = store_settings.model_copy(update={"max_responses_bytes": 64 * 1024})
+    backend = connect_backend(settings)
+    with FrontServer(create_app(ApiSettings(), backend)) as server:
+        sdk = OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+
+        def stored(text: str, answer: str) -> Response:
+            response = sdk.responses.create(model="demo", input=text, background=True)
+            worker.take().answer(answer)
+            return response
+
+        small = stored("Hello", "Hi")
+        size = backend.responses.figures().bytes
+        long_answer = stored("Hello", "x" * 50_000)
+        assert 50_000 + 2 * size > backend.responses.figures().bytes > 50_000 + size
+        long_input = stored("y" * 20_000, "Hi")  # only now there are too many bytes
+        assert [sdk.responses.retrieve(each.id).status for each in (small, long_answer, long_input)] == [
+            "completed"
+        ] * 3
+        last = stored("Hello", "Hi")
+        for gone in (small, long_answer):
+            with pytest.raises(openai.NotFoundError):
+                sdk.responses.retrieve(gone.id)
+        assert [sdk.responses.retrieve(each.id).status for each in (long_input, last)] == ["completed"] * 2
+        figures = backend.responses.figures()
+        assert (figures.kept, figures.evicted) == (2, 2)
+        for each in (long_input, last):
+            sdk.responses.delete(each.id)
+        assert (backend.responses.figures().kept, backend.responses.figures().bytes) == (0, 0)
+    assert store.hkeys(keys.RESPONSE_BYTES) == [b"all", b"evicted"]
+
+
 def test_deleting_a_response_deletes_its_content(sdk, worker, meanwhile, store):
     answer = meanwhile(sdk.responses.create, model="demo", input="Hello", metadata={"team": "red"})
     worker.take().answer("Hi")

@@ -28,6 +28,7 @@ from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.order import Order
 from tasks.quarantine import Quarantine
+from tasks.responses import ResponseFigures
 from tasks.store.answer_store import CacheCounts
 from tasks.store.token_reader import Follower
 from tasks.stream_events import End, NumberedEvent, StreamEvent
@@ -89,6 +90,14 @@ class FakeBatches:
         return BatchFigures(open={"in_progress": 2}, ended={"completed": 5}, lines=lines, window=256, oldest_age_s=61.5)
 
 
+@dataclass
+class FakeResponses:
+    """Nothing but figures."""
+
+    def figures(self) -> ResponseFigures:
+        return ResponseFigures(kept=3, bytes=4567, evicted=2)
+
+
 def without_batches() -> dict[str, Any]:
     """Ports of files, batches and stored responses for a front that is not asked about them; tests of those have a real
     store."""
@@ -98,7 +107,7 @@ def without_batches() -> dict[str, Any]:
         "file_retention_ms": 0,
         "batches": FakeBatches(),
         "outbox": FakeOutbox(),
-        "responses": None,
+        "responses": FakeResponses(),
         "feed": lambda batch_id: None,
     }
 

@@ -319,6 +319,9 @@ def test_metrics_show_the_fleet_and_the_requests(client, fake):
         "keepwarm_batch_window_lines 256.0",
         "keepwarm_batch_oldest_seconds 61.5",
         "keepwarm_webhook_overdue_seconds 1.5",
+        "keepwarm_responses_stored 3.0",
+        "keepwarm_responses_bytes 4567.0",
+        "keepwarm_response_evictions_total 2.0",
         "keepwarm_store_up 1.0",
     ):
         assert line in text

@@ -1,6 +1,7 @@
 -- running → a terminal state, by the attempt that holds the job.
 -- KEYS 1 job  2 stream  3 running  4 deadlines  5 service  6 outbox  7 response
 --      8 answer of the empty digest  9 answers-used  10 answers-expiry  11 answer-bytes  12 cache-counts
+--      13 response-bytes
 -- ARGV 1 id  2 attempt  3 channel  4 state  5 event  6 result or ''  7 error or ''  8 retention ms
 --      9 bound on the bytes of all answers
 -- Returns 1 when the job is (now, or by an earlier try of this same call) concluded by this attempt, else 0
@@ -36,7 +37,8 @@ local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'model', 'started',
 if job[2] ~= ARGV[2] then return 0 end
 if job[1] == ARGV[4] then return 1 end
 if job[1] ~= 'running' then return 0 end
-conclude(KEYS[1], KEYS[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], KEYS[6], ARGV[1], KEYS[7])
+conclude(KEYS[1], KEYS[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], KEYS[6], ARGV[1], KEYS[7],
+  KEYS[13])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 if ARGV[4] == 'succeeded' then

@@ -58,10 +58,25 @@ local function announce(outbox, id, record, ended_ms, names)
   redis.call('ZADD', outbox, ended_ms, id)
 end
 
+-- What stored responses count for: the hash response-bytes has the bytes of each that is listed in `responses`, and their
+-- sum as `all`. One that left the list is not counted again.
+local function count_response(sizes, id, more)
+  if redis.call('HEXISTS', sizes, id) == 0 then return end
+  redis.call('HINCRBY', sizes, id, more)
+  redis.call('HINCRBY', sizes, 'all', more)
+end
+
+local function unlist_response(responses, sizes, id)
+  redis.call('ZREM', responses, id)
+  count_response(sizes, id, -(redis.call('HGET', sizes, id) or 0))
+  redis.call('HDEL', sizes, id)
+end
+
 -- Write the terminal state, the closing event, the end of retention, and the webhook if the client wants one.
 -- A response (/v1/responses) keeps the outcome for longer than its job; of one that is not to be stored, the job goes
 -- soon too.
-local function conclude(job, stream, channel, state, event, result, err, retention_ms, outbox, id, response)
+local function conclude(job, stream, channel, state, event, result, err, retention_ms, outbox, id, response,
+                        response_bytes)
   local known = redis.call('HMGET', job, 'seq', 'webhook')
   append_event(job, stream, channel, tonumber(known[1]) + 1, event)
   local now = int(now_ms())
@@ -78,6 +93,7 @@ local function conclude(job, stream, channel, state, event, result, err, retenti
     redis.call('HSET', response, 'state', state, 'model', head[1], 'created', head[2], 'finished', now,
       'result', result, 'error', err)
     redis.call('PEXPIRE', response, kept[1])
+    count_response(response_bytes, id, #result + #err)
   elseif kept[2] then
     retention_ms = kept[2]
     redis.call('DEL', response)

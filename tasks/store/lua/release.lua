@@ -1,6 +1,6 @@
 -- running → queued: the attempt parked or broke, or (rescue) its lease ran out.
 -- KEYS 1 job  2 stream  3 waiting  4 waiting-models  5 queued  6 running  7 deadlines  8 dead  9 quarantine
---      10 worker-losses  11 probation  12 broken-attempts  13 outbox  14 response
+--      10 worker-losses  11 probation  12 broken-attempts  13 outbox  14 response  15 response-bytes
 -- ARGV 1 id  2 attempt  3 channel  4 '1' only if the lease has expired  5 '1' if the attempt counts as a failure
 --      6 bound on failures  7 closing event for the case that the bound is reached  8 error JSON
 --      9 retention ms of dead letters
@@ -18,7 +18,8 @@ if ARGV[4] == '1' then
 end
 redis.call('ZREM', KEYS[6], ARGV[1])
 local function bury(event, err)
-  conclude(KEYS[1], KEYS[2], ARGV[3], 'failed', event, '', err, ARGV[9], KEYS[13], ARGV[1], KEYS[14])
+  conclude(KEYS[1], KEYS[2], ARGV[3], 'failed', event, '', err, ARGV[9], KEYS[13], ARGV[1], KEYS[14],
+    KEYS[15])
   redis.call('ZREM', KEYS[7], ARGV[1])
   redis.call('ZADD', KEYS[8], int(now), ARGV[1])
 end
