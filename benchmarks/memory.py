@@ -25,9 +25,10 @@ from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
 from workers.clock import Clock
 from workers.devices import CpuDevice, ModelMapping
+from workers.dry_runs import dry_run
 from workers.engine.kv_types import STEADY
 from workers.model_files import FolderScanner, ModelFile
-from workers.needs import dry_run, formula_need, overhead_bytes
+from workers.needs import formula_need, overhead_bytes
 from workers.runner import Runner
 from workers.runner_starter import RunnerStarter
 from workers.spare_runner import SpareRunner

@@ -35,6 +35,7 @@ from tasks.threads import hand_over_soon
 from workers.celery_worker import run_celery_worker
 from workers.clock import Clock, StoreTime
 from workers.devices import CpuDevice, Device, default_budget, find_device
+from workers.dry_runs import KnownAnswers
 from workers.folder_watch import FolderWatch
 from workers.hints import Hints
 from workers.lease_keeper import LeaseKeeper
@@ -114,7 +115,11 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         device=device,
         measurements=Measurements(store_settings.home / "measurements.json"),
         start_runner=starter,
-        needs=Needs(device, starter.engine_for if settings.engine == "llama_cpp" else None),
+        needs=Needs(
+            device,
+            starter.engine_for if settings.engine == "llama_cpp" else None,
+            known=KnownAnswers(store_settings.home / "dry_runs.json"),
+        ),
         clock=clock,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
         parked_memory=settings.parked_memory if device.name == CpuDevice.name else 0,  # it is no GPU's memory

@@ -24,6 +24,11 @@ class ModelCosts:
         """Forget what was estimated for others."""
         self._needs.keep_only(models)
 
+    def hurry(self, model: ModelFile) -> None:
+        """An estimate stands in the way of a load: get a better one."""
+        if self._measured(model) is None:
+            self._needs.hurry(model)
+
     def need(self, model: ModelFile) -> MemoryNeed:
         measured = self._measured(model)
         if measured is not None:

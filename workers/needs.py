@@ -1,33 +1,34 @@
 """What a model will need here, before it was ever loaded: the formula at once, a dry run as soon as it is done.
 
-A dry run lays the model out in a throwaway process (`workers.engine.dry_run`) and knows every architecture that
-llama.cpp knows; the formula knows the common ones, and answers while the dry run waits for its turn.
+A dry run lays the model out in a throwaway process (`workers.dry_runs`) and knows every architecture that llama.cpp
+knows; the formula knows the common ones, and answers while the dry run waits for its turn.
 """
 
 from __future__ import annotations
 
-import os
-import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
-import msgspec
 import structlog
 
 from tasks.fleet import ModelKind
 from workers.devices import Device
+from workers.dry_runs import KnownAnswers, answer_key, dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
 from workers.estimate import EstimatedNeed, ModelShape, estimate_draft_bytes, estimate_encoding_need, estimate_need
+from workers.idle_time import LOOK_S, QUIET_S, QuietWait
 from workers.model_files import ModelFile
 
 log = structlog.get_logger(__name__)
 
-DRY_RUN_LIMIT_S = 60.0
-
 ConfigOf = Callable[[ModelFile], EngineConfig]
+Question = tuple[str, EngineConfig]  # the identity of the files, and how they would be loaded
+
+
+class RunDry(Protocol):
+    def __call__(self, config: EngineConfig, *, gives_way: bool) -> DryRun | None: ...
 
 
 def overhead_bytes(device: Device, shape: ModelShape) -> int:
@@ -68,54 +69,56 @@ def formula_need(model: ModelFile, device: Device, parked_bytes: int = 0) -> Est
     )
 
 
-def dry_run(config: EngineConfig) -> DryRun | None:
-    """None when it fails: the load itself will say what is wrong with the file."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "workers.engine.dry_run"],
-            input=msgspec.json.encode(config, enc_hook=str),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=DRY_RUN_LIMIT_S,
-            check=True,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
-        return msgspec.json.decode(done.stdout, type=DryRun)
-    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
-        log.info("dry_run_failed", model=config.model_path.name, error=str(error))
-        return None
-
-
 class Needs:
-    """Thread-safe. One dry run at a time, each setting of a model once. What is gone from the folder is forgotten."""
+    """Thread-safe. One dry run at a time, each setting of a model once. What is gone from the folder is forgotten.
+
+    A dry run is work that nobody waits for, but for one of a model that can't be loaded by what the formula says: it
+    begins when nothing else has run for a while, and gives way to all that comes."""
 
     def __init__(
         self,
         device: Device,
         config_of: ConfigOf | None = None,
         *,
-        run: Callable[[EngineConfig], DryRun | None] = dry_run,
+        known: KnownAnswers | None = None,
+        run: RunDry = dry_run,
+        quiet_s: float = QUIET_S,
     ) -> None:
-        """Without `config_of` there is only the formula."""
+        """Without `config_of` there is only the formula, without `known` every process asks anew."""
         self._device = device
         self._config_of = config_of
+        self._known = known or KnownAnswers(None)
         self._on_change: Callable[[], None] = lambda: None
+        self._is_busy: Callable[[], bool] = lambda: False
         self._run = run
-        self._lock = threading.Lock()
-        self._answers: dict[tuple[str, EngineConfig], DryRun | None] = {}  # None: asked, or failed
-        self._questions: queue.SimpleQueue[tuple[str, EngineConfig]] = queue.SimpleQueue()
+        self._quiet_s = quiet_s
+        self._asked = threading.Condition()
+        self._answers: dict[Question, DryRun | None] = {}  # None: asked, or failed
+        self._open: dict[Question, bool] = {}  # in the order in which they were asked; whether somebody waits for it
         self._thread: threading.Thread | None = None
 
-    def listen(self, on_change: Callable[[], None]) -> None:
-        """Call this after each dry run, in a thread of its own."""
-        self._on_change = on_change
+    def listen(self, on_change: Callable[[], None], is_busy: Callable[[], bool] = lambda: False) -> None:
+        """Call `on_change` after each dry run, in a thread of its own; begin none while `is_busy`, if it can wait."""
+        self._on_change, self._is_busy = on_change, is_busy
 
     def keep_only(self, models: Iterable[ModelFile]) -> None:
         """Forget all files but these, also what is still asked about others."""
         current = {model.identity for model in models}
-        with self._lock:
+        with self._asked:
             for question in [each for each in self._answers if each[0] not in current]:
                 del self._answers[question]
+                self._open.pop(question, None)
+
+    def hurry(self, model: ModelFile) -> None:
+        """The formula's answer stands in the way of a load: ask about this model now, whatever runs."""
+        if self._config_of is None:
+            return
+        self._ask(model)
+        question = (model.identity, self._config_of(model))
+        with self._asked:
+            if self._open.get(question) is False:
+                self._open[question] = True
+                self._asked.notify()
 
     def need(self, model: ModelFile, parked_bytes: int = 0) -> EstimatedNeed:
         answer = self._ask(model)
@@ -135,32 +138,49 @@ class Needs:
         if self._config_of is None:
             return None
         question = (model.identity, self._config_of(model))
-        with self._lock:
+        with self._asked:
             if question in self._answers:
                 return self._answers[question]
-            self._answers[question] = None
-            self._questions.put(question)
+            answer = self._answers[question] = self._known.get(answer_key(*question, self._device.name))
+            if answer is not None:
+                return answer
+            self._open[question] = False
             if self._thread is None:
-                self._thread = threading.Thread(target=self._answer, name="dry-runs", daemon=True)
+                self._thread = threading.Thread(target=self._answer_forever, name="dry-runs", daemon=True)
                 self._thread.start()
+            self._asked.notify()
         return None
 
-    def _answer(self) -> None:
+    def _answer_forever(self) -> None:
+        quiet = QuietWait(lambda: self._is_busy(), quiet_s=self._quiet_s)
         while True:
-            question = self._questions.get()
+            question, is_urgent = self._next(quiet)
             try:
-                self._answer_one(question)
+                self._answer(question, is_urgent)
             except Exception:  # the next question is about another model
                 log.exception("dry_run_broke", model=question[1].model_path.name)
 
-    def _answer_one(self, question: tuple[str, EngineConfig]) -> None:
-        with self._lock:
-            is_wanted = question in self._answers
-        answer = self._run(question[1]) if is_wanted else None
+    def _next(self, quiet: QuietWait) -> tuple[Question, bool]:
+        """Blocks until a question is urgent, or there is one and time for it."""
+        while True:
+            with self._asked:
+                self._asked.wait_for(lambda: self._open)
+            is_time = quiet.is_over()  # without the lock: it asks the pool
+            with self._asked:
+                question = next((each for each, is_urgent in self._open.items() if is_urgent), None)
+                if question is None and is_time:
+                    question = next(iter(self._open), None)
+                if question is not None:
+                    return question, self._open.pop(question)
+                self._asked.wait_for(lambda: any(self._open.values()), LOOK_S)
+
+    def _answer(self, question: Question, is_urgent: bool) -> None:
+        answer = self._run(question[1], gives_way=not is_urgent)
         if answer is None:
             return
-        with self._lock:
+        with self._asked:
             if question not in self._answers:  # forgotten meanwhile
                 return
             self._answers[question] = answer
+        self._known.put(answer_key(*question, self._device.name), answer)
         self._on_change()

@@ -30,6 +30,11 @@ class Resident:
         return RunnerState.DRAINING if self.is_leaving and state is RunnerState.READY else state
 
     @property
+    def is_busy(self) -> bool:
+        """Whether it comes, goes or works."""
+        return self.runner is None or self.state is not RunnerState.READY or self.runner.in_flight > 0
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Models that its process serves, or will serve, beside its own."""
         return tuple(each.id for each in self.model.adapters if each.id not in self.broken_adapters)

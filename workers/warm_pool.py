@@ -132,7 +132,7 @@ class WarmPool:
         self._models = self._fitted(folder)  # as they would be loaded here
         self._bases = _bases(self._models)
         self._broken_adapters: dict[str, tuple[str, str]] = {}  # id → identity, and why its base was loaded without it
-        needs.listen(self._refit)
+        needs.listen(self._refit, lambda: self.is_busy)
 
     # ---- what it is
 
@@ -153,6 +153,12 @@ class WarmPool:
     @property
     def is_draining(self) -> bool:
         return self._is_draining
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a runner comes, goes or works."""
+        with self._lock:
+            return any(each.is_busy for each in self._residents.values())
 
     @property
     def used_bytes(self) -> int:
@@ -326,6 +332,8 @@ class WarmPool:
             leaving_bytes=sum(self._ledger.bytes_of(model) for model in going.union(evicted)),
         )
         self._refusals = {model: self._refusal(model, reason) for model, reason in steps.refused.items()}
+        for model in steps.refused:
+            self._costs.hurry(self._models[model])
         return ResidencySteps(
             load=steps.load, stop=(*evicted, *steps.stop), waiting=steps.waiting, refused=steps.refused
         )
@@ -566,7 +574,10 @@ class WarmPool:
                 return None
         need = self._costs.need(model)
         pinned = sum(each.bytes for each in self._ledger.accounts() if each.is_pinned and each.model != model.id)
-        return f"{self._ledger.refusal(model.id, need)}." if need.total_bytes > self.budget_bytes - pinned else None
+        if need.total_bytes <= self.budget_bytes - pinned:
+            return None
+        self._costs.hurry(model)
+        return f"{self._ledger.refusal(model.id, need)}."
 
     def _serving(self) -> dict[str, Runner]:
         """Runners that may get new work, by all models that they serve."""

@@ -16,12 +16,12 @@ from tasks.jobs import Priority
 from tests.support.generating import GREEDY, Heard, listen, request, run
 from tests.support.tiny_model import write_tiny_model
 from tools.variant_gguf import write_variant
+from workers.dry_runs import dry_run
 from workers.engine.base import DraftConfig, EngineConfig
 from workers.engine.dry_run import DryRun
 from workers.engine.kv_types import STEADY
 from workers.engine.llama_cpp import LlamaEngine
 from workers.messages import Generate, Ready
-from workers.needs import dry_run
 
 pytestmark = pytest.mark.integration
 

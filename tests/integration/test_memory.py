@@ -10,11 +10,12 @@ import pytest
 from tests.support.stack import DEMO_MODELS
 from tests.support.tiny_encoder import write_tiny_encoder
 from workers.devices import CpuDevice
+from workers.dry_runs import dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.kv_types import STEADY
 from workers.estimate import KV_ELEMENT_BYTES
 from workers.model_files import FolderScanner, ModelFile
-from workers.needs import dry_run, formula_need
+from workers.needs import formula_need
 
 pytestmark = pytest.mark.integration
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
 
 from tests.support.scripted_pool import FakeDevice, make_model
 from tests.support.scripted_runner import MIB
 from workers.devices import LoadWindow
+from workers.dry_runs import KnownAnswers, answer_key
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
+from workers.idle_time import QuietWait, give_way
 from workers.needs import Needs, formula_need
 
 
@@ -20,11 +30,11 @@ def test_the_dry_run_takes_the_place_of_the_formula():
     device, model = FakeDevice(runner_overhead_bytes=5), make_model("m", mib=1)
     asked, answered = [], threading.Event()
 
-    def run(config: EngineConfig) -> DryRun:
+    def run(config: EngineConfig, *, gives_way: bool) -> DryRun:
         asked.append(config)
         return DryRun(weight_bytes=2 * MIB, kv_bytes=2, compute_bytes=3, output_bytes=4)
 
-    needs = Needs(device, config_of, run=run)
+    needs = Needs(device, config_of, run=run, quiet_s=0)
     needs.listen(answered.set)
     assert needs.need(model) == formula_need(model, device)
     assert answered.wait(10)
@@ -37,11 +47,11 @@ def test_a_dry_run_that_fails_leaves_the_formula_and_is_not_repeated():
     asked = []
     tried = threading.Event()
 
-    def run(config: EngineConfig) -> None:
+    def run(config: EngineConfig, *, gives_way: bool) -> None:
         asked.append(config)
         tried.set()
 
-    needs = Needs(device, config_of, run=run)
+    needs = Needs(device, config_of, run=run, quiet_s=0)
     for _ in range(3):
         assert needs.need(model) == formula_need(model, device)
     assert tried.wait(10)
@@ -61,7 +71,7 @@ def answering(*, fails_first: bool = False) -> tuple[Needs, list[EngineConfig], 
     asked: list[EngineConfig] = []
     changes = threading.Semaphore(0)
 
-    def run(config: EngineConfig) -> DryRun:
+    def run(config: EngineConfig, *, gives_way: bool) -> DryRun:
         asked.append(config)
         return DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
 
@@ -70,7 +80,7 @@ def answering(*, fails_first: bool = False) -> tuple[Needs, list[EngineConfig], 
         if fails_first and len(asked) == 1:
             raise RuntimeError("the listener broke")
 
-    needs = Needs(FakeDevice(), config_of, run=run)
+    needs = Needs(FakeDevice(), config_of, run=run, quiet_s=0)
     needs.listen(changed)
     return needs, asked, changes
 
@@ -91,14 +101,112 @@ def test_the_same_settings_are_asked_once_and_others_for_themselves():
     assert [config.slots for config in asked] == [4, 2]
 
 
-def test_models_that_are_gone_are_forgotten():
-    needs, asked, changes = answering()
+class Machine:
+    """Dry runs that answer, and what else runs as the test says."""
+
+    def __init__(self) -> None:
+        self.is_busy = False
+        self.looked = threading.Semaphore(0)
+        self.ran: list[tuple[str, bool]] = []  # the file, and whether the process gave way to others
+        self.done = threading.Semaphore(0)
+
+    def look(self) -> bool:
+        self.looked.release()
+        return self.is_busy
+
+    def run(self, config: EngineConfig, *, gives_way: bool) -> DryRun:
+        self.ran.append((config.model_path.stem, gives_way))
+        return DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
+
+    def needs(self, known: KnownAnswers | None = None) -> Needs:
+        needs = Needs(FakeDevice(), config_of, known=known, run=self.run, quiet_s=0)
+        needs.listen(self.done.release, self.look)
+        return needs
+
+
+def test_no_dry_run_begins_while_others_work_but_for_a_model_that_would_not_be_loaded():
+    machine = Machine()
+    machine.is_busy = True
+    needs = machine.needs()
+    patient, refused = make_model("patient", mib=1, identity="1"), make_model("refused", mib=1, identity="2")
+    needs.need(patient)
+    needs.need(refused)
+    for _ in range(2):
+        assert machine.looked.acquire(timeout=10)
+    assert machine.ran == []
+    needs.hurry(refused)
+    assert machine.done.acquire(timeout=10)
+    assert machine.ran == [("refused", False)]
+    machine.is_busy = False
+    assert machine.done.acquire(timeout=10)
+    assert machine.ran == [("refused", False), ("patient", True)]
+
+
+def test_nobody_asks_about_models_that_are_gone():
+    machine = Machine()
+    machine.is_busy = True
+    needs = machine.needs()
     gone, kept = make_model("gone", mib=1, identity="1"), make_model("kept", mib=1, identity="2")
     for model in (gone, kept):
         needs.need(model)
-        assert changes.acquire(timeout=10)
     needs.keep_only([kept])
-    needs.need(kept)
-    needs.need(gone)
-    assert changes.acquire(timeout=10)
-    assert [config.model_path.name for config in asked] == ["gone.gguf", "kept.gguf", "gone.gguf"]
+    machine.is_busy = False
+    assert machine.done.acquire(timeout=10)
+    assert machine.ran == [("kept", True)]
+
+
+def test_answers_outlive_the_process_for_the_same_file_and_settings_only(tmp_path):
+    path, model = tmp_path / "dry_runs.json", make_model("m", mib=1, identity="1")
+    first = Machine()
+    first.needs(KnownAnswers(path)).need(model)
+    assert first.done.acquire(timeout=10)
+
+    second = Machine()
+    needs = second.needs(KnownAnswers(path))
+    assert needs.need(model).weight_bytes == 1
+    assert second.ran == []
+    for other in (make_model("m", mib=1, identity="2"), make_model("m", mib=1, identity="1", slots=7)):
+        assert needs.need(other) == formula_need(other, FakeDevice())
+        assert second.done.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b"\xff"])
+def test_a_broken_file_of_answers_is_asked_anew(tmp_path, content: bytes):
+    path = tmp_path / "dry_runs.json"
+    path.write_bytes(content)
+    known = KnownAnswers(path)
+    assert known.get("a") is None
+    known.put("a", DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4))
+    assert KnownAnswers(path).get("a") == known.get("a") is not None
+
+
+def test_the_oldest_answers_make_room(monkeypatch):
+    monkeypatch.setattr("workers.dry_runs.MAX_ANSWERS", 2)
+    known = KnownAnswers(None)
+    for key in "abc":
+        known.put(key, DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4))
+    assert [known.get(key) is not None for key in "abc"] == [False, True, True]
+
+
+def test_who_shares_the_cores_changes_no_answer_but_device_and_settings_do():
+    config = config_of(make_model("m", mib=1))
+    key = answer_key("1", config, "cpu")
+    assert answer_key("1", replace(config, turns_path=Path("/elsewhere")), "cpu") == key
+    others = [("2", config, "cpu"), ("1", replace(config, context_length=7), "cpu"), ("1", config, "cuda:0")]
+    assert key not in {answer_key(*each) for each in others}
+
+
+def test_quiet_is_a_while_without_work_that_was_watched():
+    looks = [(0, False), (0.5, False), (0.9, True), (1.2, False), (2.1, False), (2.2, False), (9, False)]
+    times, answers = iter([0, *(at for at, _ in looks)]), iter([is_busy for _, is_busy in looks])
+    quiet = QuietWait(lambda: next(answers), monotonic_s=lambda: next(times))
+    seen = [quiet.is_over() for _ in looks]
+    assert seen == [False, False, False, False, False, True, False]
+
+
+def test_a_process_that_gives_way_runs_after_all_others():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        give_way(process.pid)
+        assert psutil.Process(process.pid).nice() == 19
+        if hasattr(os, "SCHED_IDLE"):
+            assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE

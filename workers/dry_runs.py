@@ -1,0 +1,112 @@
+"""Dry runs of llama.cpp in throwaway processes, and their answers, kept over restarts.
+
+An answer holds for one file, one configuration, one version of llama.cpp and of this program, and one device: all of it
+is in the key. So nothing ever has to be thrown away but what is too much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from workers.engine.base import EngineConfig
+from workers.engine.dry_run import DryRun
+from workers.idle_time import give_way
+from workers.measurements import replace_file
+
+log = structlog.get_logger(__name__)
+
+TIME_LIMIT_S = 60.0
+IDLE_TIME_LIMIT_S = 600.0  # of one that gives way to everybody
+MAX_ANSWERS = 2000  # oldest go first
+
+
+def dry_run(config: EngineConfig, *, gives_way: bool = False) -> DryRun | None:
+    """None when it fails: the load itself will say what is wrong with the file."""
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "workers.engine.dry_run"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        ) as process:
+            if gives_way:
+                give_way(process.pid)
+            try:
+                told, _ = process.communicate(
+                    msgspec.json.encode(config, enc_hook=str), IDLE_TIME_LIMIT_S if gives_way else TIME_LIMIT_S
+                )
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        return msgspec.json.decode(told, type=DryRun)
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
+        log.info("dry_run_failed", model=config.model_path.name, error=str(error))
+        return None
+
+
+def answer_key(identity: str, config: EngineConfig, device: str) -> str:
+    """Everything that an answer depends on. `identity` is that of the files."""
+    alone = dataclasses.replace(config, turns_path=None)  # who shares the cores changes no layout
+    versions = [_version(package) for package in ("keepwarm", "llama-cpp-python")]
+    asked = msgspec.json.encode([versions, device, identity, alone], enc_hook=str)
+    return hashlib.blake2b(asked, digest_size=16).hexdigest()
+
+
+class KnownAnswers:
+    """Read by any thread, written by one. A file that can't be read or written costs dry runs, never the worker."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Without a path they last as long as the process."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._answers = _read(path) if path is not None else {}
+
+    def get(self, key: str) -> DryRun | None:
+        with self._lock:
+            return self._answers.get(key)
+
+    def put(self, key: str, answer: DryRun) -> None:
+        with self._lock:
+            self._answers.pop(key, None)
+            self._answers[key] = answer  # at the end: the newest
+            while len(self._answers) > MAX_ANSWERS:
+                self._answers.pop(next(iter(self._answers)))
+            content = msgspec.json.format(msgspec.json.encode(self._answers))
+        if self._path is not None:
+            self._write(self._path, content)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            replace_file(path, content)
+        except OSError as error:
+            log.warning("dry_runs_not_saved", path=str(path), error=str(error))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, DryRun]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, DryRun])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("dry_runs_ignored", path=str(path), error=str(error))
+        return {}
