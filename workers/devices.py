@@ -1,13 +1,12 @@
 """The device whose memory a worker's models share: its name, what is available, and what one runner takes of it.
 
-CPU figures come from /proc and cgroups on Linux, from psutil elsewhere. NVIDIA figures come from NVML
+CPU figures come from /proc and control groups on Linux, from psutil elsewhere. NVIDIA figures come from NVML
 (https://docs.nvidia.com/deploy/nvml-api/), which may not tell the bytes of a single process: inside a container the
 driver reports the process ids of the host, and some driver modes report none at all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ import psutil
 import structlog
 
 from tasks.errors import InvalidSetting
+from workers import memory_groups
 
 log = structlog.get_logger(__name__)
 
@@ -120,28 +120,23 @@ def find_device(wanted: str, *, gpu_layers: int, main_gpu: int, shares: Sequence
 
 
 class CpuDevice:
-    """Main memory, within the limit of the process's control group."""
+    """Main memory, within the limits of the process's control groups."""
 
     name = "cpu"
     runner_overhead_bytes = CPU_OVERHEAD_BYTES
     spare_bytes = SPARE_BYTES
     token_table_bytes = TOKEN_TABLE_BYTES
 
-    def __init__(self, *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+    def __init__(self, *, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._cgroup = cgroup
 
     def total_bytes(self) -> int:
-        limit = self._cgroup_limit()
-        return min(psutil.virtual_memory().total, limit) if limit else psutil.virtual_memory().total
+        total, limit = psutil.virtual_memory().total, memory_groups.limit_bytes(self._proc)
+        return total if limit is None else min(total, limit)
 
     def available_bytes(self) -> int:
-        available = psutil.virtual_memory().available
-        limit = self._cgroup_limit()
-        if limit is None:
-            return available
-        used = _read_number(self._cgroup / "memory.current", self._cgroup / "memory/memory.usage_in_bytes") or 0
-        return max(0, min(available, limit - used))
+        available, left = psutil.virtual_memory().available, memory_groups.available_bytes(self._proc)
+        return available if left is None else min(available, left)
 
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
         """Private bytes plus the weights once when they are memory-mapped. Weights that llama.cpp repacked into
@@ -186,11 +181,6 @@ class CpuDevice:
             return int(psutil.Process(pid).memory_full_info().uss) + mapping.weight_bytes
         except psutil.Error:
             return None
-
-    def _cgroup_limit(self) -> int | None:
-        """Version 2 first, then version 1; version 1 says "no limit" with a number beyond any memory."""
-        limit = _read_number(self._cgroup / "memory.max", self._cgroup / "memory/memory.limit_in_bytes")
-        return limit if limit is not None and limit < 2**60 else None
 
 
 class NvmlUnavailable(Exception):
@@ -283,11 +273,3 @@ def _fields_kib(path: Path) -> dict[str, int]:
         if value.endswith(" kB"):
             fields[name] = int(value.split()[0])
     return fields
-
-
-def _read_number(*paths: Path) -> int | None:
-    """The first file that is there and holds a number; `max` is none."""
-    for path in paths:
-        with contextlib.suppress(OSError, ValueError):
-            return int(path.read_text())
-    return None

@@ -71,10 +71,12 @@ def load_speed(loads: Iterable[Load]) -> LoadSpeed:
 
 
 class Tiers:
-    """Thread-safe. `models` gives what the worker can serve at the moment."""
+    """Thread-safe. `models` gives what the worker can serve at the moment, `room_bytes` what the page cache may take:
+    a file that is larger would push out what it has read itself, and others with it."""
 
-    def __init__(self, models: Callable[[], Sequence[Weights]]) -> None:
+    def __init__(self, models: Callable[[], Sequence[Weights]], room_bytes: Callable[[], int]) -> None:
         self._models = models
+        self._room_bytes = room_bytes
         self._lock = threading.Lock()
         self._tiers: dict[str, str] = {}
         self._loads: deque[Load] = deque(maxlen=REMEMBERED_LOADS)
@@ -126,7 +128,7 @@ class Tiers:
             self._tiers = {model: tier for model, tier in found.items() if tier is not None}
             wished = [model for model in self._wished if model not in self._was_read]
         for model in wished:
-            if found.get(model) == DISK:
+            if found.get(model) == DISK and models[model].file_bytes <= self._room_bytes():
                 self._read(models[model])
 
     def _read(self, model: Weights) -> None:

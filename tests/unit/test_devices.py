@@ -13,11 +13,12 @@ import pytest
 
 from tasks.errors import InvalidSetting
 from tests.support.fake_nvml import FakeNvml
+from tests.support.group_tree import GroupTree
 from workers.devices import CpuDevice, ModelMapping, NvidiaDevice, NvmlUnavailable, default_budget, find_device
 from workers.settings import WorkerSettings
 from workers.worker_devices import worker_devices
 
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 NO_MAPPING = ModelMapping(paths=(), weight_bytes=0)
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -80,19 +81,20 @@ def test_own_process_is_measured_with_a_real_mapping(tmp_path: Path) -> None:
 
 
 @linux_only
-def test_limit_of_the_control_group_bounds_what_is_available(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text(f"{64 * 1024**2}\n")
-    (tmp_path / "memory.current").write_text(f"{16 * 1024**2}\n")
-    device = CpuDevice(cgroup=tmp_path)
-    assert device.total_bytes() == 64 * 1024**2
-    assert device.available_bytes() == 48 * 1024**2
-    assert default_budget(device) == int(48 * 1024**2 * 0.8)
+def test_limits_of_control_groups_bound_what_is_available(tmp_path: Path) -> None:
+    tree = GroupTree(tmp_path)
+    tree.own_v2("/")
+    tree.group_v2("", limit=64 * MIB, used=16 * MIB)
+    device = CpuDevice(proc=tree.proc)
+    assert device.total_bytes() == 64 * MIB
+    assert device.available_bytes() == 48 * MIB
+    assert default_budget(device) == int(48 * MIB * 0.8)
 
 
-@pytest.mark.parametrize("limit", ["max\n", "9223372036854771712\n", ""])
-def test_no_limit_of_the_control_group_means_the_machine(tmp_path: Path, limit: str) -> None:
-    (tmp_path / "memory.max").write_text(limit)
-    assert CpuDevice(cgroup=tmp_path).total_bytes() == psutil.virtual_memory().total
+def test_without_control_groups_there_is_the_machine(tmp_path: Path) -> None:
+    device = CpuDevice(proc=tmp_path)
+    assert device.total_bytes() == psutil.virtual_memory().total
+    assert device.available_bytes() > 0
 
 
 def test_other_systems_use_unique_bytes_and_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,13 +40,32 @@ def write_uncached(path: Path, num_bytes: int = 8 * MIB) -> File:
 @on_linux
 def test_prefetch_brings_a_file_into_the_page_cache(tmp_path: Path) -> None:
     files = [write_uncached(tmp_path / f"{name}.gguf") for name in "ab"]
-    tiers = Tiers(lambda: files)
+    tiers = Tiers(lambda: files, lambda: 1024 * MIB)
     tiers.look()
     assert [tiers.of("a"), tiers.of("b"), tiers.of("nobody")] == ["disk", "disk", None]
     tiers.prefetch(("b", "nobody"))
     tiers.look()
     tiers.look()
     assert [tiers.of("a"), tiers.of("b")] == ["disk", "page_cache"]
+
+
+def test_file_for_which_there_is_no_room_is_not_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reads(path: Path, goes_on: object) -> bool:
+        read.append(path.stem)
+        return True
+
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
+    monkeypatch.setattr("workers.tiers.read_through", reads)
+    files = []
+    for name, size in (("small", 10), ("large", 11)):
+        (tmp_path / name).write_bytes(bytes(size))
+        files.append(File(name, tmp_path / name))
+    tiers = Tiers(lambda: files, lambda: 10)
+    tiers.prefetch(("large", "small"))
+    tiers.look()
+    assert read == ["small"]
 
 
 def test_file_that_does_not_stay_in_the_page_cache_is_read_once_per_wish(
@@ -63,7 +82,7 @@ def test_file_that_does_not_stay_in_the_page_cache_is_read_once_per_wish(
     files = [File(name, tmp_path / f"{name}.gguf") for name in "ab"]
     for file in files:
         file.path.touch()
-    tiers = Tiers(lambda: files)
+    tiers = Tiers(lambda: files, lambda: 1024 * MIB)
     for wish in (("a",), ("a",), ("a", "b"), (), ("a",)):
         tiers.prefetch(wish)
         tiers.look()
@@ -93,7 +112,7 @@ def test_load_counts_for_the_tier_that_its_file_was_in(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(bytes(MIB))
     file = File("a", path)
-    tiers = Tiers(lambda: [file])
+    tiers = Tiers(lambda: [file], lambda: 1024 * MIB)
     tiers.loaded("a", 100)  # nobody has looked yet
     tiers.look()
     for load_ms in (100, 150, 200):

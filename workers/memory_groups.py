@@ -1,0 +1,103 @@
+"""What the control groups of this process leave it of main memory. Linux; version 2 and version 1 (cgroups(7)).
+
+A limit binds all groups below its own, so each level from the process's group up to the root of what is mounted counts.
+Inside a container that root is usually the container's own group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+UNLIMITED_BYTES = 2**60  # version 1 words "no limit" as a number beyond any memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """Names of files, and of lines in memory.stat."""
+
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: str
+
+
+_V1 = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+# Beyond `high` the kernel slows processes down until they are below it again: nothing can live there.
+_V2 = _Version(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def limit_bytes(proc: Path = Path("/proc")) -> int | None:
+    """The smallest limit of all levels; None without any."""
+    return min((limit for _, _, limit in _limited(proc)), default=None)
+
+
+def available_bytes(proc: Path = Path("/proc")) -> int | None:
+    """What the tightest level has left. Pages of files that nobody has used lately count as left: the kernel drops
+    them first. None without any limit."""
+    return min((max(0, limit - _held(group, version)) for group, version, limit in _limited(proc)), default=None)
+
+
+def _limited(proc: Path) -> Iterator[tuple[Path, _Version, int]]:
+    """Every level that has a limit, with the smaller one if it has two."""
+    for group, version in _levels(proc):
+        limits = [_number(group / name) for name in version.limits]
+        found = [limit for limit in limits if limit is not None and limit < UNLIMITED_BYTES]
+        if found:
+            yield group, version, min(found)
+
+
+def _held(group: Path, version: _Version) -> int:
+    reclaimable = 0
+    with contextlib.suppress(OSError, ValueError):
+        for line in (group / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == version.reclaimable:
+                reclaimable = int(value)
+    return max(0, (_number(group / version.usage) or 0) - reclaimable)
+
+
+def _levels(proc: Path) -> Iterator[tuple[Path, _Version]]:
+    """Folders from the process's own group up. Where both versions are mounted, each process is in a group of both."""
+    try:
+        groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (proc / "self/mountinfo").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in (group for group in groups if len(group) == 3):
+        if controllers == "":
+            kind, version = "cgroup2", _V2
+        elif "memory" in controllers.split(","):
+            kind, version = "cgroup", _V1
+        else:
+            continue
+        for root, point in _mounted(mounts, kind, "" if version is _V2 else "memory"):
+            below = _below(PurePosixPath(path), PurePosixPath(root))
+            for level in (below, *below.parents):
+                yield Path(point, level), version
+            break  # the same groups may be mounted again elsewhere
+
+
+def _mounted(mounts: list[list[str]], kind: str, controller: str) -> Iterator[tuple[str, str]]:
+    """Roots and mount points of such hierarchies; see proc_pid_mountinfo(5) for the columns."""
+    for columns in mounts:
+        with contextlib.suppress(ValueError, IndexError):
+            end = columns.index("-")
+            if columns[end + 1] == kind and (not controller or controller in columns[end + 3].split(",")):
+                yield columns[3], columns[4]
+
+
+def _below(path: PurePosixPath, root: PurePosixPath) -> PurePosixPath:
+    """The group, relative to the mount point. A group outside of what is mounted has nothing but the point itself."""
+    try:
+        return path.relative_to(root)
+    except ValueError:
+        return PurePosixPath()
+
+
+def _number(path: Path) -> int | None:
+    """None for a file that is not there, and for `max`."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
