@@ -72,6 +72,10 @@ class Watch(Generic[C]):
         self._refused[code] += 1
         self._on_refused(code)
 
+    def cut_off(self, code: str, **figures: object) -> None:
+        self._on_refused(code)
+        _log.warning(code, **figures)
+
     def _tick(self) -> None:
         now = time.monotonic()
         for connection in tuple(self._open):

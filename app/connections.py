@@ -1,4 +1,5 @@
-"""What a single connection may cost: how many there are, how large a head is, and how slowly a client may send.
+"""What a single connection may cost: how many there are, how large a head is, how slowly a client may send, and for
+how long it may take nothing of its answer.
 
 uvicorn bounds none of these. This is its protocol with limits, so that clients who hold connections open, drip a
 request byte by byte or send endless headers are turned away, and health checks go on being answered. One timer per
@@ -20,10 +21,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.connection_watch import MAX_LINGERING, RESERVE, TICK_S, Watch
 from app.error_handlers import ErrorFacts
+from app.middleware import route_of
+from app.uptake import Uptake
 
 LINGER_S = 2.0  # a refused client may go on sending this long, so that it reads why (RFC 9112, 9.6)
 RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
 RESERVE_GRACE_S = 2.0
+STALLED = "client_stalled"
 MIN_BYTES_PER_S = 500  # of a body, beyond the grace; Apache's mod_reqtimeout has the same default
 _OTHER_FILES = MAX_LINGERING + 64  # and the store, logs, uploads
 _HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
@@ -34,6 +38,7 @@ class ConnectionLimits:
     max_connections: int
     max_head_bytes: int
     grace_s: float  # for a whole head, and for a body beyond MIN_BYTES_PER_S
+    stall_s: float  # a client that takes nothing of its answer for so long is cut off
 
 
 def connections_within_reach(wished: int) -> int:
@@ -62,6 +67,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.uptake = Uptake(transport)
         self.transport = _PatientTransport(self, transport)  # type: ignore[assignment]
         self._raw = transport
         self._grace_s = self.limits.grace_s
@@ -143,10 +149,14 @@ class GuardedProtocol(HttpToolsProtocol):
     # Limits
 
     def check(self, now: float) -> None:
-        """Called every tick: turn away a client that is too slow."""
+        """Called every tick: turn away a client that is too slow, cut off one that has stopped reading."""
         if self.lingers_until is not None:
             if now >= self.lingers_until:
                 self._raw.abort()
+            return
+        self.uptake.look(TICK_S)
+        if self.uptake.stalled_s >= self.limits.stall_s:
+            self._cut_off()
             return
         if self._since is None:
             return
@@ -160,6 +170,18 @@ class GuardedProtocol(HttpToolsProtocol):
             else:
                 self.refuse(_too_slow(self._grace_s))
 
+    def _cut_off(self) -> None:
+        """For what answers it, the client has left."""
+        cycle = self._request()
+        self.watch.cut_off(
+            STALLED,
+            route=None if cycle is None else route_of(dict(cycle.scope)),
+            stalled_s=self.uptake.stalled_s,
+            taken_bytes=self.uptake.num_taken,
+            waiting_bytes=self.uptake.num_waiting,
+        )
+        self._raw.abort()
+
     def refuse_as_excess(self) -> None:
         self.refuse(_too_many(self.limits.max_connections))
 
@@ -171,7 +193,7 @@ class GuardedProtocol(HttpToolsProtocol):
             body = msgspec.json.encode(facts.openai_body())
             after = b"" if facts.retry_after_s is None else b"retry-after: %d\r\n" % facts.retry_after_s
             reason = _REASONS[facts.status]
-            self._raw.write(_HEAD % (facts.status, reason, len(body), after) + body)
+            self.transport.write(_HEAD % (facts.status, reason, len(body), after) + body)
         self.linger()
         if (cycle := self._request()) is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -219,13 +241,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class _PatientTransport:
-    """A transport whose `close` lingers while the client is still sending; the rest is the transport itself."""
+    """A transport that counts what is written, and whose `close` lingers while the client is still sending; the rest is
+    the transport itself."""
 
     def __init__(self, protocol: GuardedProtocol, transport: asyncio.Transport) -> None:
         self._protocol = protocol
         self._transport = transport
-        self.write = transport.write
+        self._uptake = protocol.uptake
         self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        self._uptake.wrote(len(data))
+        self._transport.write(data)
 
     def close(self) -> None:
         if self._protocol.owes_body:

@@ -86,7 +86,10 @@ class Metrics:
             registry=registry,
         )
         self._refused_connections = Counter(
-            "keepwarm_connections_refused", "Connections turned away below HTTP", ("code",), registry=registry
+            "keepwarm_connections_refused",
+            "Connections turned away or cut off below HTTP",
+            ("code",),
+            registry=registry,
         )
         self.open_streams = Gauge("keepwarm_open_streams", "Token streams open in this process", registry=registry)
 

@@ -42,6 +42,7 @@ def server_config(app: FastAPI, *, grace_s: int = GRACE_S) -> uvicorn.Config:
         max_connections=connections_within_reach(settings.max_connections),
         max_head_bytes=settings.max_head_bytes,
         grace_s=settings.request_grace_s,
+        stall_s=settings.client_stall_s,
     )
     return uvicorn.Config(
         app,

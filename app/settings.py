@@ -28,6 +28,7 @@ class ApiSettings(BaseSettings):
     max_connections: int = Field(default=4096, ge=1)  # open at once in one process; health checks have a few more
     max_head_bytes: Bytes = Field(default=64 * 1024, ge=1024)  # of a request's line and headers
     request_grace_s: float = Field(default=20.0, gt=0)  # for sending a head; for a body, 1 s more per 500 bytes of it
+    client_stall_s: float = Field(default=60.0, gt=0)  # a client that takes nothing of its answer so long is cut off
     max_body_bytes: Bytes = Field(default=8 * 1024**2, ge=1024)
     max_file_bytes: Bytes = Field(default=200 * 1024**2, ge=1024)  # of one uploaded file
     max_files_bytes: Bytes = Field(default=10 * 1024**3, ge=1024)  # of all files together, when one is uploaded

@@ -1,9 +1,11 @@
-"""Clients that hold connections, send slowly or too much, on real sockets: each is told why, others are served."""
+"""Clients that hold connections, send slowly or too much, or stop reading, on real sockets: each is told why or cut
+off, others are served."""
 
 from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -13,13 +15,15 @@ import pytest
 from app.connection_watch import RESERVE
 from app.main import create_app
 from app.settings import ApiSettings
-from tests.support.front_fakes import FakeBackend, chat, numbered, succeeded
+from tasks.jobs import Job, JobId, JobState, Priority
+from tasks.stream_events import Tokens
+from tests.support.front_fakes import NOW_MS, FakeBackend, chat, numbered, succeeded
 from tests.support.front_server import FrontServer
 from tests.support.stack import wait_until
 
 pytestmark = pytest.mark.integration
 
-MAX_CONNECTIONS, GRACE_S, HEAD_BYTES, BODY_BYTES = 8, 0.5, 4096, 100_000
+MAX_CONNECTIONS, GRACE_S, HEAD_BYTES, BODY_BYTES, STALL_S = 8, 0.5, 4096, 100_000, 1.0
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -148,6 +152,71 @@ def test_slow_body_goes_on_as_long_as_it_is_fast_enough(server: FrontServer):
         client.settimeout(10)
         client.sendall(body[start + 1000 :])
         assert all_of(client).startswith(b"HTTP/1.1 200")
+
+
+MANY = 48  # tokens of 256 KiB each: more than the buffers on the way hold
+
+
+@pytest.fixture
+def long_job() -> FakeBackend:
+    """Its events are all there; the stream of `job_1` has them."""
+    fake = FakeBackend(batches=numbered(*(Tokens("x" * 2**18, (1,)) for _ in range(MANY)), succeeded()))
+    fake.jobs[JobId("job_1")] = Job(
+        id=JobId("job_1"),
+        state=JobState.SUCCEEDED,
+        model="demo",
+        priority=Priority.DEFAULT,
+        attempt=1,
+        last_seq=MANY + 1,
+        created_ms=NOW_MS,
+    )
+    return fake
+
+
+def slow_client(server: FrontServer) -> socket.socket:
+    """Its kernel takes few bytes from us; it has asked for the events."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(server.address)
+    client.sendall(b"GET /v1/jobs/job_1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return client
+
+
+def open_streams(server: FrontServer) -> float:
+    scrape = httpx2.get(f"{server.url}/metrics").text
+    return float(scrape.partition("\nkeepwarm_open_streams ")[2].partition("\n")[0])
+
+
+def test_client_that_stops_reading_is_cut_off_and_can_resume(long_job: FakeBackend, capsys):
+    with FrontServer(create_app(ApiSettings(client_stall_s=STALL_S), long_job.backend())) as server:
+        whole = httpx2.get(f"{server.url}/v1/jobs/job_1/events").text
+        with slow_client(server) as client:
+            assert client.recv(16).startswith(b"HTTP/1.1 200")
+            assert open_streams(server) == 1
+            wait_until(lambda: not open_streams(server), "the stream has let go", 10)
+            assert refused_so_far(server, "client_stalled") == 1
+            received = all_of(client).decode()  # what had left us is its own
+            assert len(received) < len(whole)
+        assert not long_job.cancelled
+        seen = int(received[: received.rindex("\nid: ")].rpartition("\nid: ")[2].split("\n")[0])  # the last whole one
+        events = whole.split("\n\n")
+        again = httpx2.get(f"{server.url}/v1/jobs/job_1/events", headers={"Last-Event-ID": str(seen)}).text
+        assert again == "\n\n".join(events[seen:])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "client_stalled" in line)
+    for part in ("route=/v1/jobs/{job_id}/events", "stalled_s=1.0", "taken_bytes=", "waiting_bytes="):
+        assert part in line
+
+
+def test_client_that_reads_slowly_is_served_on(long_job: FakeBackend):
+    """Much less in the time that it may take nothing than what the kernel has buffered for it."""
+    app = create_app(ApiSettings(client_stall_s=STALL_S), long_job.backend())
+    with FrontServer(app) as server, slow_client(server) as client:
+        until = time.monotonic() + 3 * STALL_S
+        while time.monotonic() < until:
+            assert client.recv(4096)
+            time.sleep(0.05)  # that is how slowly it reads
+        assert refused_so_far(server, "client_stalled") == 0
 
 
 def is_served(server: FrontServer) -> bool:
