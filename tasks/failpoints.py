@@ -28,7 +28,7 @@ FAILPOINTS: Mapping[str, tuple[str, str]] = {
     "after_first_append": ("worker", "the first tokens are published"),
     "between_appends": ("worker", "in the middle of the text, a chunk is made and not published"),
     "before_renew": ("worker", "a lease is about to be renewed"),
-    "before_finish": ("worker", "everything is published, the job is still running"),
+    "before_finish": ("worker", "the sequence has ended, its last tokens and its end are not written"),
     "after_finish": ("worker", "the job has ended, its task has not returned"),
     "before_release": ("worker", "the attempt broke or was parked, the job is still running"),
     "after_release": ("worker", "the job is queued again, its wake-up is not sent"),

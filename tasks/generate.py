@@ -117,9 +117,9 @@ def conclude_attempt(attempt: Attempt, outcome: Outcome, stores: AttemptStores) 
     job_id, number = attempt.job_id, attempt.number
     _log.info("attempt_finished", job_id=job_id, attempt=number, outcome=type(outcome).__name__)
     match outcome:
-        case Finished(text=text, finish_reason=reason, usage=usage):
+        case Finished(text=text, finish_reason=reason, usage=usage, tail=tail):
             result = JobResult(text=text, finish_reason=reason, usage=usage)
-            stores.leases.finish(job_id, number, JobState.SUCCEEDED, result=result)
+            stores.leases.finish(job_id, number, JobState.SUCCEEDED, result=result, tail=tail)
         case Cancelled(text=text, usage=usage, is_expired=is_expired):
             result = JobResult(text=text, finish_reason=None, usage=usage)
             state = JobState.EXPIRED if is_expired else JobState.CANCELLED

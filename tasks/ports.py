@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tasks.job_request import JobRequest
 from tasks.jobs import JobError, JobId, Priority, Usage, WorkerId
+from tasks.store.token_writer import Chunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Finished:
     text: str
     finish_reason: str
     usage: Usage
+    tail: Chunk | None = None  # its last output, not published yet: it goes out together with the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,14 +88,16 @@ class Flight:
         return self.attempt.deadline_ms is not None and self.attempt.deadline_ms <= now_ms
 
     def outcome_of(self, done: Done) -> Outcome:
-        """A sequence that ended by itself is finished, whatever was wished for in the meantime."""
+        """A sequence that ended by itself is finished, whatever was wished for in the meantime. What it said last and
+        was not taken goes out with its end."""
         usage = Usage(
             prompt_tokens=done.prompt_tokens,
             completion_tokens=done.completion_tokens,
             cached_tokens=done.cached_tokens,
         )
         if done.finish_reason is not None:
-            return Finished(text=self._text, finish_reason=done.finish_reason, usage=usage)
+            tail = self.take_chunk()
+            return Finished(text=self._text, finish_reason=done.finish_reason, usage=usage, tail=tail)
         if done.error is not None:
             return Failed(error=done.error, is_retryable=False)
         return self._ended_early(usage)

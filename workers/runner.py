@@ -1,8 +1,9 @@
 """The worker's handle of one runner process: its state, its slots, and the attempts that run in it.
 
 One reader thread per runner takes everything that has arrived, publishes it as one batch with one chunk per sequence,
-and only then resolves the sequences that ended: nobody learns an outcome before its tokens are in the store. While a
-batch is being published, frames pile up in the socket and become the next, larger batch.
+and only then resolves the sequences that ended: nobody learns an outcome before its tokens are in the store. The last
+chunk of a sequence that ended by itself is part of its outcome: one call to the store writes both. While a batch is
+being published, frames pile up in the socket and become the next, larger batch.
 
 The reader thread is also the watchdog: it sees the end of the stream, deadlines, and silence. Everything that ends a
 runner goes through the process's end: kill it, and the reader resolves what was in flight.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -340,7 +341,7 @@ class Runner:
         ends: list[Done | Rejected] = []
         for message in messages:
             self._take_one(message, ends)
-        self._publish()
+        self._publish(ended={end.key for end in ends if isinstance(end, Done) and end.finish_reason is not None})
         for end in ends:
             if flight := self._flight(end.key):
                 self._land(flight, _outcome_of(flight, end))
@@ -375,8 +376,10 @@ class Runner:
             elif addressee := self._flight(output.key):
                 addressee.add(output)
 
-    def _publish(self) -> None:
-        chunks = {flight: chunk for flight in self._all_flights() if (chunk := flight.take_chunk())}
+    def _publish(self, ended: Set[int]) -> None:
+        """`ended`: keys of sequences whose last chunk goes out with their end."""
+        going = [flight for flight in self._all_flights() if flight.key not in ended]
+        chunks = {flight: chunk for flight in going if (chunk := flight.take_chunk())}
         if not chunks:
             return
         try:

@@ -18,6 +18,7 @@ from tasks.store import keys
 from tasks.store.connection import Client, load_script, translated
 from tasks.store.hot_script import RetriedScript, ThreadConnections
 from tasks.store.quarantine_store import decode_entry
+from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, Vectors, decode_numbered, encode_event
 
@@ -165,8 +166,11 @@ class LeaseStore:
         *,
         result: JobResult | None = None,
         error: JobError | None = None,
+        tail: Chunk | None = None,
     ) -> bool:
-        """Write the terminal state and the closing event; False when the attempt no longer owns the job."""
+        """Write the terminal state and the closing event; False when the attempt no longer owns the job.
+
+        `tail`: what is still to be published before the closing event."""
         event = End(
             state=state,
             finish_reason=result.finish_reason if result else None,
@@ -200,6 +204,7 @@ class LeaseStore:
                     _json(error),
                     self._retention_ms,
                     self._cache_bytes,
+                    *(("", "") if tail is None else (tail.seq, encode_event(tail.event))),
                 ],
             )
         )

@@ -20,7 +20,7 @@ from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.records import FIELDS
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
-from tasks.stream_events import End, Tokens
+from tasks.stream_events import End, Tokens, decode_numbered
 
 MODEL = "demo"
 W1, W2 = WorkerId("w1"), WorkerId("w2")
@@ -175,6 +175,24 @@ def test_terminal_state_is_written_once(
     assert client.xlen(keys.stream(job_id)) == 1
     assert jobs.get(job_id).result == done
     assert client.pttl(keys.job(job_id)) > 0 and client.pttl(keys.stream(job_id)) > 0
+
+
+def test_last_chunk_is_written_with_the_end_once_and_in_order(
+    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+) -> None:
+    job_id = admit(jobs)
+    leases.claim(job_id, MODEL, W1)
+    done = JobResult(text="one two ", finish_reason="stop", usage=None)
+    tail = tokens(job_id, 1, 2)
+    assert leases.finish(job_id, 1, JobState.SUCCEEDED, result=done, tail=tail) is False  # what came before is missing
+    assert writer.append([tokens(job_id, 1, 1)]) == [Verdict.OK]
+    assert leases.finish(job_id, 2, JobState.SUCCEEDED, result=done, tail=tail) is False
+    assert leases.finish(job_id, 1, JobState.SUCCEEDED, result=done, tail=tail) is True
+    assert leases.finish(job_id, 1, JobState.SUCCEEDED, result=done, tail=tail) is True  # its reply got lost
+    events = [decode_numbered(fields[b"e"]) for _, fields in client.xrange(keys.stream(job_id))]
+    assert [type(event).__name__ for event in events] == ["Tokens", "Tokens", "End"]
+    assert events[1] == tail.event
+    assert jobs.get(job_id).last_seq == 3
 
 
 def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobStore, leases: LeaseStore) -> None:

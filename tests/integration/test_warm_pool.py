@@ -108,7 +108,7 @@ class Worker:
     def run(self, job_id: str, model: str, **fields: object) -> Running:
         slot = self.pool.take_slot(model, Priority.DEFAULT)
         assert slot is not None
-        return Running(slot, make_attempt(job_id, model=model, **fields))  # type: ignore[arg-type]
+        return Running(slot, make_attempt(job_id, model=model, **fields), self.sink)  # type: ignore[arg-type]
 
 
 MakeWorker = Callable[..., Worker]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tasks.errors import StoreUnavailable
 from tasks.generation import GenerationRequest
 from tasks.jobs import JobId
-from tasks.ports import Attempt, Outcome
+from tasks.ports import Attempt, Finished, Outcome
 from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
 from tasks.stream_events import Tokens
@@ -231,15 +231,19 @@ def make_attempt(
 
 
 class Running:
-    """An attempt that runs in a thread of its own, as in Celery's pool."""
+    """An attempt that runs in a thread of its own, as in Celery's pool. `sink` gets what goes out with its end."""
 
-    def __init__(self, slot: RunnerSlot, attempt: Attempt) -> None:
+    def __init__(self, slot: RunnerSlot, attempt: Attempt, sink: MemorySink | None = None) -> None:
+        self._sink = sink
         self._outcome: Outcome | None = None
         self._thread = threading.Thread(target=self._run, args=(slot, attempt), daemon=True)
         self._thread.start()
 
     def _run(self, slot: RunnerSlot, attempt: Attempt) -> None:
-        self._outcome = slot.run(attempt)
+        outcome = slot.run(attempt)
+        if self._sink is not None and isinstance(outcome, Finished) and outcome.tail is not None:
+            self._sink.chunks.append(outcome.tail)
+        self._outcome = outcome
 
     @property
     def is_over(self) -> bool:

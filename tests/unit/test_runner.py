@@ -11,6 +11,7 @@ from tasks.errors import ModelLoadFailed
 from tasks.fleet import RunnerState
 from tasks.jobs import JobError, JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Lost, Parked
+from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
 from tasks.stream_events import Tokens
 from tests.support.scripted_runner import Changes, ManualClock, MemorySink, Running, ScriptedLink, make_attempt
@@ -52,7 +53,7 @@ class Bench:
     def run(self, job_id: str = "job_1", **fields: object) -> tuple[Running, int]:
         """An attempt that has reached the runner, and its key."""
         before = len([message for message in self.link.sent if type(message).__name__ == "Generate"])
-        running = Running(self.slot(), make_attempt(job_id, **fields))  # type: ignore[arg-type]
+        running = Running(self.slot(), make_attempt(job_id, **fields), self.sink)  # type: ignore[arg-type]
         return running, self.link.await_generate(before + 1).key
 
 
@@ -147,20 +148,44 @@ def test_everything_read_at_once_is_one_batch_with_one_chunk_per_sequence(ready:
     ready.link.say(
         Step(1, (TokenOut(key_1, "a", (1,)), TokenOut(key_2, "x", (2,)))),
         Step(2, (TokenOut(key_1, "b", (3,)), TokenOut(key_2, "y", (4,)))),
-        Step(
-            3,
-            (
-                Done(key=key_1, finish_reason="stop", prompt_tokens=1, completion_tokens=2),
-                Done(key=key_2, finish_reason="length", prompt_tokens=1, completion_tokens=2),
-            ),
-        ),
     )
+    assert ready.sink.await_calls(1)
+    ready.link.finish(key_1)
+    ready.link.finish(key_2)
     first, second = one.outcome(), two.outcome()
     assert isinstance(first, Finished)
     assert isinstance(second, Finished)
     assert (first.text, second.text) == ("ab", "xy")
     assert ready.sink.calls == [2]
     assert [chunk.event for chunk in ready.sink.chunks] == [Tokens("ab", (1, 3)), Tokens("xy", (2, 4))]
+
+
+def test_last_words_of_a_sequence_that_ended_go_out_with_its_end(ready: Bench) -> None:
+    (one, key_1), (two, key_2) = ready.run("job_1"), ready.run("job_2")
+    ready.link.say(
+        Step(1, (TokenOut(key_1, "a", (1,)), TokenOut(key_2, "x", (2,)))),
+        Step(
+            2, (TokenOut(key_1, "b", (3,)), Done(key=key_1, finish_reason="stop", prompt_tokens=1, completion_tokens=2))
+        ),
+    )
+    outcome = one.outcome()
+    assert isinstance(outcome, Finished)
+    assert outcome.text == "ab"
+    assert outcome.tail == Chunk(JobId("job_1"), 1, 1, Tokens("ab", (1, 3)))
+    assert ready.sink.await_calls(1)
+    assert ready.sink.calls == [1]  # only the sequence that goes on
+    assert ready.runner.cancel(JobId("job_2"))
+    ready.link.finish(key_2, None)
+    assert isinstance(two.outcome(), Cancelled)
+
+
+def test_words_of_a_sequence_that_was_stopped_are_published_before_its_outcome(ready: Bench) -> None:
+    running, key = ready.run()
+    ready.link.say(
+        Step(1, (TokenOut(key, "a", (1,)), Done(key=key, finish_reason=None, prompt_tokens=1, completion_tokens=1)))
+    )
+    assert isinstance(running.outcome(), Parked)  # also when nobody asked for it
+    assert ready.sink.text_of("job_1") == "a"
 
 
 def test_tokens_that_arrive_during_a_slow_publish_wait_for_the_next_chunk(ready: Bench) -> None:

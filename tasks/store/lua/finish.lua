@@ -3,7 +3,7 @@
 --      8 answer of the empty digest  9 answers-used  10 answers-expiry  11 answer-bytes  12 cache-counts
 --      13 response-bytes
 -- ARGV 1 id  2 attempt  3 channel  4 state  5 event  6 result or ''  7 error or ''  8 retention ms
---      9 bound on the bytes of all answers
+--      9 bound on the bytes of all answers  10 seq of an event to publish before the closing one, or ''  11 that event
 -- Returns 1 when the job is (now, or by an earlier try of this same call) concluded by this attempt, else 0
 local KEY_BYTES = 512  -- what an answer takes besides its text: its key, and its places in four indexes
 local SHORTEST_EVENT = 20  -- bytes
@@ -33,10 +33,14 @@ local function keep_answer(digest, ttl_ms, max_bytes)
   redis.call('HINCRBY', KEYS[12], 'bytes', bytes)
 end
 
-local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'model', 'started', 'cache')
+local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'model', 'started', 'cache', 'seq')
 if job[2] ~= ARGV[2] then return 0 end
 if job[1] == ARGV[4] then return 1 end
 if job[1] ~= 'running' then return 0 end
+if ARGV[10] ~= '' then
+  if tonumber(ARGV[10]) ~= tonumber(job[6]) + 1 then return 0 end  -- events before it are gone: as in append.lua
+  append_event(KEYS[1], KEYS[2], ARGV[3], tonumber(ARGV[10]), ARGV[11])
+end
 conclude(KEYS[1], KEYS[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], KEYS[6], ARGV[1], KEYS[7],
   KEYS[13])
 redis.call('ZREM', KEYS[3], ARGV[1])
