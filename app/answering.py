@@ -20,7 +20,7 @@ from app import sse
 from app.answer_source import CACHE_HEADER, AnswerSource
 from app.backend import Batch
 from app.error_handlers import facts_of
-from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
+from app.errors import AnswerIncomplete, AnswerTookTooLong, ServerShuttingDown, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
 from app.metrics import AnswerMeter
@@ -163,6 +163,10 @@ class LiveAnswer:
                     if time.monotonic() - self._arrived > timeout_s:
                         await self.cancel()
                         raise AnswerTookTooLong(timeout_s)
+                    self._front.closing.check()
+        except ServerShuttingDown:
+            await self.part()
+            raise
         finally:
             await self.watch.finish()
         end = self._success(transcript.end)
@@ -214,6 +218,9 @@ class LiveAnswer:
         except StreamReset as error:
             yield in_band(error)
             await self.cancel()
+        except ServerShuttingDown as error:
+            yield in_band(error)
+            await self.part()
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
             yield in_band(error)
         finally:
@@ -222,6 +229,7 @@ class LiveAnswer:
             await self.batches.aclose()
 
     async def _next_batch(self) -> Batch:
+        self._front.closing.check()
         try:
             batch = await anext(self.batches)
         except StopAsyncIteration:
@@ -261,6 +269,11 @@ class LiveAnswer:
         if end.state is not JobState.SUCCEEDED:
             raise error_of(end, self._work)
         return end
+
+    async def part(self) -> None:
+        """The client gets no answer here."""
+        if self._source.ends_with_client:
+            await self._source.leave()
 
     async def cancel(self) -> None:
         await self._source.leave()

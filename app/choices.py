@@ -20,7 +20,7 @@ from app import sse
 from app.answer_source import AnswerSource
 from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, silence, source_headers
 from app.backend import Batch
-from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
+from app.errors import AnswerIncomplete, AnswerTookTooLong, ServerShuttingDown, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
 from app.idempotency import choice_key
@@ -180,9 +180,13 @@ class LiveChoices:
                         break
                     if time.monotonic() - self._arrived > timeout_s:
                         raise AnswerTookTooLong(timeout_s)
+                    self._front.closing.check()
             if not self._is_over:
                 raise AnswerIncomplete()
         except StoreUnavailable:  # the jobs live; with an idempotency key the client comes back to them
+            raise
+        except ServerShuttingDown:
+            await self._part()
             raise
         except KeepwarmError:
             await self._leave()
@@ -239,6 +243,9 @@ class LiveChoices:
                 yield self._forms[0].closing(self._usage())
         except StoreUnavailable as error:  # away for longer than the reader bridges; the jobs may live
             yield in_band(error)
+        except ServerShuttingDown as error:
+            yield in_band(error)
+            await self._part()
         except KeepwarmError as error:
             yield in_band(error)
             await self._leave()
@@ -248,6 +255,7 @@ class LiveChoices:
             await self._batches.aclose()
 
     async def _next_batch(self) -> tuple[int, Batch]:
+        self._front.closing.check()
         try:
             index, batch = await anext(self._batches)
         except StopAsyncIteration:
@@ -286,6 +294,11 @@ class LiveChoices:
 
     def _usage(self) -> Usage | None:
         return usage_of_all([self._ends[index] for index in range(len(self._sources))])
+
+    async def _part(self) -> None:
+        """The client gets no answer here."""
+        if self._sources[0].ends_with_client:
+            await self._leave()
 
     async def _leave(self) -> None:
         """Those that have ended stay as they are."""

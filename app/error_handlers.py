@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.errors import AnswerTookTooLong, FormatNotTried, JobEnded, StreamReset
+from app.errors import AnswerTookTooLong, FormatNotTried, JobEnded, ServerShuttingDown, StreamReset
 from app.rate_limits import rate_limit_headers, retry_headers
 from tasks import errors
 from tasks.errors import KeepwarmError
@@ -45,6 +45,7 @@ STATUS: dict[type[KeepwarmError], int] = {
     errors.LeaseLost: 500,
     AnswerTookTooLong: 504,
     FormatNotTried: 503,
+    ServerShuttingDown: 503,
     StreamReset: 500,
     KeepwarmError: 500,
 }
@@ -79,6 +80,7 @@ class ErrorFacts:
     retry_after_s: int | None = None
     evidence: Mapping[str, object] = field(default_factory=dict)  # extra members of a problem
     room: QueueRoom | None = None  # in the line that was full
+    is_repeatable: bool = False  # also after admission: the job is cancelled, or found again by its key
 
     @property
     def openai_type(self) -> str:
@@ -134,12 +136,14 @@ def speaks_openai(path: str) -> bool:
 
 
 def error_response(facts: ErrorFacts, scope: Scope) -> Response:
-    """After admission (`state.job_id` is set) official SDKs are told not to retry: that would run the job twice."""
+    """After admission (`state.job_id` is set) official SDKs are told not to retry if that would run the job twice."""
     path = scope["path"]
     headers = rate_limit_headers(facts.room) | retry_headers(facts.status, facts.retry_after_s)
     job_id = scope.get("state", {}).get("job_id")
     if job_id is not None:
-        headers |= {"x-keepwarm-job": job_id, "x-should-retry": "false"}
+        headers["x-keepwarm-job"] = job_id
+        if not facts.is_repeatable:
+            headers["x-should-retry"] = "false"
     if speaks_openai(path):
         facts = replace(facts, status=facts.openai_status or facts.status)
         body, media_type = facts.openai_body(), "application/json"
@@ -194,6 +198,7 @@ def _planned(error: KeepwarmError) -> ErrorFacts:
         retry_after_s=retry_after_s,
         evidence=evidence,
         room=QueueRoom(limit=error.limit, remaining=0) if isinstance(error, errors.QueueFull) else None,
+        is_repeatable=isinstance(error, ServerShuttingDown),
     )
 
 

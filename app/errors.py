@@ -58,6 +58,20 @@ class AnswerIncomplete(KeepwarmError):
         super().__init__("The job's token stream ended early; GET /v1/jobs/{id} has what is known of the job.")
 
 
+class ServerShuttingDown(KeepwarmError):
+    """The front ends before the answer does. A job that outlives its client goes on, any other is cancelled."""
+
+    code = "server_shutting_down"
+    is_retryable = True
+
+    def __init__(self) -> None:
+        self.retry_after_s = 1
+        super().__init__(
+            "This server is shutting down before the answer is complete. Send the request again; what has an "
+            "Idempotency-Key or runs in the background goes on meanwhile."
+        )
+
+
 class StreamReset(KeepwarmError):
     """Text that the client already has became void, and this stream format can't say so."""
 

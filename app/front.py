@@ -9,6 +9,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from app.backend import Backend
+from app.closing import Closing
 from app.fleet_view import FleetView
 from app.grammar_check import GrammarCheck
 from app.metrics import Metrics
@@ -22,6 +23,7 @@ class Front:
     view: FleetView
     metrics: Metrics
     grammars: GrammarCheck
+    closing: Closing
 
 
 async def get_front(request: Request) -> Front:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from app.backend import Backend, connect_backend
+from app.closing import Closing
 from app.error_handlers import install_error_handlers
 from app.fleet_view import FleetView
 from app.front import Front
@@ -69,6 +70,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         view=FleetView(backend.fleet, backend.quarantine, max_age_s=settings.fleet_cache_ms / 1000),
         metrics=Metrics(),
         grammars=grammars,
+        closing=Closing(),
     )
     app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
     app.add_middleware(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import uvicorn
 from fastapi import FastAPI
 
+from app.closing import Closing
 from app.connections import ConnectionLimits, connections_within_reach, protocol_class
 from app.front import Front
 from app.main import create_app
@@ -17,7 +19,7 @@ from tasks.logs import configure_logs
 from tasks.settings import load_settings
 from tasks.threads import hand_over_soon
 
-GRACE_S = 5  # open streams may end by themselves this long after SIGTERM
+GRACE_S = 5  # after SIGTERM; what is still open then is cut, and told so before (`app.closing`)
 
 
 def main() -> int:
@@ -30,11 +32,27 @@ def main() -> int:
     except InvalidSetting as error:
         print(error, file=sys.stderr)
         return 2
-    uvicorn.Server(server_config(app)).run()
+    server_of(app).run()
     return 0
 
 
-def server_config(app: FastAPI, *, grace_s: int = GRACE_S) -> uvicorn.Config:
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, closing: Closing, grace_s: float) -> None:
+        super().__init__(config)
+        self._closing = closing
+        self._grace_s = grace_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._closing.begin(self._grace_s)
+        await super().shutdown(sockets)
+
+
+def server_of(app: FastAPI, *, grace_s: int = GRACE_S) -> Server:
+    front: Front = app.state.front
+    return Server(server_config(app, grace_s), front.closing, grace_s)
+
+
+def server_config(app: FastAPI, grace_s: int) -> uvicorn.Config:
     """How an application made by `create_app` is served."""
     front: Front = app.state.front
     settings = front.settings

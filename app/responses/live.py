@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app import sse
 from app.answering import LiveAnswer, admit, silence
 from app.backend import Batch
-from app.errors import AnswerIncomplete, JobEnded
+from app.errors import AnswerIncomplete, JobEnded, ServerShuttingDown
 from app.following import Beat, Transcript
 from app.front import Front
 from app.responses.events import ResponseEvents
@@ -87,9 +87,10 @@ class ResponseStream:
         *,
         saw: Callable[[Batch], None] | None = None,
         on_reset: Callable[[], Awaitable[object]] | None = None,
+        on_closing: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """`saw` hears of what comes behind the first batch; `on_reset` is called when the answer had to start over
-        and this stream ends for it."""
+        and this stream ends for it, `on_closing` when it ends because the front does."""
         self._front = front
         self._job = job
         self._batches = batches
@@ -97,6 +98,7 @@ class ResponseStream:
         self._events = events
         self._saw = saw
         self._on_reset = on_reset
+        self._on_closing = on_closing
 
     async def chunks(self, batch: Batch) -> Chunks:
         """Bytes to send, one chunk per batch; `batch` is the first one."""
@@ -115,6 +117,10 @@ class ResponseStream:
                     return
                 chunk = b""
                 batch = await self._next()
+        except ServerShuttingDown as error:
+            yield self._events.trouble(error.code, str(error))
+            if self._on_closing is not None:
+                await self._on_closing()
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
             yield self._events.trouble(error.code, str(error))
         finally:
@@ -123,6 +129,7 @@ class ResponseStream:
             await self._batches.aclose()
 
     async def _next(self) -> Batch:
+        self._front.closing.check()
         try:
             batch = await anext(self._batches)
         except StopAsyncIteration:
@@ -237,6 +244,7 @@ async def _streamed(front: Front, live: LiveAnswer, response: StoredResponse) ->
         events,
         saw=live.meter.saw,
         on_reset=None if response.is_background else live.cancel,
+        on_closing=live.part,
     )
     return SseResponse(stream.chunks(first), live.headers)
 

@@ -37,6 +37,7 @@ from tasks.stream_events import End, Tokens, encode_event
 
 router = APIRouter(tags=["Jobs"], responses=NATIVE_ERRORS, route_class=JsonBodyRoute)
 EventId = Annotated[str | None, WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,18}$"})]
+CLOSING = sse.comment("this server is shutting down; go on with Last-Event-ID")
 Place = tuple[int | None, float | None]  # in the line, and how many seconds that will take
 
 
@@ -188,6 +189,9 @@ async def _events(front: Front, job: Job, after_seq: int, watch: ClientWatch) ->
                     yield chunk
                 if watch.has_left:
                     return
+                if front.closing.is_due:  # the stream ends in order behind a whole event, and is resumed elsewhere
+                    yield CLOSING
+                    return
     finally:
         front.metrics.open_streams.dec()
         await watch.finish()
@@ -214,7 +218,7 @@ async def _await_end(front: Front, job: Job, request: Request, limit_s: float) -
         async with asyncio.timeout(limit_s):
             async with aclosing(front.backend.streams.follow_batches(job.id, job.last_seq)) as batches:
                 async for _ in batches:
-                    if watch.has_left:
+                    if watch.has_left or front.closing.is_due:
                         return
     except TimeoutError:
         return

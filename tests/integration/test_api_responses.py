@@ -419,6 +419,41 @@ def test_answer_that_starts_over_ends_its_streams_and_not_the_background_job(sdk
     assert worker.await_cancel() == turn.attempt.job_id
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_stream_of_a_front_that_stops_says_so_and_goes_on_elsewhere_if_in_the_background(
+    store_settings, front, worker, meanwhile, background
+):
+    with FrontServer(create_app(ApiSettings(), connect_backend(store_settings))) as server:
+        sdk = OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+
+        def read_until_stopped() -> list:
+            events = []
+            for event in sdk.responses.create(model="demo", input="Hello", stream=True, background=background):
+                events.append(event)
+                if event.type == "response.output_text.delta":
+                    server.begin_to_stop()
+            return events
+
+        reading = meanwhile(read_until_stopped)
+        turn = worker.take()
+        turn.say("Hel")
+        *_, newest, last = reading.result()
+        assert (last.type, last.code, last.sequence_number) == (
+            "error",
+            "server_shutting_down",
+            newest.sequence_number,
+        )
+    if not background:
+        assert worker.await_cancel() == turn.attempt.job_id
+        return
+    turn.say("lo")
+    turn.succeed()
+    rest = front().responses.retrieve(
+        response_id(turn.attempt.job_id), stream=True, starting_after=last.sequence_number
+    )
+    assert [event.delta for event in rest if event.type == "response.output_text.delta"] == ["lo"]
+
+
 def test_log_probabilities_are_included_when_asked_for(sdk, worker, meanwhile):
     events = meanwhile(read, sdk, include=["message.output_text.logprobs"], top_logprobs=1)
     turn = worker.take()
