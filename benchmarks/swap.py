@@ -17,6 +17,11 @@ group too, and take ten times of what the router takes beside its models.
     python -m benchmarks swap --models ~/models/family --orders model_requests.csv \\
         --arrivals AzureLLMInferenceTrace_conv.csv --llama-server PATH
 
+The first quarter of each schedule's time is a warm-up: in a short replay of many models a large part of the requests
+are a model's first one, which waits for a load whoever serves it, and P95 says nothing else. Figures are given for all
+requests, and for those that are due after the warm-up. `busy` is the share of all cores that computed. Choose a rate at
+which Keepwarm is busy and not behind at the end.
+
 Every run is kept when it is over; the same command again goes on behind the last one. A request that fails, or has no
 end within --limit seconds, counts as a failure and as having waited that long.
 """
@@ -25,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -38,6 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import machine
 from benchmarks.memory_group import MemoryGroup, drop_from_cache
+from benchmarks.swapping.core_watch import CoreWatch
 from benchmarks.swapping.memory_watch import MemoryWatch, Weights, read_weights
 from benchmarks.swapping.open_loop import replay
 from benchmarks.swapping.report import (
@@ -49,18 +56,22 @@ from benchmarks.swapping.report import (
     Report,
     Run,
     Terms,
+    failures,
     has_other_asks,
     ledger_line,
     line,
     read_report,
-    summarise,
     table,
+    waits,
     write_report,
 )
 from benchmarks.swapping.schedule import Ask, Scale, make_schedule, zipf_schedule
-from benchmarks.swapping.sides import Place, Server, Setting, keepwarm, llama_router
+from benchmarks.swapping.sides import Place, Server, Setting, keepwarm, llama_router, model_folder
 from tests.support.stack import Api
+from workers.devices import CpuDevice
 from workers.engine.kv_types import STEADY
+from workers.model_files import FolderScanner
+from workers.needs import formula_need
 
 KV_TYPE = STEADY  # what our runners use on a CPU
 StartSide = Callable[[Path, Place], AbstractContextManager[Server]]
@@ -69,7 +80,8 @@ StartSide = Callable[[Path, Place], AbstractContextManager[Server]]
 class Bench:
     """What stays the same for all runs."""
 
-    def __init__(self, terms: Terms, weights: dict[str, Weights], limit_s: float) -> None:
+    def __init__(self, models: Path, terms: Terms, weights: dict[str, Weights], limit_s: float) -> None:
+        self._models = models
         self._terms = terms
         self._weights = weights
         self._limit_s = limit_s
@@ -82,23 +94,33 @@ class Bench:
         with ExitStack() as undo:
             group = undo.enter_context(MemoryGroup(limit_bytes)) if limit_bytes is not None else None
             if group is not None:
-                drop_from_cache(self._terms.setting.models)
+                drop_from_cache(self._models)
             home = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="keepwarm-bench-")))
             server = undo.enter_context(start(home, group.place if group else ()))
-            with MemoryWatch(server.roots, self._weights, server.ledger) as watch:
+            with (
+                MemoryWatch(server.roots, self._weights, server.ledger) as watch,
+                CoreWatch(schedule[-1].at_s) as cores,
+            ):
+                began = time.monotonic()
                 answers = replay(server.url, schedule, limit_s=self._limit_s, advance=advance)
-            loads = _loads(server.api, self._terms.setting.models) if server.api is not None else {}
+                overrun_s = time.monotonic() - began - schedule[-1].at_s
+            loads = _loads(server.api, self._models) if server.api is not None else {}
             use = group.use() if group else None
-        p50_s, p95_s, max_s, failures = summarise(answers, self._limit_s)
+        every = waits(schedule, answers, self._limit_s, warm_up_share=0.0)
+        warm = waits(schedule, answers, self._limit_s, warm_up_share=self._terms.warm_up_share)
         return Run(
             side=side,
             rooms=rooms,
             seed=seed,
-            p50_s=p50_s,
-            p95_s=p95_s,
-            max_s=max_s,
+            p50_s=every.p50_s,
+            p95_s=every.p95_s,
+            max_s=every.max_s,
+            warm_p50_s=warm.p50_s,
+            warm_p95_s=warm.p95_s,
+            busy_share=cores.busy_share,
+            overrun_s=overrun_s,
             loads_per_request=watch.use.num_processes / len(answers),
-            failures=failures,
+            failures=failures(answers),
             oom_kills=use.oom_kills if use else None,
             major_faults=use.major_faults if use else None,
             peak_bytes=watch.use.peak_bytes,
@@ -132,14 +154,11 @@ def _loads(api: Api, folder: Path) -> dict[str, Loads]:
 
 
 def mean_model_bytes(setting: Setting) -> int:
-    """What a model takes on average when it is warm, by the estimate that the worker makes before any load."""
-    with (
-        tempfile.TemporaryDirectory(prefix="keepwarm-bench-") as home,
-        keepwarm(setting, Path(home), (), 2**40) as ours,
-    ):
-        assert ours.api is not None
-        needs = [model["keepwarm"]["bytes"] for model in ours.api.http.get("/v1/models").json()["data"]]
-    return sum(needs) // len(needs)
+    """What a model takes on average when it is warm, by the formula that a worker starts from."""
+    with tempfile.TemporaryDirectory(prefix="keepwarm-bench-") as home:
+        folder = model_folder(setting, sorted(setting.models.glob("*.gguf")), Path(home) / "models")
+        models = FolderScanner(folder, default_slots=setting.slots).scan().models
+        return sum(formula_need(model, CpuDevice()).total_bytes for model in models) // len(models)
 
 
 def main(arguments: list[str]) -> int:
@@ -157,10 +176,11 @@ def main(arguments: list[str]) -> int:
     scale = Scale(rate_per_s=options.rate, num_requests=options.requests, length_divisor=options.length_divisor)
     known = None if options.fresh else read_report(options.out)
     terms = Terms(
-        setting=setting,
+        setting=msgspec.structs.replace(setting, models=Path(setting.models.name)),
         scale=scale,
         room_bytes=known.terms.room_bytes if known else mean_model_bytes(setting),
         services_bytes=options.services * MIB if options.limited else None,
+        warm_up_share=options.warm_up,
     )
     if known is not None and known.terms != terms:
         raise SystemExit(f"{options.out} has runs under other terms; --fresh writes over it, --out keeps it")
@@ -169,7 +189,7 @@ def main(arguments: list[str]) -> int:
     console.print(
         f"{len(names)} models, {terms.room_bytes / MIB:.0f} MiB each on average when warm; {len(report.runs)} runs kept"
     )
-    bench = Bench(terms, read_weights(setting.models), options.limit)
+    bench = Bench(setting.models, terms, read_weights(setting.models), options.limit)
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         for seed, rooms, side, start in _plan(setting, options, terms.room_bytes):
@@ -186,7 +206,7 @@ def main(arguments: list[str]) -> int:
             report = msgspec.structs.replace(report, runs=[*report.runs, run])
             write_report(options.out, report)
             console.print(line(run))
-    console.print(table(report.runs))
+    console.print(table(report.runs, terms.warm_up_share))
     console.print(ledger_line(report.runs))
     console.print(f"kept in {options.out}")
     return 1 if any(run.failures or run.oom_kills for run in report.runs if run.side == OURS) else 0
@@ -218,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3, help="schedules (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     parser.add_argument("--length-divisor", type=int, default=16, help="of the trace's lengths (default: 16)")
+    parser.add_argument("--warm-up", type=float, default=0.25, help="share of a schedule's time (default: 0.25)")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for one request (default: 180)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=4)

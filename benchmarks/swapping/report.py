@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     p50_s: float
     p95_s: float
     max_s: float
+    warm_p50_s: float | None = None  # of requests that were due after the warm-up
+    warm_p95_s: float | None = None
+    busy_share: float | None = None  # of all cores, by whatever ran, until the last request was due
+    overrun_s: float | None = None  # from the last request's time to the end of the last answer
     loads_per_request: float
     failures: dict[str, int]  # reason → requests
     oom_kills: int | None  # None: no control group
@@ -61,12 +66,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes runs comparable."""
+    """What makes runs comparable. Of the folder with the models it has the name alone."""
 
     setting: Setting
     scale: Scale
     room_bytes: int
     services_bytes: int | None  # of the limit, beside the rooms; None: no limit
+    warm_up_share: float = 0.0  # of the schedule's time: what is due then is left out of the figures after the warm-up
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,30 +102,39 @@ def write_report(path: Path, report: Report) -> None:
     os.replace(unfinished, path)
 
 
-def summarise(answers: Sequence[Answer], limit_s: float) -> tuple[float, float, float, dict[str, int]]:
-    """P50, P95 and the longest wait, and how many failed why; a failure counts as having waited for the limit."""
-    waits = [answer.first_token_s if answer.first_token_s is not None else limit_s for answer in answers]
-    failures: dict[str, int] = {}
-    for answer in answers:
-        if answer.failure is not None:
-            failures[answer.failure] = failures.get(answer.failure, 0) + 1
-    return percentile(waits, 50), percentile(waits, 95), max(waits), failures
+class Waits(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds to the first token."""
+
+    p50_s: float
+    p95_s: float
+    max_s: float
 
 
-def table(runs: Sequence[Run]) -> Table:
-    result = Table(title="Time to the first token, seconds; medians over the schedules")
+def waits(asks: Sequence[Ask], answers: Sequence[Answer], limit_s: float, *, warm_up_share: float) -> Waits:
+    """Of requests due after that share (0 to 1) of the schedule's time; a failure has waited for the limit."""
+    begins_s = asks[-1].at_s * warm_up_share
+    found = [
+        answer.first_token_s if answer.first_token_s is not None else limit_s
+        for ask, answer in zip(asks, answers, strict=True)
+        if ask.at_s >= begins_s
+    ]
+    return Waits(p50_s=percentile(found, 50), p95_s=percentile(found, 95), max_s=max(found))
+
+
+def failures(answers: Sequence[Answer]) -> dict[str, int]:
+    """How many failed why."""
+    return dict(Counter(answer.failure for answer in answers if answer.failure is not None))
+
+
+def table(runs: Sequence[Run], warm_up_share: float) -> Table:
+    result = Table(
+        title="Time to the first token, seconds; medians over the schedules",
+        caption=f"warm: without the first {warm_up_share:.0%} of each schedule's time, in which most models are loaded "
+        "for the first time, on every side",
+    )
     columns = (
-        "memory",
-        "side",
-        "runs",
-        "P50",
-        "P95",
-        "max",
-        "loads/request",
-        "failed",
-        "OOM",
-        "peak MiB",
-        "ours/theirs",
+        *("memory", "side", "runs", "P50", "P95", "max", "warm P50", "warm P95", "loads/request", "busy", "failed"),
+        *("OOM", "peak MiB", "P95 ours/theirs", "warm P95 ours/theirs"),
     )
     for column in columns:
         result.add_column(column, justify="left" if column == "side" else "right")
@@ -129,28 +144,36 @@ def table(runs: Sequence[Run]) -> Table:
             str(rooms),
             side,
             str(len(mine)),
-            *(f"{percentile([getattr(run, name) for run in mine], 50):.2f}" for name in ("p50_s", "p95_s", "max_s")),
-            f"{percentile([run.loads_per_request for run in mine], 50):.2f}",
+            *(_median(mine, name, ".2f") for name in ("p50_s", "p95_s", "max_s", "warm_p50_s", "warm_p95_s")),
+            _median(mine, "loads_per_request", ".2f"),
+            _median(mine, "busy_share", ".0%"),
             str(sum(sum(run.failures.values()) for run in mine)),
             str(sum(run.oom_kills or 0 for run in mine)),
             f"{max(run.peak_bytes for run in mine) / MIB:.0f}",
-            _worded(ratios(side, rooms, runs), GOALS.get(side)),
+            *(_worded(ratios(side, rooms, runs, name), GOALS.get(side)) for name in ("p95_s", "warm_p95_s")),
         )
     return result
 
 
-def ratios(side: str, rooms: int, runs: Sequence[Run]) -> list[float]:
-    """Our P95 over the side's, schedule by schedule."""
-    ours = {run.seed: run.p95_s for run in runs if (run.side, run.rooms) == (OURS, rooms)}
-    theirs = [run for run in runs if (run.side, run.rooms) == (side, rooms) and side != OURS]
-    return [ours[run.seed] / run.p95_s for run in theirs if run.seed in ours]
+def _median(runs: Sequence[Run], name: str, form: str) -> str:
+    known = [value for run in runs if (value := getattr(run, name)) is not None]
+    return format(percentile(known, 50), form) if known else ""
+
+
+def ratios(side: str, rooms: int, runs: Sequence[Run], name: str = "p95_s") -> list[float]:
+    """Our figure over the side's, schedule by schedule."""
+    if side == OURS:
+        return []
+    ours = {run.seed: getattr(run, name) for run in runs if (run.side, run.rooms) == (OURS, rooms)}
+    theirs = {run.seed: getattr(run, name) for run in runs if (run.side, run.rooms) == (side, rooms)}
+    return [ours[seed] / theirs[seed] for seed in theirs if ours.get(seed) is not None and theirs[seed]]
 
 
 def _worded(found: list[float], goal: float | None) -> str:
     if not found or goal is None:
         return ""
     spread = f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 else ""
-    return f"P95 {percentile(found, 50):.2f}{spread} (goal {goal:.2f})"
+    return f"{percentile(found, 50):.2f}{spread} (goal {goal:.2f})"
 
 
 def ledger_line(runs: Sequence[Run]) -> str:
@@ -171,7 +194,13 @@ def line(run: Run) -> str:
     return (
         f"{run.side}, {run.rooms}, seed {run.seed}: "
         f"P50 {run.p50_s:.2f} s, P95 {run.p95_s:.2f} s, max {run.max_s:.2f} s, "
-        f"{run.loads_per_request:.2f} loads per request, peak {run.peak_bytes / MIB:.0f}{of_budget} MiB"
+        + (f"warm P95 {run.warm_p95_s:.2f} s, " if run.warm_p95_s is not None else "")
+        + (
+            f"busy {run.busy_share:.0%}, {run.overrun_s:.0f} s behind at the end, "
+            if run.busy_share is not None
+            else ""
+        )
+        + f"{run.loads_per_request:.2f} loads per request, peak {run.peak_bytes / MIB:.0f}{of_budget} MiB"
         + (f", {run.oom_kills} KILLED for want of memory" if run.oom_kills else "")
         + (f", FAILED {run.failures}" if run.failures else "")
     )
