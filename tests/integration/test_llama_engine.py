@@ -218,8 +218,8 @@ def test_control_tokens_are_no_text_but_for_those_that_announce_tool_calls(tmp_p
     pieces = model.vocabulary.pieces
     (marker,) = model.tokenize("[TOOL_CALLS]", add_special=False)
     (other,) = model.tokenize("[INST]", add_special=False)
-    model.close()
     assert (pieces[marker], pieces[other]) == (b"[TOOL_CALLS]", b"")
+    model.close()
 
 
 def test_json_by_schema_from_a_real_vocabulary(fresh: LlamaEngine):

@@ -11,7 +11,7 @@ from tasks.errors import CannotResume, GrammarFailed, InvalidRequest
 from tasks.generation import GenerationRequest, SamplingParams
 from workers.engine.sequence import Sequence
 from workers.engine.text_assembler import TextAssembler, possible_overlap
-from workers.engine.vocabulary import Vocabulary
+from workers.engine.vocabulary import LazyPieces, Vocabulary
 from workers.messages import Generate, TokenOut
 
 EOG = 256
@@ -175,9 +175,28 @@ def test_any_bytes_come_out_as_the_whole_decoder_would_read_them(data: bytes):
 def test_whole_characters_need_no_decoder_except_behind_a_part_of_one(pieces: list[bytes]):
     vocabulary = Vocabulary(pieces=tuple(pieces), eog_ids=frozenset())
     quick, plain = TextAssembler(()), TextAssembler(())
-    for piece, whole in zip(pieces, vocabulary.whole_texts, strict=True):
+    for token, piece in enumerate(pieces):
+        same, whole = vocabulary.texts[token]
+        assert same == piece
         assert quick.push(piece, whole) == plain.push(piece)
     assert quick.flush() == plain.flush()
+
+
+def test_pieces_are_read_when_they_are_asked_for_and_once():
+    read: list[int] = []
+
+    def piece(token: int) -> bytes:
+        read.append(token)
+        return b"abc"[token : token + 1]
+
+    vocabulary = Vocabulary(pieces=LazyPieces(3, piece), eog_ids=frozenset())
+    assert len(vocabulary) == 3
+    assert read == []
+    assert [vocabulary.texts[token] for token in (1, 1, 2)] == [(b"b", "b"), (b"b", "b"), (b"c", "c")]
+    assert read == [1, 2]
+    assert tuple(vocabulary.pieces) == (b"a", b"b", b"c")
+    with pytest.raises(IndexError):
+        vocabulary.texts[3]
 
 
 class Spelling:

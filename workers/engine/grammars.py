@@ -100,7 +100,7 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = vocabulary.pieces
+        self.tokens = tuple(vocabulary.pieces)
         # Tokens without text (control tokens, end tokens) are never part of an answer.
         self.special_token_ids = [token for token, piece in enumerate(self.tokens) if not piece]
         self.eos_token_id = min(vocabulary.eog_ids, default=0)

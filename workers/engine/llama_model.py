@@ -15,7 +15,7 @@ from workers.engine.base import EngineConfig
 from workers.engine.llama_log import LlamaLog
 from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.tool_formats import TOOL_MARKERS
-from workers.engine.vocabulary import Vocabulary
+from workers.engine.vocabulary import LazyPieces, Vocabulary
 
 _LONGEST_PIECE = 256  # bytes; longer ones are asked for again
 _ALL_LAYERS = 2**31 - 1
@@ -132,7 +132,7 @@ class LlamaModel:
             raise ModelLoadFailed("The model file has no vocabulary.")
         ids = range(size)
         return Vocabulary(
-            pieces=tuple(self._text_piece(token) for token in ids),
+            pieces=LazyPieces(size, self._text_piece),
             eog_ids=frozenset(token for token in ids if api.llama_vocab_is_eog(vocab, token)),
             bos_text=self._special_text(api.llama_vocab_bos(vocab)),
             eos_text=self._special_text(api.llama_vocab_eos(vocab)),

@@ -29,9 +29,9 @@ class Sequence:
         "_limit",
         "_logprobs",
         "_new_ids",
-        "_pieces",
         "_skip",
-        "_whole_texts",
+        "_texts",
+        "_vocabulary_size",
         "adapter",
         "arrival",
         "cached_tokens",
@@ -77,8 +77,8 @@ class Sequence:
         self.error: JobError | None = None  # why it can't go on
         self.sampler = Sampler(request, vocabulary)
         self._constraint = constraint
-        self._pieces = vocabulary.pieces
-        self._whole_texts = vocabulary.whole_texts
+        self._texts = vocabulary.texts
+        self._vocabulary_size = len(vocabulary)
         self._eog_ids: frozenset[int] = frozenset() if request.ignore_eos else vocabulary.eog_ids
         self._assembler = TextAssembler(request.stop)
         # Both limits are one bound on the number of all tokens.
@@ -183,7 +183,7 @@ class Sequence:
         if token in self._eog_ids:
             self.finish_reason = "stop"
             return ""
-        text = self._assembler.push(self._pieces[token], self._whole_texts[token])
+        text = self._assembler.push(*self._texts[token])
         is_complete = self._constraint is not None and self._constraint.take(token)
         if self._assembler.stopped or is_complete:
             self.finish_reason = "stop"
@@ -204,7 +204,7 @@ class Sequence:
         return output
 
     def _replay(self, forced_ids: Ids[int], emitted_text: str) -> None:
-        if any(not 0 <= token < len(self._pieces) for token in forced_ids):
+        if any(not 0 <= token < self._vocabulary_size for token in forced_ids):
             raise CannotResume("The published tokens are not of this model.")
         text = ""
         if len(self.tokens) >= self._limit:
