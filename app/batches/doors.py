@@ -15,7 +15,7 @@ from celery import shared_task
 
 from app.backend import connect_backend
 from app.batches.feeder import Feeder, describe
-from app.batches.line_call import line_caller, patient_front
+from app.batches.line_call import line_caller
 from app.batches.surroundings import Surroundings, connect_surroundings
 from app.batches.sweep import sweep_expired
 from app.settings import ApiSettings
@@ -66,8 +66,8 @@ def sweep_files() -> None:
 
 async def _feed(batch_id: str, epoch: int, around: Surroundings) -> None:
     batch = around.batches.get(batch_id)
-    front = patient_front(load_settings(ApiSettings), connect_backend(load_settings(StoreSettings)), batch_id)
-    async with line_caller(front) as caller:
+    backend = connect_backend(load_settings(StoreSettings))
+    async with line_caller(load_settings(ApiSettings), backend, batch_id) as caller:
         await Feeder(
             batch=batch,
             epoch=epoch,

@@ -6,10 +6,11 @@ line's idempotency key, at batch priority, and outlives the caller; the same cal
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import httpx2
@@ -53,12 +54,43 @@ class LineAnswer:
         return self.status == 200
 
 
-class LineCaller:
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self._http = http
+class AwaitedAdmissions:
+    """Who wants to hear that the job of a key is admitted. Of one event loop."""
 
-    async def call(self, endpoint: str, body: JsonObject, idempotency_key: str) -> LineAnswer:
-        """Waits for as long as the job takes."""
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, Callable[[], None]] = {}
+
+    @contextmanager
+    def expect(self, key: str, on_admitted: Callable[[], None]) -> Iterator[None]:
+        self._waiting[key] = on_admitted
+        try:
+            yield
+        finally:
+            del self._waiting[key]
+
+    def admitted(self, key: str | None) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._tell, key)
+
+    def _tell(self, key: str | None) -> None:
+        if key in self._waiting:
+            self._waiting[key]()
+
+
+class LineCaller:
+    def __init__(self, http: httpx2.AsyncClient, awaited: AwaitedAdmissions) -> None:
+        self._http = http
+        self._awaited = awaited
+
+    async def call(
+        self, endpoint: str, body: JsonObject, idempotency_key: str, on_admitted: Callable[[], None]
+    ) -> LineAnswer:
+        """Waits for as long as the job takes. `on_admitted` is called as soon as there is one."""
+        with self._awaited.expect(idempotency_key, on_admitted):
+            return await self._call(endpoint, body, idempotency_key)
+
+    async def _call(self, endpoint: str, body: JsonObject, idempotency_key: str) -> LineAnswer:
         request_id = "req_" + secrets.token_hex(12)
         if body.get("stream"):
             return _refused(request_id, "stream", "stream: a batch has no streams; leave it out.")
@@ -89,13 +121,17 @@ class LineCaller:
 
 @dataclass(frozen=True, slots=True)
 class LineSubmitter:
-    """Notes on every job whose line it answers."""
+    """Notes on every job whose line it answers, and says under which key one was admitted."""
 
     dispatcher: Submitter
     batch_id: str
+    on_admitted: Callable[[str | None], None]
 
     def submit(self, request: JobRequest, order: Order) -> Submitted:
-        return self.dispatcher.submit(request, replace(order, attached=replace(order.attached, batch_id=self.batch_id)))
+        order = replace(order, attached=replace(order.attached, batch_id=self.batch_id))
+        submitted = self.dispatcher.submit(request, order)
+        self.on_admitted(order.idempotency_key)
+        return submitted
 
     def predicted_wait_s(self, model: str, priority: Priority, ahead: int) -> float | None:
         return self.dispatcher.predicted_wait_s(model, priority, ahead)
@@ -104,21 +140,28 @@ class LineSubmitter:
         return self.dispatcher.requeue(job, offer=offer)
 
 
-def patient_front(settings: ApiSettings, backend: Backend, batch_id: str) -> FastAPI:
+def patient_front(
+    settings: ApiSettings,
+    backend: Backend,
+    batch_id: str,
+    on_admitted: Callable[[str | None], None],
+) -> FastAPI:
     """A front for the lines of one batch, that waits for an answer for as long as it takes."""
-    backend = replace(backend, dispatcher=LineSubmitter(backend.dispatcher, batch_id))
+    backend = replace(backend, dispatcher=LineSubmitter(backend.dispatcher, batch_id, on_admitted))
     return create_app(settings.model_copy(update={"sync_timeout_s": math.inf, "host": "127.0.0.1"}), backend)
 
 
 @asynccontextmanager
-async def line_caller(app: FastAPI) -> AsyncIterator[LineCaller]:
-    """A caller of this application, which runs in the event loop at hand."""
+async def line_caller(settings: ApiSettings, backend: Backend, batch_id: str) -> AsyncIterator[LineCaller]:
+    """A caller of a patient front, which runs in the event loop at hand."""
+    awaited = AwaitedAdmissions()
+    app = patient_front(settings, backend, batch_id, awaited.admitted)
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as http,
     ):
-        yield LineCaller(http)
+        yield LineCaller(http, awaited)
 
 
 def _code_of(body: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 import structlog
 from anyio import to_thread
 
+from app.batches.entry_gate import EntryGate
 from app.batches.input_file import InputIndex, Line
 from app.batches.line_call import LineAnswer
 from app.batches.line_results import answered, unanswered
@@ -32,12 +33,15 @@ FLUSH_COUNT = 256  # or when so many have come together
 LOOKUP = 500  # lines whose jobs are looked for at once
 MAX_WINDOW_BYTES = 16 * 1024**2  # of the requests that are under way: they lie in the store
 WIND_DOWN_TURN_S = 0.5
+MAX_ENTERING = 8  # lines that are on their way into the queue at once; enough to keep a store at work
 
 _log = structlog.get_logger(__name__)
 
 
 class Caller(Protocol):
-    async def call(self, endpoint: str, body: JsonObject, idempotency_key: str) -> LineAnswer: ...
+    async def call(
+        self, endpoint: str, body: JsonObject, idempotency_key: str, on_admitted: Callable[[], None]
+    ) -> LineAnswer: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +59,7 @@ class Lines:
     _in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # → entry
     _jobs: dict[int, tuple[JobId, ...]] = field(default_factory=dict)  # of results that are not written down yet
     _is_winding_down: bool = False
+    _gate: EntryGate = field(default_factory=lambda: EntryGate(MAX_ENTERING))
     _cut_short: set[int] = field(default_factory=set)  # lines whose jobs were cancelled because the batch ends
     _flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # the source has one position
@@ -165,10 +170,15 @@ class Lines:
             _log.error("line_broke", batch_id=self.batch.id, error=repr(error))  # the line is not done
 
     async def _answer(self, entry: int) -> None:
-        number, line = self.index.numbers[entry], await self._read(entry)
+        number, line = self.index.numbers[entry], None
         key = line_key(self.batch.id, number)
+        was_winding_down = self._is_winding_down
         while True:
-            answer = await self.caller.call(self.batch.endpoint, line.body, key)
+            async with self._gate.entering() as came_in:
+                if self._is_winding_down and not was_winding_down:
+                    return
+                line = line or await self._read(entry)
+                answer = await self.caller.call(self.batch.endpoint, line.body, key, came_in)
             if answer.retry_after_s is None:
                 break
             if self._is_winding_down:

@@ -277,7 +277,10 @@ class Answering:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def call(self, endpoint: str, body: dict, idempotency_key: str) -> LineAnswer:
+    async def call(
+        self, endpoint: str, body: dict, idempotency_key: str, on_admitted: Callable[[], None]
+    ) -> LineAnswer:
+        on_admitted()
         self.asked.append(idempotency_key.rpartition("/")[2])
         await self.gate.wait()
         return LineAnswer(status=200, request_id="req_1", body=OK)

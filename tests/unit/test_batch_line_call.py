@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator
 
@@ -23,6 +24,10 @@ CHAT, TEXT, EMBEDDINGS = ENDPOINTS
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
 
 
+def unheard() -> None:
+    """Nobody waits for the admission."""
+
+
 @pytest.fixture
 def fake() -> FakeBackend:
     return FakeBackend(batches=numbered(Tokens("Hel", (1,)), Tokens("lo", (2,)), succeeded(usage=USAGE)))
@@ -30,7 +35,7 @@ def fake() -> FakeBackend:
 
 @pytest.fixture
 async def caller(fake: FakeBackend) -> AsyncIterator[LineCaller]:
-    async with line_caller(patient_front(ApiSettings(), fake.backend(), "batch_1")) as caller:
+    async with line_caller(ApiSettings(), fake.backend(), "batch_1") as caller:
         yield caller
 
 
@@ -39,24 +44,38 @@ def decoded(answer: LineAnswer) -> dict:
 
 
 def test_a_front_has_all_endpoints_of_batches(fake: FakeBackend):
-    assert endpoints_of(patient_front(ApiSettings(), fake.backend(), "batch_1")) == ENDPOINTS
+    assert endpoints_of(patient_front(ApiSettings(), fake.backend(), "batch_1", lambda key: None)) == ENDPOINTS
+
+
+async def test_line_is_in_before_it_is_answered_and_a_refused_one_never(fake: FakeBackend, caller: LineCaller):
+    came_in = asyncio.Event()
+    fake.batches, fake.stays_open = [], True
+    answering = asyncio.create_task(caller.call(CHAT, chat(n=2), "batch_1/7", came_in.set))
+    async with asyncio.timeout(5):
+        await came_in.wait()
+    assert not answering.done()
+    assert fake.submitted
+    answering.cancel()
+    came_in.clear()
+    assert not (await caller.call(CHAT, chat(model="nobody"), "batch_1/8", came_in.set)).is_ok
+    assert not came_in.is_set()
 
 
 @pytest.mark.parametrize("endpoint", [CHAT, TEXT])
 async def test_line_is_admitted_at_batch_priority_under_its_key(fake: FakeBackend, caller: LineCaller, endpoint: str):
     body = chat(priority="interactive", stream=False, prompt="Hello")
-    answer = await caller.call(endpoint, body, "batch_1/7")
+    answer = await caller.call(endpoint, body, "batch_1/7", unheard)
     assert (answer.is_ok, answer.retry_after_s, answer.error_code) == (True, None, None)
     (submitted,) = fake.submitted
     assert (submitted.priority, submitted.idempotency_key) == (Priority.BATCH, "batch_1/7")
     assert answer.job_ids == tuple(fake.jobs)
     assert [job.batch_id for job in fake.jobs.values()] == ["batch_1"]
-    again = await caller.call(endpoint, body, "batch_1/7")
+    again = await caller.call(endpoint, body, "batch_1/7", unheard)
     assert (again.job_ids, decoded(again)) == (answer.job_ids, decoded(answer))
 
 
 async def test_several_choices_are_several_jobs(fake: FakeBackend, caller: LineCaller):
-    answer = await caller.call(CHAT, chat(n=3), "batch_1/7")
+    answer = await caller.call(CHAT, chat(n=3), "batch_1/7", unheard)
     assert len(answer.job_ids) == 3
     assert set(answer.job_ids) == set(fake.jobs)
 
@@ -67,7 +86,7 @@ async def test_embeddings_are_answered_too(fake: FakeBackend, caller: LineCaller
     fake.workers = (msgspec.structs.replace(worker, offers=tuple(offers)),)
     end = End(state=JobState.SUCCEEDED, usage=Usage(prompt_tokens=7, completion_tokens=0))
     fake.batches = [[(1, Vectors((struct.pack("<2f", 0.5, 1.0),)))], [(2, end)]]
-    answer = await caller.call(EMBEDDINGS, {"model": "demo", "input": "a"}, "batch_1/7")
+    answer = await caller.call(EMBEDDINGS, {"model": "demo", "input": "a"}, "batch_1/7", unheard)
     assert decoded(answer)["data"][0]["embedding"] == [0.5, 1.0]
     assert fake.submitted[0].priority is Priority.BATCH
     assert answered("batch_1", 7, "a", answer).input_tokens == 7
@@ -85,29 +104,29 @@ async def test_embeddings_are_answered_too(fake: FakeBackend, caller: LineCaller
 async def test_wrong_line_is_refused_as_a_direct_request(
     caller: LineCaller, body: dict, status: int, code: str, param: str
 ):
-    answer = await caller.call(CHAT, body, "batch_1/7")
+    answer = await caller.call(CHAT, body, "batch_1/7", unheard)
     assert (answer.status, answer.error_code, answer.retry_after_s) == (status, code, None)
     assert decoded(answer)["error"]["param"] == param
 
 
 async def test_what_is_not_the_lines_fault_is_to_be_sent_again(fake: FakeBackend, caller: LineCaller):
     fake.error = errors.QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
-    assert (await caller.call(CHAT, chat(), "batch_1/7")).retry_after_s == 7
+    assert (await caller.call(CHAT, chat(), "batch_1/7", unheard)).retry_after_s == 7
     fake.error = errors.QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=300)
-    assert (await caller.call(CHAT, chat(), "batch_1/7")).retry_after_s == 30
+    assert (await caller.call(CHAT, chat(), "batch_1/7", unheard)).retry_after_s == 30
     fake.error = errors.StoreUnavailable("away")
-    assert (await caller.call(CHAT, chat(), "batch_1/7")).retry_after_s == 1
+    assert (await caller.call(CHAT, chat(), "batch_1/7", unheard)).retry_after_s == 1
 
 
 async def test_failed_job_is_the_lines_last_word(fake: FakeBackend, caller: LineCaller):
     error = JobError(code="model_load_failed", message="bad file")
     fake.batches = numbered(End(state=JobState.FAILED, error=error))
-    answer = await caller.call(CHAT, chat(), "batch_1/7")
+    answer = await caller.call(CHAT, chat(), "batch_1/7", unheard)
     assert (answer.status, answer.error_code, answer.retry_after_s) == (503, "model_load_failed", None)
 
 
 async def test_outcome_is_worded_in_openais_form(caller: LineCaller):
-    answer = await caller.call(CHAT, chat(), "batch_1/7")
+    answer = await caller.call(CHAT, chat(), "batch_1/7", unheard)
     result = answered("batch_1", 7, "my-id", answer)
     entry = msgspec.json.decode(result.entry)
     assert (result.is_ok, result.input_tokens, result.cached_tokens, result.output_tokens) == (True, 3, 1, 2)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from app.batches.contents import Contents
 from app.batches.input_file import index_lines
 from app.batches.line_call import LineAnswer
-from app.batches.lines import Lines
+from app.batches.lines import MAX_ENTERING, Lines
 from app.batches.results import Results
 from tasks.batches import Batch, BatchState, line_key
 from tasks.errors import FileMissing, InvalidSetting
@@ -64,6 +65,8 @@ class Stage:
     is_ending: bool = False
     jobs: Jobs = field(default_factory=Jobs)
     cancelled: list[JobId] = field(default_factory=list)
+    holds_door: bool = False  # requests come in only when they are let in
+    at_door: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def lines(self, *models: str, epoch: int = 1) -> Lines:
         """One request per model name."""
@@ -85,8 +88,14 @@ class Stage:
             must_end=lambda: self.is_ending,
         )
 
-    async def call(self, endpoint: str, body: dict, idempotency_key: str) -> LineAnswer:
+    async def call(
+        self, endpoint: str, body: dict, idempotency_key: str, on_admitted: Callable[[], None]
+    ) -> LineAnswer:
         self.asked.append(f"{body['model']}{body['number']}")
+        if self.holds_door:
+            self.at_door[idempotency_key] = on_admitted
+        else:
+            on_admitted()
         self.jobs.by_key[idempotency_key] = JobId(f"job of {idempotency_key}")
         future = self.open[idempotency_key] = asyncio.get_running_loop().create_future()
         self.most_at_once = max(self.most_at_once, len(self.open))
@@ -323,3 +332,40 @@ def test_content_appears_whole_or_not_at_all(contents: Contents):
 def test_unusable_place_for_files_is_a_wrong_setting():
     with pytest.raises(InvalidSetting, match="KEEPWARM_FILES_URL"):
         Contents("nosuch://place", Path("/nowhere"))
+
+
+# ---- the way into the queue
+
+
+async def test_few_lines_are_on_their_way_in_at_once_and_the_next_follow_as_they_are_admitted(contents: Contents):
+    stage = Stage(contents, window=20, holds_door=True)
+    lines = stage.lines(*["m"] * 20)
+    feeding = asyncio.create_task(lines.feed())
+    await until(lambda: lines.num_in_flight == 20 and len(stage.asked) == MAX_ENTERING)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(stage.asked) == MAX_ENTERING
+    first, second, *_ = stage.at_door
+    stage.at_door[first]()
+    stage.at_door[first]()  # said twice, it gives back one place
+    await until(lambda: len(stage.asked) == MAX_ENTERING + 1)
+    stage.open[second].set_result(answer(200, second))  # refused or answered: never admitted, and no longer at the door
+    await until(lambda: len(stage.asked) == MAX_ENTERING + 2)
+    stage.holds_door = False
+    while not feeding.done():
+        stage.answer_all()
+        await asyncio.sleep(0)
+    assert lines.is_complete()
+
+
+async def test_line_that_had_not_come_in_when_its_batch_ends_is_not_asked_any_more(contents: Contents):
+    stage = Stage(contents, window=20, holds_door=True)
+    lines = stage.lines(*["m"] * 20)
+    feeding = asyncio.create_task(lines.feed())
+    await until(lambda: lines.num_in_flight == 20 and len(stage.asked) == MAX_ENTERING)
+    stage.is_ending = True
+    ending = asyncio.create_task(lines.wind_down(BatchState.CANCELLED))
+    async with asyncio.timeout(5):
+        await asyncio.gather(ending, feeding)
+    assert len(stage.asked) == MAX_ENTERING
+    assert lines.is_complete()
