@@ -37,7 +37,7 @@ broker_connection_max_retries = None  # try for ever; the default gives up after
 worker_cancel_long_running_tasks_on_connection_loss = False  # the job's lease decides, not the connection
 
 # ---- monitoring (Flower)
-worker_send_task_events = True
+worker_send_task_events = False  # Flower switches them on, and again every 5 s; nobody else wants to hear of tasks
 task_send_sent_event = False  # the front sends one message per job; Flower sees it when a worker receives it
 event_queue_expires = 60  # seconds
 
