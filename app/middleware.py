@@ -41,7 +41,6 @@ class RequestFrame:
         headers = Headers(scope=scope)
         offered_id = headers.get("x-request-id", "")
         request_id = offered_id if _SAFE_ID.fullmatch(offered_id) else "req_" + secrets.token_hex(12)
-        log = _log.bind(request_id=request_id, method=scope["method"])
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -57,7 +56,13 @@ class RequestFrame:
             await self._app(scope, bounded, send_with_id)
         except Exception:
             # Worded here, because a prettier traceback would show local variables, and those hold prompts.
-            log.error("request_broke", route=route_of(scope), exception=traceback.format_exc())
+            _log.error(
+                "request_broke",
+                request_id=request_id,
+                method=scope["method"],
+                route=route_of(scope),
+                exception=traceback.format_exc(),
+            )
             if status:
                 raise  # too late for a status: the server cuts the connection
             await error_response(INTERNAL_ERROR, scope)(scope, receive, send_with_id)
@@ -65,7 +70,14 @@ class RequestFrame:
             took_s = time.perf_counter() - began
             route = route_of(scope)
             self._metrics.request_done(scope["method"], route, status, took_s)
-            log.info("request", route=route, status=status, duration_ms=round(took_s * 1000, 1))
+            _log.info(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                route=route,
+                status=status,
+                duration_ms=round(took_s * 1000, 1),
+            )
 
 
 def bounded_receive(receive: Receive, content_length: str | None, max_body_bytes: int) -> Receive:

@@ -1,40 +1,60 @@
-"""Structured logs for every process: event names and ids, never a prompt."""
+"""Structured logs for every process: event names and ids, never a prompt.
+
+One line per event on stderr, `time [level    ] event key=value …`. Events of ours are worded right here, because a job
+writes three lines and Python's logging takes as long for a line as the store for a job's step; records of libraries
+come through that and look the same.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from datetime import UTC, datetime
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """One line per event on stderr, `time level event key=value …`; libraries' records take the same road."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    """Events of ours from `level` on, and warnings of libraries."""
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[_line],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Without locals: they hold prompts.
-                structlog.dev.ConsoleRenderer(
-                    colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-                ),
-            ],
-        )
-    )
+    handler.setFormatter(_RecordFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for package in ("app", "tasks", "workers"):
-        logging.getLogger(package).setLevel(level)
+
+
+def _line(_: WrappedLogger, level: str, fields: EventDict) -> str:
+    """The last of structlog's processors. A traceback follows on lines of its own."""
+    exc_info = fields.pop("exc_info", None)
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    elif isinstance(exc_info, BaseException):
+        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+    # Without locals, as Python words it: they hold prompts.
+    traceback = logging.Formatter().formatException(exc_info) if exc_info else fields.pop("exception", "")
+    time = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    head = f"{time}Z [{level:<9}] {fields.pop('event')}"
+    values = [f"{name}={_word(value)}" for name, value in sorted(fields.items())]
+    return "\n".join(filter(None, (" ".join((head, *values)), traceback)))
+
+
+def _word(value: object) -> str:
+    """Text as it is where a reader can tell its end, else quoted."""
+    return value if isinstance(value, str) and value.isprintable() and _SPECIAL.isdisjoint(value) else repr(value)
+
+
+_SPECIAL = frozenset(" \"'=")
+
+
+class _RecordFormatter(logging.Formatter):
+    """Records of libraries in the same words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _line(None, record.levelname.lower(), {"event": record.getMessage(), "exc_info": record.exc_info})

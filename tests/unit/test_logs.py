@@ -1,0 +1,62 @@
+"""What a line of the log looks like, of ours and of libraries."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tasks.logs import configure_logs
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure_logs()
+    yield written
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_an_event_is_one_line_with_its_values_by_name(written: io.StringIO):
+    structlog.get_logger("app").info("job_ended", state="succeeded", reason="end of\nstream", attempt=2, worker=None)
+    line = written.getvalue()
+    time, rest = line.split(" ", 1)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", time)
+    assert rest == "[info     ] job_ended attempt=2 reason='end of\\nstream' state=succeeded worker=None\n"
+
+
+def test_debug_events_are_left_out(written: io.StringIO):
+    structlog.get_logger("app").debug("detail")
+    assert written.getvalue() == ""
+
+
+def test_a_traceback_follows_without_local_variables(written: io.StringIO):
+    prompt = "a secret"
+    try:
+        raise ValueError(len(prompt))
+    except ValueError as error:
+        structlog.get_logger("app").exception("it_broke", job="j")
+        structlog.get_logger("app").warning("it_broke_before", exc_info=error)
+    text = written.getvalue()
+    assert "[error    ] it_broke job=j\nTraceback" in text
+    assert "[warning  ] it_broke_before\nTraceback" in text
+    assert text.count("ValueError: 8\n") == 2
+    assert "a secret" not in text
+
+
+def test_warnings_of_libraries_look_the_same_and_their_chatter_is_left_out(written: io.StringIO):
+    logging.getLogger("some.library").info("busy")
+    logging.getLogger("some.library").warning("lost %s", "it")
+    line = written.getvalue()
+    assert line.endswith("[warning  ] lost it\n")
+    assert line.count("\n") == 1
