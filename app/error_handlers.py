@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from app.errors import AnswerTookTooLong, FormatNotTried, JobEnded, ServerShuttingDown, StreamReset
 from app.rate_limits import rate_limit_headers, retry_headers
+from app.schemas.own_fields import UNKNOWN_FIELD
 from tasks import errors
 from tasks.errors import KeepwarmError
 from tasks.forecast import QueueRoom
@@ -209,7 +210,7 @@ def _invalid_fields(error: RequestValidationError) -> ErrorFacts:
         return ErrorFacts(
             status=400, code="invalid_json", message=f"The body is no JSON: {first['ctx']['error']} at {path[0]}."
         )
-    param = field_name(path)
+    param = ".".join(map(str, path)) if first["type"] == UNKNOWN_FIELD else field_name(path)
     if param is None:
         message = "The body must be a JSON object, sent with content-type application/json."
         return ErrorFacts(status=400, code="invalid_request", message=message)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from app.schemas.openai import Metadata, Text
+from app.schemas.own_fields import OwnFields
 
 
-class WebhookTarget(BaseModel):
+class WebhookTarget(OwnFields):
     """Where to post to when the work has ended, signed by the Standard Webhooks scheme."""
 
     url: Text = Field(min_length=1, max_length=2048)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, PlainValidator
 
 from app.schemas.attachments import AttachmentFields
 from app.schemas.openai import ChatFields, Messages, PriorityName, Text
+from app.schemas.own_fields import OwnFields
 from tasks.jobs import Job, JobError, JobResult, JobState, Priority
 
 MAX_DEADLINE_S = 10 * 365 * 24 * 3600
@@ -34,7 +35,7 @@ _DeadlineForms = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | datetime
 Deadline = Annotated[float | datetime, PlainValidator(_as_deadline, json_schema_input_type=_DeadlineForms)]
 
 
-class JobBody(ChatFields, AttachmentFields):
+class JobBody(ChatFields, AttachmentFields, OwnFields):
     """POST /v1/jobs: exactly one of messages and prompt."""
 
     messages: Messages | None = None

@@ -41,6 +41,36 @@ def change(fake: FakeBackend, job_id: JobId, **fields) -> None:
 # ---- POST
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "advice"),
+    [
+        ({"dedline": 5}, "dedline", "did you mean 'deadline'?"),
+        ({"maxTokens": 5}, "maxTokens", "did you mean 'max_tokens'?"),
+        ({"webhook": {"url": "https://a.example/", "secert": "x"}}, "webhook.secert", "did you mean 'secret'?"),
+        ({"a[0]": 5}, "a[0]", "/docs lists"),
+        ({"x" * 10_000: 5}, "x" * 64, "/docs lists"),
+    ],
+)
+def test_unknown_field_is_refused_with_the_one_that_was_meant(client, fake, fields: dict, param: str, advice: str):
+    reply = client.post("/v1/jobs", json=BODY | fields)
+    assert (reply.status_code, reply.json()["code"], reply.json()["param"]) == (400, "invalid_request", param)
+    assert reply.json()["detail"].startswith(f"{param}: there is no such field; ")
+    assert advice in reply.json()["detail"]
+    assert not fake.submitted
+
+
+def test_openai_routes_take_unknown_fields(client):
+    """Official clients and other servers have fields that nobody here reads."""
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "user": "me", "dedline": 5}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_document_says_that_jobs_have_no_further_fields(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["JobBody"]["additionalProperties"] is False
+    assert "additionalProperties" not in schemas["ChatBody"]
+
+
 def test_posted_job_is_accepted_with_its_place(client, fake):
     reply = client.post("/v1/jobs", json=BODY | {"priority": "batch", "max_tokens": 5})
     job = reply.json()
