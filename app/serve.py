@@ -13,6 +13,7 @@ from app.connections import ConnectionLimits, connections_within_reach, protocol
 from app.front import Front
 from app.main import create_app
 from app.settings import ApiSettings
+from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
@@ -25,6 +26,7 @@ GRACE_S = 5  # after SIGTERM; what is still open then is cut, and told so before
 def main() -> int:
     exit_when_parent_dies()
     configure_logs()
+    warn_of_unknown_settings()
     hand_over_soon()
     try:
         settings = load_settings(ApiSettings)

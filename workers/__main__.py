@@ -18,6 +18,7 @@ import structlog
 
 from tasks import failpoints
 from tasks.celery_app import app as celery_app
+from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting, StoreUnavailable
 from tasks.fleet import ModelOffer, RunnerReport, WorkerReport
 from tasks.jobs import WorkerId
@@ -79,6 +80,7 @@ def main() -> None:
         print(*worker_devices(settings, os.environ), sep="\n")
         return
     configure_logs()
+    warn_of_unknown_settings()
     hand_over_soon()
     exit_when_parent_dies()
     serve(settings, store_settings, scanner, device)

@@ -16,6 +16,7 @@ from app.batches import doors
 from app.settings import ApiSettings
 from app.webhooks.thread import DelivererThread
 from tasks.celery_app import app as celery_app
+from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
@@ -28,6 +29,7 @@ BATCHES_AT_ONCE = 8  # per process; others wait in their queue
 def main() -> int:
     exit_when_parent_dies()
     configure_logs()
+    warn_of_unknown_settings()
     try:
         doors.surroundings()
         webhooks = DelivererThread(load_settings(ApiSettings), load_settings(StoreSettings))

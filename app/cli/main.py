@@ -178,11 +178,12 @@ def store_command(
 def flower_command() -> None:
     """Run Flower, Celery's dashboard, in the foreground."""
     from app.cli.processes import flower_argv, flower_env, with_lifeline
-    from app.cli.settings import UpSettings, refuse_open_flower
+    from app.cli.settings import UpSettings, refuse_open_flower, remark_unknown
     from app.settings import ApiSettings
     from tasks.settings import load_settings
 
     api, up = load_settings(ApiSettings), load_settings(UpSettings)
+    remark_unknown(os.environ)
     refuse_open_flower(up, api)
     os.environ.update(flower_env(up.flower_basic_auth))
     _become(with_lifeline(flower_argv(host=api.host, port=up.flower_port)))

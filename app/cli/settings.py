@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.cli.render import remark
 from app.settings import ApiSettings, is_loopback
+from tasks.environment import unknown_settings
 from tasks.errors import InvalidSetting
 from tasks.settings import ENV_PREFIX
 
@@ -32,6 +34,12 @@ class UpSettings(BaseSettings):
         if not user or not password:
             raise ValueError("write it as user:password")
         return value
+
+
+def remark_unknown(environment: Mapping[str, str]) -> None:
+    """Say which variables nobody reads. The processes that are started say it in their logs."""
+    for name, meant in unknown_settings(environment).items():
+        remark(f"{name} is no setting and changes nothing." + (f" Did you mean {meant}?" if meant else ""))
 
 
 def refuse_shared_budget(up: UpSettings, environment: Mapping[str, str]) -> None:

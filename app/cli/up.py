@@ -35,7 +35,7 @@ from app.cli.premises import (
 )
 from app.cli.processes import ProcessSpec
 from app.cli.render import complain, out, remark, say, write_text
-from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
+from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget, remark_unknown
 from app.cli.supervisor import (
     ChildDied,
     ChildStarted,
@@ -114,6 +114,7 @@ def up(variables: Mapping[str, str], *, with_first_answer: bool) -> int:
     """Run everything until a signal. `variables` are the flags as KEEPWARM_* variables. Returns the exit code."""
     os.environ.update(variables)
     household = read_settings()
+    remark_unknown(os.environ)
     with sole_tenancy(household.store.home):
         devices = check_premises(household)
         signals = Signals()

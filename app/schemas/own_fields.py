@@ -20,9 +20,9 @@ class OwnFields(BaseModel):
     @classmethod
     def _known(cls, body: object) -> object:
         """`forbid` refuses them too, but doesn't say which field was meant."""
-        unknown = (
-            next((name for name in body if name not in cls.model_fields), None) if isinstance(body, dict) else None
-        )
+        if not isinstance(body, dict):
+            return body
+        unknown = next((name for name in body if name not in cls.model_fields), None)
         if unknown is None:
             return body
         meant = nearest(unknown, cls.model_fields)

@@ -11,6 +11,7 @@ import socket
 from celery.beat import EmbeddedService
 
 from tasks.celery_app import PLAN, app
+from tasks.environment import warn_of_unknown_settings
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
 from tasks.routing import CONTROL_QUEUE
@@ -20,6 +21,7 @@ TICK_S = 0.5
 
 def main() -> None:
     configure_logs()
+    warn_of_unknown_settings()
     exit_when_parent_dies()
     app.conf.beat_schedule = {
         "tick": {

@@ -44,7 +44,7 @@ class Up:
         self.port = free_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("KEEPWARM_")}
-        self.env |= {"PYTHONPATH": str(ROOT), "KEEPWARM_MODELS_DIR": str(ROOT / "models")}
+        self.env |= {"PYTHONPATH": str(ROOT), "KEEPWARM_MODELS_DIR": str(ROOT / "models"), "KEEPWARM_LEASES": "5"}
         home.mkdir(exist_ok=True)
         self.output_path = home / "up.out"
         with self.output_path.open("wb") as output:
@@ -119,6 +119,15 @@ def test_up_says_where_everything_is_and_shows_a_first_answer(up: Up):
         assert line in up.output
     answer = up.output.split("says:", 1)[1].split("Ctrl-C", 1)[0]
     assert len(answer.split()) > 3, up.output
+
+
+def test_a_misspelt_variable_is_named_once_by_all_that_was_started(up: Up):
+    assert "KEEPWARM_LEASES is no setting and changes nothing. Did you mean KEEPWARM_LEASE_S?" in " ".join(
+        up.output.split()
+    )
+    line = "unknown_setting nearest=KEEPWARM_LEASE_S variable=KEEPWARM_LEASES"
+    for name in ("store", "worker", "controller", "api", "batcher"):
+        assert (up.home / "logs" / f"{name}.log").read_text().count(line) == 1, name
 
 
 def test_the_curl_line_streams(up: Up):
