@@ -20,6 +20,7 @@ from workers.engine.parked_states import ParkedState, ParkedStates
 from workers.engine.sequence import Sequence
 
 WORTH_MOVING = 16  # tokens; below it even a small model computes them sooner than they are found and moved
+TAKEN_FROM = 10  # a sequence takes a slot that holds at least a tenth of its tokens, as with llama-server
 COMPUTED_PER_MOVED = 10  # a token's cache is moved at least so many times faster than it is computed
 
 
@@ -107,7 +108,7 @@ class Slots:
             return None
         best, at_once = None, self._best_source(sequence).saves
         for other in prefilling:
-            length = scheduler.common_prefix(other.tokens, sequence.tokens[:-1])
+            length = self._usable(other.tokens, sequence.tokens)
             saves = self._copy_saves(length, len(other.tokens))
             if length > other.decoded and saves >= at_once + WORTH_MOVING:
                 best, at_once = (other, length), saves
@@ -124,7 +125,7 @@ class Slots:
         for slot in self._free_of(adapter):
             held = self._held[slot]
             length = self._usable(held, tokens)
-            if length * 10 >= len(tokens) and length:  # llama-server's threshold for taking a slot by its prefix
+            if length * TAKEN_FROM >= len(tokens) and length:
                 loses_much = length * 2 < len(held)
                 if not (loses_much and has_choice):
                     yield Source(length, length - loses_much * len(held) / COMPUTED_PER_MOVED, slot, in_place=True)
@@ -149,6 +150,9 @@ class Slots:
         return [entry for entry in self._parked if entry.adapter == adapter]
 
     def _usable(self, held: list[int], tokens: list[int]) -> int:
+        shortest = min(WORTH_MOVING, -(-len(tokens) // TAKEN_FROM))
+        if held[:shortest] != tokens[:shortest]:
+            return 0  # mostly so, and found a lot sooner than the length of so little
         # The last token is always decoded again: its logits are needed and were not kept.
         length = min(scheduler.common_prefix(held, tokens), len(tokens) - 1)
         return length if length == len(held) or self._backend.cuts_tails else 0
