@@ -26,6 +26,7 @@ MAX_SILENCE_S = 8.0  # between two readings of a stream that stays silent: hundr
 MAX_BUFFERED_EVENTS = 1024  # per follower; a slower client is served from the stream instead
 RECONNECT_PAUSE_S = 0.2
 MAX_REPLAYS = 32  # at a time: a thousand streams fall silent together, and the client has a hundred connections at most
+LEAVE_DELAY_S = 0.2  # a channel that nobody follows any more is left with the next one that is joined, or after this
 IDLE_PING_S = 10.0  # a connection that stays silent for longer than this after a PING is replaced
 
 SeqEvent = tuple[int | None, StreamEvent]
@@ -53,13 +54,14 @@ class TokenReader:
     async def listen(self, job_id: JobId) -> Follower:
         """Ask for everything that is published about a job from now on, also one that is yet to be admitted.
 
-        What it returns goes to `follow_batches` or to `ignore`."""
+        The server is being asked when this returns. What it returns goes to `follow_batches` or to `ignore`."""
         follower = Follower(keys.live(job_id).encode())
-        await self._subscriptions.add(follower)
+        self._subscriptions.add(follower)
+        await asyncio.sleep(0)  # the turn in which the server is asked
         return follower
 
     async def ignore(self, follower: Follower) -> None:
-        await self._subscriptions.discard(follower)
+        self._subscriptions.discard(follower)
 
     async def follow_batches(
         self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
@@ -105,7 +107,7 @@ class TokenReader:
                 if not is_replay_due:
                     is_replay_due = not await follower.wait(SILENCE_S) and silence.calls_for_replay()
         finally:
-            await self._subscriptions.discard(follower)
+            self._subscriptions.discard(follower)
 
     async def follow(self, job_id: JobId, after_seq: int = 0) -> AsyncGenerator[SeqEvent, None]:
         """`follow_batches`, one event at a time and without the empty beats."""
@@ -193,12 +195,19 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 class _Subscriptions:
-    """The connection behind all followers: SUBSCRIBE by reference count, dispatch, reconnect."""
+    """The connection behind all followers: SUBSCRIBE by reference count, dispatch, reconnect.
+
+    To send a command costs far more than to word it, so all that is asked for in one turn of the loop goes out at once,
+    and with it what is no longer wanted."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._followers: dict[bytes, set[Follower]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._changes: dict[bytes, bool] = {}  # channels to join (True) or to leave, not told to the server yet
+        self._is_telling_due = False
+        self._telling: asyncio.Task[None] | None = None  # the newest one
+        self._leaving: asyncio.TimerHandle | None = None
         self._pump: asyncio.Task[None] | None = None
         self._has_heard = False  # anything, since the watch looked last
         self._is_ready = False  # the handshake is over: only then may others write, and only the pump ever reads
@@ -207,19 +216,22 @@ class _Subscriptions:
         self._pump = asyncio.create_task(self._listen_forever(), name="token-reader")
 
     async def close(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
         if self._pump is not None:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pump
         await self._connection.disconnect()
 
-    async def add(self, follower: Follower) -> None:
-        """Asks the server; does not wait for it."""
+    def add(self, follower: Follower) -> None:
+        """Asks the server in the next turn of the loop."""
         channel = follower.channel
         self._followers.setdefault(channel, set()).add(follower)
         if channel not in self._confirmed:
             self._confirmed[channel] = asyncio.Event()
-            await self._send("SUBSCRIBE", channel)
+            self._changes[channel] = True
+            self._tell_soon()
 
     async def confirmed(self, follower: Follower) -> None:
         """Returns once the server has confirmed, so that nothing published later is missed."""
@@ -230,7 +242,7 @@ class _Subscriptions:
             # The connection is being replaced: until it is back, silence makes the follower read the stream.
             _log.warning("live_channel_unconfirmed")
 
-    async def discard(self, follower: Follower) -> None:
+    def discard(self, follower: Follower) -> None:
         channel = follower.channel
         followers = self._followers.get(channel, set())
         followers.discard(follower)
@@ -238,13 +250,32 @@ class _Subscriptions:
             return
         self._followers.pop(channel, None)
         if self._confirmed.pop(channel, None) is not None:
-            await self._send("UNSUBSCRIBE", channel)
+            self._changes[channel] = False
+            if self._leaving is None:
+                self._leaving = asyncio.get_running_loop().call_later(LEAVE_DELAY_S, self._tell_soon)
 
-    async def _send(self, *command: str | bytes) -> None:
+    def _tell_soon(self) -> None:
+        if not self._is_telling_due:
+            self._is_telling_due = True
+            self._telling = asyncio.create_task(self._tell_changes(), name="token-reader-changes")
+
+    async def _tell_changes(self) -> None:
+        changes, self._changes = self._changes, {}
+        self._is_telling_due = False
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+        joined = [channel for channel, is_wanted in changes.items() if is_wanted]
+        left = [channel for channel, is_wanted in changes.items() if not is_wanted]
+        wanted = (("SUBSCRIBE", joined), ("UNSUBSCRIBE", left))
+        await self._send(*((command, *channels) for command, channels in wanted if channels))
+
+    async def _send(self, *commands: tuple[str | bytes, ...]) -> None:
         """Does nothing while the connection is being replaced: the pump subscribes to everything afterwards."""
-        if self._is_ready:
+        if self._is_ready and commands:
+            packed = self._connection.pack_commands(commands)
             with contextlib.suppress(StoreUnavailable), store_errors():
-                await self._connection.send_command(*command, check_health=False)
+                await self._connection.send_packed_command(b"".join(packed), check_health=False)
 
     async def _listen_forever(self) -> None:
         while True:
@@ -253,7 +284,7 @@ class _Subscriptions:
                     await self._connection.connect()
                     self._is_ready = True
                     if self._followers:
-                        await self._send("SUBSCRIBE", *self._followers)
+                        await self._send(("SUBSCRIBE", *self._followers))
                     await self._listen()
             except StoreUnavailable as error:
                 self._is_ready = False
@@ -295,7 +326,7 @@ class _Subscriptions:
                 return
             else:
                 has_pinged = True
-                await self._send("PING")
+                await self._send(("PING",))
 
 
 def _is_over(batch: list[SeqEvent]) -> bool:
