@@ -29,6 +29,7 @@ RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
 RESERVE_GRACE_S = 2.0
 STALLED = "client_stalled"
 MIN_BYTES_PER_S = 500  # of a body, beyond the grace; Apache's mod_reqtimeout has the same default
+MAX_HELD_BYTES = 16 * 1024  # of one turn of the loop, before they are sent
 _OTHER_FILES = MAX_LINGERING + 64  # and the store, logs, uploads
 _HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
 
@@ -68,8 +69,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.uptake = Uptake(transport)
-        self.transport = _PatientTransport(self, transport)  # type: ignore[assignment]
         self._raw = transport
+        self._patient = _PatientTransport(self, transport)
+        self.transport = self._patient  # type: ignore[assignment]
         self._grace_s = self.limits.grace_s
         self._since: float | None = time.monotonic()  # since when the client owes us bytes
         self._num_received = 0  # of the body that it owes
@@ -203,9 +205,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Send nothing more and read on for a moment: closing at once could destroy our answer on its way."""
         if self.lingers_until is None and not self._raw.is_closing():
             if not self.watch.let_linger(self):
+                self._patient.flush()
                 self._raw.close()
                 return
             self.lingers_until = time.monotonic() + LINGER_S
+            self._patient.flush()
             self._raw.write_eof()
             self.flow.resume_reading()
 
@@ -242,22 +246,37 @@ class GuardedProtocol(HttpToolsProtocol):
 
 class _PatientTransport:
     """A transport that counts what is written, and whose `close` lingers while the client is still sending; the rest is
-    the transport itself."""
+    the transport itself. What is written in one turn of the loop is sent in one piece: the head of an answer with its
+    first words, the last words with the end."""
 
     def __init__(self, protocol: GuardedProtocol, transport: asyncio.Transport) -> None:
         self._protocol = protocol
         self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._uptake = protocol.uptake
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        self._uptake.wrote(len(data))
-        self._transport.write(data)
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes >= MAX_HELD_BYTES:  # so that the transport can say when it is too much
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            self._uptake.wrote(self._held_bytes)
+            held, self._held, self._held_bytes = self._held, [], 0
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
     def close(self) -> None:
         if self._protocol.owes_body:
             self._protocol.linger()
         else:
+            self.flush()
             self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
