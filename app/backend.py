@@ -23,7 +23,7 @@ from tasks.quarantine import Quarantine
 from tasks.responses import Outcome, ResponseFigures, StoredResponse
 from tasks.settings import StoreSettings
 from tasks.stream_events import NumberedEvent, StreamEvent
-from tasks.webhooks import OutboxState
+from tasks.webhooks import DeadWebhook, OutboxState
 
 if TYPE_CHECKING:  # the command line needs the names here, not a client of the store
     from tasks.store.answer_store import CacheCounts
@@ -190,9 +190,13 @@ class BatchRecords(Protocol):
 
 
 class OutboxView(Protocol):
-    """Webhooks that wait to be delivered. Blocking."""
+    """Webhooks that wait to be delivered, and those that were given up. Blocking."""
 
     def num_pending(self) -> int: ...
+
+    def dead(self, limit: int) -> list[tuple[int, DeadWebhook]]:
+        """The newest first, each with the ms at which it was given up."""
+        ...
 
     def state(self) -> OutboxState: ...
 
@@ -302,7 +306,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
         contents=Contents(settings.files_url, settings.home),
         file_retention_ms=settings.file_retention_s * 1000,
         batches=BatchStore(client, settings),
-        outbox=OutboxStore(client),
+        outbox=OutboxStore(client, settings),
         responses=ResponseStore(client, settings),
         feed=wakeups.feed,
         ping=lambda: ping(client),

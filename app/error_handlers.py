@@ -133,7 +133,7 @@ def speaks_openai(path: str) -> bool:
     """Whether clients of this path expect OpenAI's error shape."""
     if not path.startswith("/v1/") or path.endswith(("/warm", "/evict")):
         return False
-    return path.split("/", 3)[2] not in {"jobs", "pool", "quarantine"}
+    return path.split("/", 3)[2] not in {"jobs", "pool", "quarantine", "webhooks"}
 
 
 def error_response(facts: ErrorFacts, scope: Scope) -> Response:

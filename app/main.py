@@ -33,6 +33,7 @@ from app.routes import (
     quarantine,
     rerank,
     responses,
+    webhooks,
 )
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings, load_settings
@@ -81,7 +82,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
     )
     install_error_handlers(app)
     openai = (chat, responses, completions, embeddings, rerank, models, files, batches)
-    for routes in (*openai, jobs, pool, quarantine, health, metrics, index, docs):
+    for routes in (*openai, jobs, webhooks, pool, quarantine, health, metrics, index, docs):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=index.STATIC), name="static")
     return app

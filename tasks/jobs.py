@@ -105,6 +105,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     webhook: Webhook | None = None
     webhook_delivered: bool | None = None  # None: not yet; False: given up
+    webhook_attempts: int = 0
+    webhook_status: str | None = None  # of the newest of these: `delivered`, or why not
     batch_id: str | None = None  # whose line it answers
 
 

@@ -46,6 +46,17 @@ class Message:
         return f"msg_{self.id}"
 
 
+class DeadWebhook(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that was given up. `origin`: where it was to go, without the path, which may hold a token."""
+
+    id: str  # of the job or batch
+    origin: str | None  # None: what another version wrote down can't be read
+    state: str | None
+    ended_ms: int | None
+    attempts: int
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxState:
     pending: int

@@ -205,6 +205,12 @@ class ApiClient:
     def cancel_batch(self, batch_id: str) -> JsonObject:
         return self._json("POST", f"/v1/batches/{quote(batch_id, safe='')}/cancel")
 
+    # ---- webhooks
+
+    def dead_webhooks(self, limit: int) -> list[JsonObject]:
+        data: list[JsonObject] = self._json("GET", "/v1/webhooks/dead", params={"limit": limit})["data"]
+        return data
+
     # ---- quarantine
 
     def quarantine(self) -> list[JsonObject]:

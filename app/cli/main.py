@@ -384,6 +384,21 @@ def why_command(
     print_json(decisions) if as_json else show_why(details, decisions, now=datetime.now(UTC))
 
 
+@cli.command("webhooks", rich_help_panel=ASK)
+def webhooks_command(
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1, max=1000)] = 20,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """List webhooks that were given up, the newest first."""
+    from app.cli.render import print_json
+    from app.cli.webhooks import show_dead_webhooks
+
+    with _client(url) as client:
+        entries = client.dead_webhooks(limit)
+    print_json(entries) if as_json else show_dead_webhooks(entries, now=datetime.now(UTC))
+
+
 @quarantine_cli.command("ls")
 def quarantine_ls_command(as_json: Json = False, url: Url = None) -> None:
     """List what is in quarantine."""

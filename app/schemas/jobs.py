@@ -66,6 +66,9 @@ class ErrorObject(BaseModel):
 class WebhookObject(BaseModel):
     url: str  # without its query, which may hold a token
     delivered: bool | None  # null: not yet; false: given up
+    state: Literal["pending", "delivered", "dead"]
+    attempts: int
+    last_status: str | None  # of the newest attempt: delivered, or why not
 
 
 class JobObject(BaseModel):
@@ -134,7 +137,13 @@ def job_object(job: Job, position: int | None, predicted_wait_s: float | None = 
 def _webhook_object(job: Job) -> WebhookObject | None:
     if job.webhook is None:
         return None
-    return WebhookObject(url=job.webhook.url.partition("?")[0], delivered=job.webhook_delivered)
+    return WebhookObject(
+        url=job.webhook.url.partition("?")[0],
+        delivered=job.webhook_delivered,
+        state="pending" if job.webhook_delivered is None else "delivered" if job.webhook_delivered else "dead",
+        attempts=job.webhook_attempts,
+        last_status=job.webhook_status,
+    )
 
 
 def _error_object(error: JobError | None) -> ErrorObject | None:

@@ -19,7 +19,7 @@ STOP_LIMIT_S = 2.0
 class DelivererThread:
     def __init__(self, api: ApiSettings, store: StoreSettings, outbox: Outbox | None = None) -> None:
         self._settings = api
-        self._outbox = outbox or OutboxStore(connect(store))
+        self._outbox = outbox or OutboxStore(connect(store), store)
         self._loop = asyncio.new_event_loop()
         # Names are looked up there. By default it has a handful of threads, which a few slow names would occupy.
         self._loop.set_default_executor(ThreadPoolExecutor(AT_ONCE, thread_name_prefix="look-up"))

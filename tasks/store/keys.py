@@ -29,6 +29,8 @@
 | kw:open-batches | zset | batches that have not ended; score = ms at which somebody must look whether they are fed | app, feeders, controller | feeders, controller, app | at the end |
 | kw:outbox | zset | ids of jobs and batches whose end is to be told by a webhook; score = ms of the next try | finish, release, end_unclaimed, answered, batch_write; deliverers | deliverers, app (bound, metrics) | delivered, or given up |
 | kw:outbox:{id} | hash | what is to be told: webhook, state, ended, created, metadata; of jobs model and event (End JSON), of batches counts, output_file, error_file; tries so far | idem | deliverers | idem |
+| kw:dead-webhooks | zset | ids of jobs and batches whose webhook was given up; score = ms of that | deliverers | app (lists) | dead retention, at most 1000 |
+| kw:dead-webhook-entries | hash | id → DeadWebhook JSON | deliverers | app (lists) | idem |
 | kw:outbox-counts | hash | `delivered`, `failed <reason>`, `dead <reason>` → how many tries ended so | deliverers | app (metrics) | – |
 | kw:response:{job} | hash | a response: response and echo (StoredResponse JSON), previous, retention (ms); state, model, created, finished, result, error when its job has ended. Or only linger (ms): nothing of it is kept | app; finish, release, end_unclaimed | app | response retention; a note with the job's end |
 | kw:responses | zset | kept responses by their job's id; score = ms at which they end if their job ended at once | app | app (bound) | cleaned when written |
@@ -82,6 +84,8 @@ OPEN_BATCHES = "kw:open-batches"
 BATCH_ENDS = "kw:batch-ends"
 OUTBOX = "kw:outbox"
 OUTBOX_COUNTS = "kw:outbox-counts"
+DEAD_WEBHOOKS = "kw:dead-webhooks"
+DEAD_WEBHOOK_ENTRIES = "kw:dead-webhook-entries"
 RESPONSES = "kw:responses"
 RESPONSE_BYTES = "kw:response-bytes"
 FILES = "kw:files"

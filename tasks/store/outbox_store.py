@@ -10,19 +10,24 @@ import structlog
 from tasks.attachments import decode_metadata, decode_webhook
 from tasks.batches import BatchCounts
 from tasks.jobs import JobId
+from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, now_ms, translated
 from tasks.stream_events import End, decode_numbered
-from tasks.webhooks import Message, OutboxState
+from tasks.webhooks import DeadWebhook, Message, OutboxState
+
+MAX_DEAD = 1000  # given up; beyond that the oldest ones go
 
 _COUNTS = msgspec.json.Decoder(BatchCounts)
+_DEAD = msgspec.json.Decoder(DeadWebhook)
 _log = structlog.get_logger(__name__)
 _BATCH = "batch_"  # how the ids of batches begin
 
 
 class OutboxStore:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, settings: StoreSettings) -> None:
         self._client = client
+        self._dead_ms = settings.dead_retention_s * 1000
         self._claim = load_script(client, "outbox_claim")
         self._settle = load_script(client, "outbox_settle")
 
@@ -36,7 +41,10 @@ class OutboxStore:
                 messages.append(_message(record_id.decode(), number, dict(zip(flat[::2], flat[1::2], strict=True))))
             except (msgspec.DecodeError, KeyError):  # by another version; nothing can be told of it, now or later
                 _log.error("webhook_unreadable", id=record_id.decode())
-                self._end_try(record_id.decode(), number, "dead unreadable", None)
+                dead = DeadWebhook(
+                    id=record_id.decode(), origin=None, state=None, ended_ms=None, attempts=number, reason="unreadable"
+                )
+                self._end_try(dead.id, number, "dead unreadable", None, dead)
         return messages
 
     def delivered(self, message: Message) -> bool:
@@ -47,21 +55,62 @@ class OutboxStore:
         return self._end_try(message.id, message.number, f"failed {reason}", next_try_s)
 
     def given_up(self, message: Message, reason: str) -> bool:
-        return self._end_try(message.id, message.number, f"dead {reason}", None)
+        dead = DeadWebhook(
+            id=message.id,
+            origin=message.webhook.origin,
+            state=message.state,
+            ended_ms=message.ended_ms,
+            attempts=message.number,
+            reason=reason,
+        )
+        return self._end_try(message.id, message.number, f"dead {reason}", None, dead)
 
     def put_back(self, message: Message, for_s: float) -> bool:
         """It was not sent; this try does not count."""
         return self._end_try(message.id, message.number, "", for_s)
 
     @translated
-    def _end_try(self, record_id: str, number: int, count: str, next_try_s: float | None) -> bool:
+    def _end_try(
+        self, record_id: str, number: int, count: str, next_try_s: float | None, dead: DeadWebhook | None = None
+    ) -> bool:
         delay_ms = "" if next_try_s is None else int(next_try_s * 1000)
         return bool(
             self._settle(
-                keys=[keys.OUTBOX, keys.message(record_id), keys.OUTBOX_COUNTS, keys.job(JobId(record_id))],
-                args=[record_id, number, count, delay_ms],
+                keys=[
+                    keys.OUTBOX,
+                    keys.message(record_id),
+                    keys.OUTBOX_COUNTS,
+                    keys.job(JobId(record_id)),
+                    keys.DEAD_WEBHOOKS,
+                    keys.DEAD_WEBHOOK_ENTRIES,
+                ],
+                args=[
+                    record_id,
+                    number,
+                    count,
+                    delay_ms,
+                    b"" if dead is None else msgspec.json.encode(dead),
+                    self._dead_ms,
+                    MAX_DEAD,
+                ],
             )
         )
+
+    @translated
+    def dead(self, limit: int) -> list[tuple[int, DeadWebhook]]:
+        """Those that were given up, the newest first, each with the time of that in ms."""
+        oldest_ms = now_ms(self._client) - self._dead_ms
+        found = self._client.zrevrangebyscore(
+            keys.DEAD_WEBHOOKS, "+inf", f"({oldest_ms}", start=0, num=limit, withscores=True
+        )
+        if not found:
+            return []
+        entries = self._client.hmget(keys.DEAD_WEBHOOK_ENTRIES, [record_id for record_id, _ in found])
+        return [
+            (int(given_up_ms), _DEAD.decode(entry))
+            for (_, given_up_ms), entry in zip(found, entries, strict=True)
+            if entry is not None  # it has just gone
+        ]
 
     @translated
     def num_pending(self) -> int:

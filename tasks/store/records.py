@@ -36,6 +36,8 @@ FIELDS = (
     "metadata",
     "webhook",
     "webhook_delivered",
+    "webhook_tries",
+    "webhook_last",
     "batch",
 )
 _NAMES = tuple(name.encode() for name in FIELDS)
@@ -53,7 +55,7 @@ def _job(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
     error = fields.get(b"error")
     last_error = fields.get(b"last_error")
     batch = fields.get(b"batch")
-    delivered = fields.get(b"webhook_delivered")
+    delivered, last_webhook = fields.get(b"webhook_delivered"), fields.get(b"webhook_last")
     return Job(
         id=job_id,
         state=JobState(fields[b"state"].decode()),
@@ -77,6 +79,8 @@ def _job(job_id: JobId, fields: Mapping[bytes, bytes]) -> Job:
         metadata=decode_metadata(fields.get(b"metadata")),
         webhook=decode_webhook(fields.get(b"webhook")),
         webhook_delivered=None if delivered is None else delivered == b"1",
+        webhook_attempts=int(fields.get(b"webhook_tries", 0)),
+        webhook_status=last_webhook.decode() if last_webhook else None,
         batch_id=batch.decode() if batch else None,
     )
 

@@ -22,7 +22,7 @@ from tasks.attachments import Attachments, Webhook
 from tasks.batches import BatchCounts, BatchState
 from tasks.jobs import JobError, JobId, JobState
 from tasks.settings import StoreSettings
-from tasks.store import keys
+from tasks.store import keys, outbox_store
 from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
@@ -80,7 +80,7 @@ async def deliver(client: Client, **changes) -> None:
     settings = ApiSettings(**SETTINGS | changes)
     async with Sender(settings.webhook_reach, timeout_s=settings.webhook_timeout_s) as sender:
         deliverer = Deliverer(
-            outbox=OutboxStore(client),
+            outbox=OutboxStore(client, StoreSettings()),
             sender=sender,
             signing_keys=settings.webhook_keys,
             timeout_s=settings.webhook_timeout_s,
@@ -97,7 +97,7 @@ def verified(post: Post) -> dict:
 
 
 def counts(client: Client) -> dict[str, int]:
-    return dict(OutboxStore(client).state().counts)
+    return dict(OutboxStore(client, StoreSettings()).state().counts)
 
 
 # ---- every end of a job is told
@@ -188,7 +188,7 @@ async def test_end_of_a_batch_is_told_with_its_counts(
     done = BatchCounts(total=3, completed=2, failed=1, input_tokens=9, output_tokens=4)
     for state in (BatchState.IN_PROGRESS, BatchState.FINALIZING):
         batches.write(batch.id, epoch, to=state, counts=done)
-    assert OutboxStore(client).num_pending() == 0
+    assert OutboxStore(client, StoreSettings()).num_pending() == 0
     for _ in range(2):  # a repeated call, because the reply got lost
         batches.write(batch.id, epoch, to=BatchState.COMPLETED, counts=done, output_file_id="file-out")
     await deliver(client)
@@ -262,7 +262,25 @@ async def test_tries_are_bounded(
     assert http.get(f"/v1/jobs/{job_id}").json()["webhook"]["delivered"] is False
     assert receiver.count == len(NOW) + 1
     assert counts(client) == {"failed status_5xx": len(NOW), "dead status_5xx": 1}
-    assert OutboxStore(client).num_pending() == 0
+    shown = http.get(f"/v1/jobs/{job_id}").json()
+    assert {name: shown["webhook"][name] for name in ("state", "attempts", "last_status")} == {
+        "state": "dead",
+        "attempts": len(NOW) + 1,
+        "last_status": "status_5xx",
+    }
+    client.delete(keys.job(JobId(job_id)))  # long gone when three days of tries are over
+    (dead,) = http.get("/v1/webhooks/dead").json()["data"]
+    assert dead | {"given_up_at": ""} == {
+        "id": job_id,
+        "object": "dead_webhook",
+        "origin": receiver.url.partition("/hook")[0],
+        "state": "succeeded",
+        "ended_at": shown["finished_at"],
+        "given_up_at": "",
+        "attempts": len(NOW) + 1,
+        "last_status": "status_5xx",
+    }
+    assert OutboxStore(client, StoreSettings()).num_pending() == 0
 
 
 @pytest.mark.parametrize(
@@ -285,6 +303,26 @@ async def test_redirect_is_not_followed_and_gone_is_final(
     assert counts(client) == {count: 1}
 
 
+async def test_webhooks_that_were_given_up_are_listed_newest_first_for_a_while_and_in_bounded_number(
+    http: httpx2.Client, worker: ScriptedWorker, client: Client, receiver: WebhookReceiver, monkeypatch
+):
+    receiver.answer = lambda number: (410, {})
+    monkeypatch.setattr(outbox_store, "MAX_DEAD", 2)
+    job_ids = []
+    for _ in range(3):
+        job_ids.append(submit(http, receiver.url))
+        worker.take().answer("x")
+        await deliver(client)
+    page = http.get("/v1/webhooks/dead", params={"limit": 1}).json()
+    assert ([dead["id"] for dead in page["data"]], page["has_more"]) == ([job_ids[2]], True)
+    page = http.get("/v1/webhooks/dead").json()
+    assert ([dead["id"] for dead in page["data"]], page["has_more"]) == (job_ids[:0:-1], False)
+    assert client.hlen(keys.DEAD_WEBHOOK_ENTRIES) == 2
+    client.zincrby(keys.DEAD_WEBHOOKS, -StoreSettings().dead_retention_s * 1000, job_ids[1])
+    assert [dead["id"] for dead in http.get("/v1/webhooks/dead").json()["data"]] == job_ids[2:]
+    assert client.pttl(keys.DEAD_WEBHOOKS) > 0 and client.pttl(keys.DEAD_WEBHOOK_ENTRIES) > 0
+
+
 async def test_receiver_that_says_nothing_is_left_after_a_while(http: httpx2.Client, worker: ScriptedWorker, client):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         submit(http, f"http://127.0.0.1:{silent.getsockname()[1]}/")
@@ -296,7 +334,7 @@ async def test_receiver_that_says_nothing_is_left_after_a_while(http: httpx2.Cli
 async def test_only_one_of_two_deliverers_gets_a_message_and_a_late_word_does_not_count(
     http: httpx2.Client, worker: ScriptedWorker, client: Client, receiver: WebhookReceiver
 ):
-    outbox = OutboxStore(client)
+    outbox = OutboxStore(client, StoreSettings())
     submit(http, receiver.url)
     worker.take().answer("x")
     (first,) = outbox.claim(5, 60)
@@ -332,7 +370,7 @@ def test_deliverer_killed_between_post_and_word_leaves_a_second_try_with_the_sam
         killed = stack.start_batcher()
         first = receiver.next()
         assert killed.wait(PATIENCE_S) == -signal.SIGKILL
-        assert OutboxStore(client).num_pending() == 1
+        assert OutboxStore(client, StoreSettings()).num_pending() == 1
         client.zadd(keys.OUTBOX, {job_id: 0}, xx=True)  # its lease is over
         stack.start_batcher()
         second = receiver.next()
@@ -340,7 +378,7 @@ def test_deliverer_killed_between_post_and_word_leaves_a_second_try_with_the_sam
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
         wait_until(lambda: "webhook_delivered" in stack.log("batcher"), "the second one's word", PATIENCE_S)
         assert "hush" not in stack.log("batcher")
-    assert OutboxStore(client).num_pending() == 0
+    assert OutboxStore(client, StoreSettings()).num_pending() == 0
 
 
 # ---- addresses
@@ -378,7 +416,13 @@ def test_job_shows_where_it_tells_its_end_without_query_and_secret(http: httpx2.
     webhook = {"url": "https://a.example/in?token=hush", "secret": SECRET}
     job_id = http.post("/v1/jobs", json={"model": "demo", "prompt": "x", "webhook": webhook}).json()["id"]
     shown = http.get(f"/v1/jobs/{job_id}")
-    assert shown.json()["webhook"] == {"url": "https://a.example/in", "delivered": None}
+    assert shown.json()["webhook"] == {
+        "url": "https://a.example/in",
+        "delivered": None,
+        "state": "pending",
+        "attempts": 0,
+        "last_status": None,
+    }
     assert "hush" not in shown.text and "whsec_" not in shown.text
 
 

@@ -32,7 +32,7 @@ from tasks.responses import ResponseFigures
 from tasks.store.answer_store import CacheCounts
 from tasks.store.token_reader import Follower
 from tasks.stream_events import End, NumberedEvent, StreamEvent
-from tasks.webhooks import OutboxState
+from tasks.webhooks import DeadWebhook, OutboxState
 
 NOW_MS = 1_700_000_000_000
 DEMO = ModelOffer(id="demo", aliases=("gpt-demo",), context_length=256, slots=4, bytes=2_000_000, load_ms=50)
@@ -76,6 +76,9 @@ class FakeOutbox:
 
     def num_pending(self) -> int:
         return 2
+
+    def dead(self, limit: int) -> list[tuple[int, DeadWebhook]]:
+        return []
 
     def state(self) -> OutboxState:
         return OutboxState(pending=2, overdue_s=1.5, counts=self.counts)

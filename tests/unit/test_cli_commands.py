@@ -70,6 +70,16 @@ QUARANTINE = {
 }
 
 
+DEAD_WEBHOOK = {
+    "id": "job_1",
+    "origin": "https://a.example",
+    "state": "succeeded",
+    "given_up_at": datetime.now(UTC).isoformat(),
+    "attempts": 10,
+    "last_status": "status_5xx",
+}
+
+
 class FakeKeepwarm:
     """Holds one script of events per submitted job."""
 
@@ -91,6 +101,8 @@ class FakeKeepwarm:
                 return httpx2.Response(
                     200, headers={"content-type": "text/event-stream"}, content=self._stream(self.answers.pop(0))
                 )
+            case ("GET", "/v1/webhooks/dead"):
+                return httpx2.Response(200, json={"data": [DEAD_WEBHOOK]})
             case ("GET", "/v1/quarantine"):
                 return httpx2.Response(200, json={"data": [QUARANTINE]})
             case ("DELETE", path) if path.startswith("/v1/quarantine/"):
@@ -356,6 +368,7 @@ def test_ls_shows_models_with_state_and_aliases(keepwarm: FakeKeepwarm, capsys: 
         (["ls"], MODELS),
         (["jobs"], [{**JOB, "id": "job_2"}, JOB]),
         (["quarantine", "ls"], [QUARANTINE]),
+        (["webhooks"], [DEAD_WEBHOOK]),
         (["quarantine", "lift", "prompt:01234567"], QUARANTINE),
         (["jobs", "requeue", "job_1"], {**JOB, "id": "job_9", "requeued_from": "job_1"}),
         (["jobs", "show", "job_1"], JOB),
@@ -424,6 +437,14 @@ def test_requeue_of_all_dead_goes_on_after_a_refusal(keepwarm: FakeKeepwarm, cap
     assert "job_2: This prompt is quarantined." in printed.err
     keepwarm_command("jobs", "requeue", "--all-dead", "--json")
     assert [job["id"] for job in json.loads(capsys.readouterr().out)] == ["job_9"]
+
+
+def test_webhooks_that_were_given_up_are_listed(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
+    assert keepwarm_command("webhooks", "--limit", "7") == 0
+    assert keepwarm.queries == ["/v1/webhooks/dead?limit=7"]
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split()[:2] == ["job_1", "succeeded"]
+    assert row.endswith("ago  10        status_5xx  https://a.example")
 
 
 def test_quarantine_is_listed_and_lifted(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):

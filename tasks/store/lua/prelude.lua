@@ -11,7 +11,8 @@
 --   clients (how many wait for it and would miss it; a job without the field is there for itself), and for each of
 --   these a field `client <id>` with the id of the job that it would have had
 --   requeued_from, requeued_as (ids of the job that this one repeats, and of the one that repeats it)
---   metadata (JSON), webhook (JSON: where to say that the job has ended), webhook_delivered ("0": given up), batch (whose line the job answers),
+--   metadata (JSON), webhook (JSON: where to say that the job has ended), webhook_delivered ("0": given up),
+--   webhook_tries and webhook_last (what came of the newest: delivered, or why not), batch (whose line the job answers),
 --   tags (of the indexes kw:tagged:{tag} that list it: "a b c")
 
 local function now_ms()
