@@ -265,10 +265,12 @@ class _Subscriptions:
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
-        joined = [channel for channel, is_wanted in changes.items() if is_wanted]
-        left = [channel for channel, is_wanted in changes.items() if not is_wanted]
-        wanted = (("SUBSCRIBE", joined), ("UNSUBSCRIBE", left))
-        await self._send(*((command, *channels) for command, channels in wanted if channels))
+        joined = tuple(channel for channel, is_wanted in changes.items() if is_wanted)
+        left = tuple(channel for channel, is_wanted in changes.items() if not is_wanted)
+        commands: list[tuple[str | bytes, ...]] = [("SUBSCRIBE", *joined)] if joined else []
+        if left:
+            commands.append(("UNSUBSCRIBE", *left))
+        await self._send(*commands)
 
     async def _send(self, *commands: tuple[str | bytes, ...]) -> None:
         """Does nothing while the connection is being replaced: the pump subscribes to everything afterwards."""
