@@ -119,6 +119,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     placement_epoch: int = 0  # newest placement that this worker has acted on
     bandwidths: dict[str, int] = {}  # tier → measured bytes/s of a load from there
     init_ms: int = 0  # of a load, whatever its size: spawn, context, warm-up; counts with `bandwidths`
+    cache_bytes: int = 0  # of files that the page cache of its host can hold; 0: not known, nothing is read ahead
     offers: tuple[ModelOffer, ...] = ()
     runners: tuple[RunnerReport, ...] = ()
     warnings: tuple[str, ...] = ()  # what its operator should mend, such as an entry of models.yaml; sentences

@@ -101,7 +101,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare = SpareRunner(settings.engine, keeps=keeps_spare)
     spare.replenish()
 
-    tiers = Tiers(lambda: pool.models, CpuDevice().available_bytes)
+    tiers = Tiers(lambda: pool.models, CpuDevice().available_bytes, lambda: pool.is_loading)
 
     def count_load(model: str, load_ms: int, swap_ms: int) -> None:
         tiers.loaded(model, load_ms)
@@ -258,6 +258,7 @@ class _Identity:
             placement_epoch=placement_epoch,
             bandwidths=dict(speed.bandwidths),
             init_ms=speed.init_ms,
+            cache_bytes=self.tiers.cache_bytes,
             offers=tuple(msgspec.structs.replace(offer, tier=self.tiers.of(offer.id)) for offer in offers),
             runners=runners,
             warnings=self.warnings(),

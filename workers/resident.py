@@ -35,6 +35,10 @@ class Resident:
         return self.runner is None or self.state is not RunnerState.READY or self.runner.in_flight > 0
 
     @property
+    def is_loading(self) -> bool:
+        return self.state is RunnerState.STARTING
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Models that its process serves, or will serve, beside its own."""
         return tuple(each.id for each in self.model.adapters if each.id not in self.broken_adapters)

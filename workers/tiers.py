@@ -25,6 +25,7 @@ LOOK_S = 5.0
 REMEMBERED_LOADS = 32
 FEWEST_LOADS = 3  # before a bandwidth is believed
 FEWEST_MS = 50  # beyond the quickest load, in all
+PAUSE_S = 0.1  # between two looks at whether a load is over
 
 
 class Weights(Protocol):
@@ -72,11 +73,19 @@ def load_speed(loads: Iterable[Load]) -> LoadSpeed:
 
 class Tiers:
     """Thread-safe. `models` gives what the worker can serve at the moment, `room_bytes` what the page cache may take:
-    a file that is larger would push out what it has read itself, and others with it."""
+    a file that is larger would push out what it has read itself, and others with it. While `is_loading` nothing is
+    read ahead: the disk is for those who wait."""
 
-    def __init__(self, models: Callable[[], Sequence[Weights]], room_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        models: Callable[[], Sequence[Weights]],
+        room_bytes: Callable[[], int],
+        is_loading: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._models = models
         self._room_bytes = room_bytes
+        self._is_loading = is_loading
+        self._cache_bytes = 0
         self._lock = threading.Lock()
         self._tiers: dict[str, str] = {}
         self._loads: deque[Load] = deque(maxlen=REMEMBERED_LOADS)
@@ -98,6 +107,12 @@ class Tiers:
         """`disk` or `page_cache`; None when it is not known."""
         with self._lock:
             return self._tiers.get(model)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of files that the page cache can hold, as of the last look; 0 before the first one."""
+        with self._lock:
+            return self._cache_bytes
 
     def loaded(self, model: str, load_ms: int) -> None:
         """A load has worked; it counts for the tier that its file was seen in last, before the load read it."""
@@ -124,7 +139,9 @@ class Tiers:
         """One look at all files, then one model read ahead, if there is a wish for any."""
         models = {each.id: each for each in self._models()}
         found = {each.id: _tier(each.path) for each in models.values()}
+        room_bytes = _coarse(self._room_bytes())
         with self._lock:
+            self._cache_bytes = room_bytes
             self._tiers = {model: tier for model, tier in found.items() if tier is not None}
             wished = [model for model in self._wished if model not in self._was_read]
         for model in wished:
@@ -133,6 +150,8 @@ class Tiers:
 
     def _read(self, model: Weights) -> None:
         def goes_on() -> bool:
+            while self._is_loading() and not self._stopping.wait(PAUSE_S):
+                pass
             with self._lock:
                 return model.id in self._wished and not self._stopping.is_set()
 
@@ -154,6 +173,12 @@ class Tiers:
             except Exception:
                 log.exception("tiers_failed")  # forecasts get worse, nothing else
             self._due.wait(LOOK_S)
+
+
+def _coarse(count: int) -> int:
+    """Four leading bits: what is free never stands still, and news cost a look at the worker."""
+    shift = max(0, count.bit_length() - 4)
+    return count >> shift << shift
 
 
 def _tier(path: Path) -> str | None:

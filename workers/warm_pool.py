@@ -161,6 +161,12 @@ class WarmPool:
             return any(each.is_busy for each in self._residents.values())
 
     @property
+    def is_loading(self) -> bool:
+        """Whether a runner comes."""
+        with self._lock:
+            return any(each.is_loading for each in self._residents.values())
+
+    @property
     def used_bytes(self) -> int:
         """Reserved and in use."""
         return self._ledger.used_bytes + self._ledger.reserved_bytes

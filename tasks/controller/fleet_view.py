@@ -17,12 +17,13 @@ ABSENT = WorkerPlacement()
 class Shelf:
     """What a worker offers, by model; workers with the same tuple of offers share one."""
 
-    __slots__ = ("by_model", "has_disk", "offers", "standing")
+    __slots__ = ("by_model", "cached_bytes", "has_disk", "offers", "standing")
 
     def __init__(self, offers: tuple[ModelOffer, ...]) -> None:
         self.offers = offers
         self.by_model = {offer.id: offer for offer in offers}
         self.has_disk = any(offer.tier == "disk" for offer in offers)
+        self.cached_bytes = sum(offer.file_bytes for offer in offers if offer.tier == "page_cache")
         # Models that are wanted whether or not a job waits, and in how many copies.
         self.standing = {
             offer.id: max(int(offer.pinned), offer.replicas)

@@ -2,6 +2,8 @@
 
 Reading a file ahead costs nothing that anybody waits for, while loading ahead into device memory costs evictions and
 does not pay (it takes more loads for no better waiting). A hint goes to one worker per host, the page cache is shared.
+Only what has room beside all that lies there is named: reading one more pushes out another that is as likely, which is
+then named next, and the disk never rests. The kernel keeps what was loaded lately, and no forecast was better than that.
 """
 
 from __future__ import annotations
@@ -42,11 +44,22 @@ def _hints(scene: Scene) -> dict[str, tuple[str, ...]]:
     if not hosts:
         return {}
     rates = {model: scene.state.rate_per_s(model, scene.now_ms, scene.rules) for model in scene.state.rates}
-    likely = [m for _, m in heapq.nsmallest(64, ((-rate, model) for model, rate in rates.items()))]
-    return {views[0].id: _of_host(views, likely, scene.rules.max_prefetches) for views in hosts.values()}
+    likely = heapq.nsmallest(64, ((-rate, model) for model, rate in rates.items() if not scene.fleet.copies(model)))
+    names = [model for _, model in likely]
+    return {views[0].id: _of_host(views, names, scene.rules.max_prefetches) for views in hosts.values()}
 
 
 def _of_host(views: list[WorkerView], likely: list[str], limit: int) -> tuple[str, ...]:
+    """The likeliest ones on disk for which the page cache has room beside all that is there."""
     first = views[0]
-    on_disk = [model for model in likely if model in first.offers and first.offers[model].tier == "disk"]
-    return tuple(model for model in on_disk if not any(view.holds(model) for view in views))[:limit]
+    shelf = first.shelf
+    room_bytes = first.report.cache_bytes - shelf.cached_bytes
+    hints: list[str] = []
+    for model in likely:
+        offer = shelf.by_model.get(model)
+        if len(hints) == limit:
+            break
+        if offer is not None and offer.tier == "disk" and offer.file_bytes <= room_bytes:
+            room_bytes -= offer.file_bytes
+            hints.append(model)
+    return tuple(hints)

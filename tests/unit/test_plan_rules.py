@@ -367,6 +367,24 @@ def test_likely_models_on_disk_are_named_for_the_page_cache_once_per_host() -> N
     assert decided.placement.workers["w2"].prefetch == ()
 
 
+def test_no_more_is_read_ahead_than_the_page_cache_has_room_for_beside_what_is_there() -> None:
+    """Room for four files, and two are there, so two of the three on disk are named; what runs elsewhere is not needed
+    here, likely as it is."""
+    size = 10**9
+    tiers = {"b": "disk", "c": "disk", "d": "disk", "e": "page_cache", "f": "page_cache", "g": "disk"}
+    offers = tuple(offer(name, tier=tier, file_bytes=size) for name, tier in tiers.items())
+    state = PolicyState(rates={name: Rate(0.01 * number, 0.0, NOW_MS) for number, name in enumerate("abcdefg")})
+    here = worker("w1", offers, runner("f"), host="h1", cache_bytes=4 * size)
+    elsewhere = worker("w2", (offer("g"),), runner("g"), host="h2")
+    assert decide(here, elsewhere, state=state).placement.workers["w1"].prefetch == ("d", "c")
+
+
+def test_nothing_is_read_ahead_where_the_room_is_not_known() -> None:
+    unknown = worker("w1", (offer("a", tier="disk", file_bytes=1),))
+    state = PolicyState(rates={"a": Rate(0.1, 0.0, NOW_MS)})
+    assert decide(unknown, state=state).placement.workers["w1"].prefetch == ()
+
+
 def test_new_leader_goes_on_with_the_stored_state() -> None:
     demand = Demand(queues=(queue("a"),), arrivals={("a", 0): 3, ("a", 6): 1})
     fleet = Fleet(now_ms=NOW_MS, workers=(worker("w", (offer("a"),)),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,35 @@ def test_file_for_which_there_is_no_room_is_not_read_ahead(tmp_path: Path, monke
     tiers.prefetch(("large", "small"))
     tiers.look()
     assert read == ["small"]
+
+
+def test_nothing_is_read_ahead_while_a_load_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(MIB))
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
+    monkeypatch.setattr("workers.tiers.PAUSE_S", 0.0)
+    loads = iter([True, True, False])
+    seen: list[bool] = []
+
+    def reads(path: Path, goes_on: Callable[[], bool]) -> bool:
+        seen.append(goes_on())
+        assert next(loads, None) is None, "went on before the load was over"
+        return True
+
+    monkeypatch.setattr("workers.tiers.read_through", reads)
+    tiers = Tiers(lambda: [File("a", path)], lambda: 1024 * MIB, lambda: next(loads))
+    tiers.prefetch(("a",))
+    tiers.look()
+    assert seen == [True]
+
+
+def test_room_of_the_page_cache_is_told_in_coarse_steps() -> None:
+    room = iter([0b10110111 * MIB, 0b10111111 * MIB, 5])
+    tiers = Tiers(lambda: [], lambda: next(room))
+    assert tiers.cache_bytes == 0
+    for expected in (0b10110000 * MIB, 0b10110000 * MIB, 5):
+        tiers.look()
+        assert tiers.cache_bytes == expected
 
 
 def test_file_that_does_not_stay_in_the_page_cache_is_read_once_per_wish(
