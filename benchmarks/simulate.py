@@ -4,7 +4,7 @@ Time to first token of interactive requests, on 3 workers of 20 GB with 16 model
 has all assumptions). Load 1 is what the devices could serve with half of a model's slots busy and no loads at all.
 The policy was tuned on seeds below 100; the report uses seeds from 100 on. Ratios are paired by seed.
 
-    python -m benchmarks simulate                                    the whole grid (half an hour on two cores)
+    python -m benchmarks simulate                                    the whole grid (some minutes on two cores)
     python -m benchmarks simulate --quick                            one minute
     python -m benchmarks simulate --models-trace A.csv --arrivals-trace B.csv      real popularity and arrivals as well
 
@@ -37,6 +37,7 @@ from benchmarks.machine import RESULTS
 from benchmarks.simulation.baselines import line_up
 from benchmarks.simulation.calibration_report import show_calibration
 from benchmarks.simulation.chart import Panel, Point, line_chart
+from benchmarks.simulation.goals import CLAIRVOYANT, OURS, PEER, Seeds, Verdict, lines, p95_ratios, verdicts
 from benchmarks.simulation.keepwarm_policy import KeepwarmPolicy
 from benchmarks.simulation.parameters import Hardware, Model, Setting, zoo
 from benchmarks.simulation.trial import Figures, run
@@ -45,8 +46,6 @@ from benchmarks.spread import estimate
 
 ALPHAS, LOADS = (0.5, 0.9, 1.3, 1.7), (0.3, 0.6, 0.9)
 FIRST_SEED = 100  # below it: tuning
-OURS, PEER = "keepwarm", "LRU + affinity"
-CLAIRVOYANT = "clairvoyant eviction"
 PLOTTED_CV, OTHER_CVS = 2.0, (1.0, 5.0)  # coefficient of variation of the gaps; the others at load 0.6 only
 
 
@@ -129,11 +128,15 @@ def main(arguments: list[str]) -> int:
     ]
     console = Console()
     trials = list(_perform_all(tasks, options.processes, console))
+    found: list[Verdict] = []
     for scenario in scenarios:
-        console.print(_table(scenario, [trial for trial in trials if trial.scenario == scenario], policies))
-    _print_goals(trials, scenarios, console)
+        seen = by_seed(trials, scenario)
+        console.print(_table(scenario, seen, policies))
+        found += verdicts(scenario.name, scenario.alpha, seen)
+    for line in lines(found):
+        console.print(line)
     if not options.quick:
-        _keep(trials, scenarios, policies, arguments, options.duration_s, console)
+        _keep(trials, found, policies, arguments, options.duration_s, console)
     return 0
 
 
@@ -152,21 +155,21 @@ def _perform_all(tasks: list[Task], processes: int, console: Console) -> Iterabl
             yield trial
 
 
-def ratios(trials: Iterable[Trial], of: str, to: str) -> list[float]:
-    """Interactive P95 of one policy over that of another, paired by scenario and seed."""
-    times: dict[tuple[Scenario, int], dict[str, float]] = {}
+def by_seed(trials: Iterable[Trial], scenario: Scenario) -> Seeds:
+    found: dict[int, dict[str, Figures]] = {}
     for trial in trials:
-        times.setdefault((trial.scenario, trial.seed), {})[trial.policy] = trial.figures.ttft_p95_s
-    return [each[of] / max(each[to], 1e-3) for _, each in sorted(times.items(), key=lambda item: repr(item[0]))]
+        if trial.scenario == scenario:
+            found.setdefault(trial.seed, {})[trial.policy] = trial.figures
+    return found
 
 
-def _table(scenario: Scenario, trials: list[Trial], policies: list[str]) -> Table:
+def _table(scenario: Scenario, seeds: Seeds, policies: list[str]) -> Table:
     table = Table(title=f"{scenario.name}: medians over seeds; seconds")
     for column in ("", "P50", "P95", "P95 / LRU + affinity", "P99", "batch P95", "≤ 2 s", "loads", "load time"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for policy in policies:
-        own = [trial.figures for trial in trials if trial.policy == policy]
-        ratio = estimate(ratios([t for t in trials if t.policy in (policy, PEER)], policy, PEER))
+        own = [each[policy] for each in seeds.values()]
+        ratio = estimate(p95_ratios(seeds, policy, PEER))
         median = {name: float(np.median([getattr(each, name) for each in own])) for name in Figures.__struct_fields__}
         table.add_row(
             policy,
@@ -182,40 +185,9 @@ def _table(scenario: Scenario, trials: list[Trial], policies: list[str]) -> Tabl
     return table
 
 
-def _print_goals(trials: list[Trial], scenarios: list[Scenario], console: Console) -> None:
-    """Each goal with the scenarios that meet it, and those that don't."""
-    medians = {
-        scenario: float(np.median(ratios([t for t in trials if t.scenario == scenario], OURS, PEER)))
-        for scenario in scenarios
-    }
-    close = {
-        scenario: float(np.median(ratios([t for t in trials if t.scenario == scenario], OURS, CLAIRVOYANT)))
-        for scenario in scenarios
-    }
-    shares = {
-        scenario: float(
-            np.median([t.figures.load_share for t in trials if t.scenario == scenario and t.policy == OURS])
-        )
-        for scenario in scenarios
-    }
-    checks = (
-        ("P95 at least 30 % below LRU + affinity, α 0.9 to 1.3", medians, 0.7, lambda each: each.alpha in (0.9, 1.3)),
-        ("P95 at least 70 % below LRU + affinity, α 1.7", medians, 0.3, lambda each: each.alpha == 1.7),
-        ("P95 below LRU + affinity, everywhere", medians, 1.0, lambda each: True),
-        ("P95 at most 1.2 × clairvoyant eviction", close, 1.2, lambda each: True),
-        ("at most 10 % of the workers' time goes into loads", shares, 0.1, lambda each: True),
-    )
-    for goal, values, limit, applies in checks:
-        held = {scenario: values[scenario] for scenario in scenarios if applies(scenario)}
-        missed = [f"{each.name}: {value:.2f}" for each, value in held.items() if value > limit]
-        console.print(
-            f"{goal}: {len(held) - len(missed)} of {len(held)}" + (f"; not {'; '.join(missed)}" if missed else "")
-        )
-
-
 def _keep(
     trials: list[Trial],
-    scenarios: list[Scenario],
+    found: list[Verdict],
     policies: list[str],
     arguments: list[str],
     duration_s: float,
@@ -227,6 +199,7 @@ def _keep(
         "duration_s": duration_s,
         "hardware": msgspec.to_builtins(Hardware()),
         "models": [msgspec.to_builtins(model) for model in zoo(16)],
+        "goals": found,
         "trials": sorted(trials, key=lambda each: (each.scenario.name, each.policy, each.seed)),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -47,6 +47,9 @@ class Worker:
         self.channel_free_ms = 0.0
         self.loading_ms = 0.0  # in all
         self.cache: OrderedDict[str, int] = OrderedDict()  # page cache of its host: model → bytes, least recent first
+        self.wishes: tuple[str, ...] = ()  # to be read ahead, in this order
+        self._read_bytes: dict[str, float] = {}  # of wishes, so far
+        self._read_until_ms = 0.0
         self.version = 0  # of what a heartbeat would say
 
     @property
@@ -72,6 +75,30 @@ class Worker:
         total = sum(self.cache.values())
         while total > self.setting.hardware.page_cache_bytes and len(self.cache) > 1:
             total -= self.cache.popitem(last=False)[1]
+
+    def wish(self, models: tuple[str, ...], now_ms: float) -> None:
+        """Replaces the wishes before; what was read of them in part is lost with them."""
+        self.read_ahead(now_ms)
+        self.wishes = models
+        self._read_bytes = {model: count for model, count in self._read_bytes.items() if model in models}
+
+    def read_ahead(self, now_ms: float) -> None:
+        """Wishes come into the page cache while the disk is idle: one after the other, and never beside a load."""
+        since_ms, self._read_until_ms = max(self._read_until_ms, self.channel_free_ms), now_ms
+        left = max(0.0, now_ms - since_ms) / 1000 * self.setting.hardware.disk_bytes_per_s
+        while left > 0 and self.wishes:
+            model = next(each for each in self.setting.models if each.id == self.wishes[0])
+            read = self._read_bytes.get(model.id, 0.0)
+            missing = 0.0 if self.is_cached(model.id) else model.bytes - read
+            if left < missing:
+                self._read_bytes[model.id] = read + left
+                break
+            left -= missing
+            self.wishes = self.wishes[1:]
+            if missing:
+                self._read_bytes.pop(model.id, None)
+                self.touch_cache(model)
+                self.version += 1
 
 
 class Policy(Protocol):
@@ -131,6 +158,10 @@ class Cluster:
         else:
             self._at(self.now_ms + hardware.stop_ms, partial(self._gone, worker, runner))
 
+    def read_ahead(self, worker: Worker, model_ids: tuple[str, ...]) -> None:
+        """Have these files in its page cache, as far as the disk is idle."""
+        worker.wish(model_ids, self.now_ms)
+
     def depth(self, model_id: str) -> int:
         return len(self.queues.get(model_id, ()))
 
@@ -174,6 +205,8 @@ class Cluster:
 
     def _tick(self) -> bool:
         self._at(self.now_ms + self.setting.tick_ms, self._tick)
+        for worker in self.workers:
+            worker.read_ahead(self.now_ms)
         return True
 
     def _arrive(self, job: Job) -> bool:
@@ -262,6 +295,7 @@ class Cluster:
         return True
 
     def _start_loads(self, worker: Worker) -> None:
+        worker.read_ahead(self.now_ms)
         for runner in worker.runners.values():
             if runner.state != STARTING or runner.starts_at_ms is not None:
                 continue

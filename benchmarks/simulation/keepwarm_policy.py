@@ -35,6 +35,7 @@ class KeepwarmPolicy:
         self.state, self.placement, self.memo = PolicyState(), Placement(), Memo()
         self.reports: dict[str, tuple[int, WorkerReport]] = {}
         self.looked_ms: int | None = None
+        self.prefetches: dict[str, tuple[str, ...]] = {}
         self.offers: dict[tuple[str, frozenset[str]], tuple[ModelOffer, ...]] = {}
 
     def decide(self, cluster: Cluster) -> None:
@@ -62,6 +63,9 @@ class KeepwarmPolicy:
                 cluster.evict(worker, model)
             for model in desired.hold:
                 cluster.load(worker, model)
+            if desired.prefetch != self.prefetches.get(worker.name, ()):
+                self.prefetches[worker.name] = desired.prefetch
+                cluster.read_ahead(worker, desired.prefetch)
 
     def _is_due(self, cluster: Cluster) -> bool:
         """With nothing waiting a plan changes little: every fifth second is enough to follow the rates."""
@@ -86,6 +90,7 @@ class KeepwarmPolicy:
             if any(model.load_ms is not None for model in cluster.setting.models)
             else {"disk": int(hardware.disk_bytes_per_s), "page_cache": int(hardware.cache_bytes_per_s)},
             init_ms=int(hardware.init_ms),
+            cache_bytes=hardware.page_cache_bytes,
             offers=self._offers(worker, cluster),
             runners=tuple(_runner(each, cluster.now_ms) for each in worker.runners.values()),
         )

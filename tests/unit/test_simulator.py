@@ -11,9 +11,10 @@ import pytest
 from benchmarks.simulation.baselines import OnDemand, line_up
 from benchmarks.simulation.calibration import Pace, compare, fit_pace, setting_of
 from benchmarks.simulation.cluster import Cluster, Policy
+from benchmarks.simulation.goals import CLAIRVOYANT, OURS, PEER, lines, verdicts
 from benchmarks.simulation.keepwarm_policy import KeepwarmPolicy
 from benchmarks.simulation.parameters import GB, Hardware, Model, Setting, zoo
-from benchmarks.simulation.trial import run
+from benchmarks.simulation.trial import Figures, run
 from benchmarks.simulation.workload import BATCH, INTERACTIVE, Request, synthetic
 from benchmarks.swapping.open_loop import Answer
 from benchmarks.swapping.report import Loads, Report, Run, Terms, ratios, read_report, write_report
@@ -69,6 +70,28 @@ def test_urgent_jobs_overtake_batch_jobs_that_came_before():
     assert first < urgent < batch
 
 
+class Reader(OnDemand):
+    """Wishes for `b` before anything comes."""
+
+    name = "reader"
+
+    def begin(self, cluster: Cluster) -> None:
+        cluster.read_ahead(cluster.workers[0], ("b",))
+
+
+def test_wishes_are_read_while_the_disk_is_idle_and_then_load_from_the_page_cache():
+    """b's 1 GB need the disk for 1 s: 400 ms until a's load reads from 400 to 1400, the rest until 2000. Then a, idle
+    since 2000, stops until 2200, b loads from the page cache until 2800 and has a token at 2900."""
+    requests = [request(400, "a"), request(2100, "b")]
+    assert first_tokens(PLAIN, requests, Reader()) == pytest.approx([2000, 2900])
+
+
+def test_what_is_not_read_to_its_end_comes_from_the_disk():
+    """a's load reads from 200 to 1200, and a is gone at 1900, when b's file was read for 900 ms."""
+    requests = [request(200, "a"), request(1500, "b")]
+    assert first_tokens(PLAIN, requests, Reader()) == pytest.approx([1800, 3500])
+
+
 class Inspected:
     """A policy after each of whose decisions all budgets are looked at."""
 
@@ -107,6 +130,32 @@ def test_the_same_requests_give_the_very_same_figures(policy: str):
     once, again = (run(setting, requests, named(policy)) for _ in range(2))
     assert once == again
     assert once != run(setting, requests[:-3], named(policy))
+
+
+# ---- goals
+
+
+def figures(p95_s: float, load_share: float = 0.05) -> Figures:
+    return Figures(
+        ttft_p50_s=0.0, ttft_p95_s=p95_s, ttft_p99_s=0.0, ttft_mean_s=0.0, batch_p95_s=0.0, warm_share=1.0,
+        load_share=load_share, loads=0, longest_absence_s=0.0, unfinished=0,
+    )  # fmt: skip
+
+
+def test_missed_goal_says_whether_clairvoyant_eviction_misses_it_too():
+    seeds = {
+        seed: {OURS: figures(4.0 * seed, 0.2), PEER: figures(10.0 * seed), CLAIRVOYANT: figures(2.0 * seed)}
+        for seed in (1, 2, 3)
+    }
+    found = {each.limit: each for each in verdicts("s", 1.7, seeds)}
+    assert set(found) == {0.3, 1.0, 1.2, 0.1}
+    peer, share = found[0.3], found[0.1]
+    assert [peer.value.median, peer.clairvoyant] == pytest.approx([0.4, 0.2])
+    assert peer.is_clairvoyant_there and not peer.is_reached
+    assert share.is_clairvoyant_there and not share.is_reached
+    assert found[1.0].is_reached and not found[1.2].is_reached
+    said = "\n".join(lines(list(found.values())))
+    assert "α 1.7: 0 of 1; missed by us alone: s: 0.40 [0.40, 0.40] (clairvoyant 0.20)" in said
 
 
 # ---- calibration
