@@ -2,8 +2,8 @@
 
 Reading a file ahead costs nothing that anybody waits for, while loading ahead into device memory costs evictions and
 does not pay (it takes more loads for no better waiting). A hint goes to one worker per host, the page cache is shared.
-Only what has room beside all that lies there is named: reading one more pushes out another that is as likely, which is
-then named next, and the disk never rests. The kernel keeps what was loaded lately, and no forecast was better than that.
+Only what has room beside all that lies there is named: reading one more pushes out another that is as likely, which
+is then named next, and the disk never rests. The kernel keeps what was loaded lately; no forecast was better than that.
 """
 
 from __future__ import annotations

@@ -49,10 +49,13 @@ def take(bench: PoolBench, model: str) -> RunnerSlot:
 
 def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100))
+    loads = [bench.pool.is_loading]
     bench.place("a")
+    loads.append(bench.pool.is_loading)
     assert bench.pool.used_bytes == 100 * MIB  # reserved before anything is spawned
     assert bench.pool.take_slot("a", Priority.DEFAULT) is None
     link = bench.finish_load("a")
+    assert [*loads, bench.pool.is_loading] == [False, True, False]
     assert {m for m, n in bench.pool.free_slots().items() if n} == {"a"}
     slot = bench.pool.take_slot("a", Priority.DEFAULT)
     assert slot is not None
