@@ -38,14 +38,6 @@ def store(store_settings: StoreSettings) -> Iterator[Client]:
     client.close()
 
 
-@pytest.fixture
-def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(store_settings)
-    worker.report(DEMO_OFFER)
-    yield worker
-    worker.close()
-
-
 @contextmanager
 def front(settings: StoreSettings) -> Iterator[httpx2.Client]:
     app = create_app(ApiSettings(), connect_backend(settings))

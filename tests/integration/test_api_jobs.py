@@ -17,19 +17,11 @@ from tasks.store.connection import connect
 from tasks.store.quarantine_store import QuarantineStore
 from tasks.stream_events import Loading, Queued, Reset, Started
 from tests.support.front_server import FrontServer
-from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker, Turn
+from tests.support.scripted_worker import ScriptedWorker, Turn
 
 pytestmark = pytest.mark.integration
 
 BODY = {"model": "demo", "prompt": "Say"}
-
-
-@pytest.fixture
-def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(store_settings)
-    worker.report(DEMO_OFFER)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture

@@ -28,14 +28,6 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
-def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(store_settings)
-    worker.report(DEMO_OFFER)
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
 def server(store_settings: StoreSettings, worker: ScriptedWorker) -> Iterator[FrontServer]:
     with FrontServer(create_app(ApiSettings(), connect_backend(store_settings))) as server:
         yield server

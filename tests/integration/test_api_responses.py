@@ -56,14 +56,6 @@ TEXT_EVENTS = [
 
 
 @pytest.fixture
-def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(store_settings)
-    worker.report(DEMO_OFFER)
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
 def front(store_settings: StoreSettings) -> Iterator[Callable[..., OpenAI]]:
     """Start another front on the same store, with these settings."""
     servers: list[FrontServer] = []

@@ -35,7 +35,7 @@ from tasks.store.batch_store import BREAK_PAUSE_MS, BatchStore
 from tasks.store.connection import Client, connect, now_ms
 from tasks.store.file_store import FileStore
 from tests.support.front_server import FrontServer
-from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker
+from tests.support.scripted_worker import ScriptedWorker
 from tests.support.stack import wait_until
 
 pytestmark = pytest.mark.integration
@@ -43,14 +43,6 @@ pytestmark = pytest.mark.integration
 CHAT: Any = "/v1/chat/completions"
 LIMIT = 4096  # bytes of a file
 OK = b'{"usage":{"prompt_tokens":3,"completion_tokens":2}}'
-
-
-@pytest.fixture
-def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(store_settings)
-    worker.report(DEMO_OFFER)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture

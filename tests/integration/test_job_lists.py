@@ -20,7 +20,7 @@ from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
 from tasks.stream_events import End, Tokens
 from tests.support.front_server import FrontServer
-from tests.support.scripted_worker import DEMO_OFFER, ScriptedWorker
+from tests.support.scripted_worker import ScriptedWorker
 
 pytestmark = pytest.mark.integration
 
@@ -33,14 +33,6 @@ def client(store_settings: StoreSettings) -> Client:
 @pytest.fixture
 def jobs(client: Client, store_settings: StoreSettings) -> JobStore:
     return JobStore(client, store_settings)
-
-
-@pytest.fixture
-def worker(store_settings: StoreSettings) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(store_settings)
-    worker.report(DEMO_OFFER)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tasks.generation import GenerationRequest, SamplingParams, TokenLogprob
 from workers.engine.base import Engine
+from workers.engine.step_loop import StepLoop
 from workers.messages import Done, Encoded, Generate, Output, TokenOut
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -64,6 +65,16 @@ def listen(engine: Steps, into: dict[int, Heard]) -> int:
         heard = into.setdefault(output.key, Heard())
         heard.take(output)
     return len(outputs)
+
+
+def run_loop(loop: StepLoop, heard: dict[int, Heard] | None = None) -> dict[int, Heard]:
+    """Step until everybody has ended."""
+    heard = {} if heard is None else heard
+    for _ in range(5000):
+        if not loop.has_work:
+            return heard
+        listen(loop, heard)
+    raise AssertionError("somebody starves")
 
 
 def run(

@@ -17,6 +17,12 @@ LLAMA: dict[str, object] = {
     "llama.attention.head_count_kv": 2,
     "tokenizer.ggml.tokens": ["a", "b", "c"],
 }
+LORA: dict[str, object] = {
+    "general.architecture": "llama",
+    "general.type": "adapter",
+    "adapter.type": "lora",
+    "adapter.lora.alpha": 8.0,
+}
 ONE_TENSOR = (("token_embd.weight", (64, 3), 0),)  # F32
 
 

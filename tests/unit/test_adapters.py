@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import InvalidSetting
-from tests.support.gguf_bytes import LLAMA, gguf_bytes
+from tests.support.gguf_bytes import LLAMA, LORA, gguf_bytes
 from workers.model_files import FolderScanner, ModelFolder
-
-LORA: dict[str, object] = {
-    "general.architecture": "llama",
-    "general.type": "adapter",
-    "adapter.type": "lora",
-    "adapter.lora.alpha": 8.0,
-}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import InvalidSetting
-from tests.support.gguf_bytes import LLAMA, gguf_bytes
+from tests.support.gguf_bytes import LLAMA, LORA, gguf_bytes
 from tests.support.scripted_pool import FakeDevice
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
@@ -15,12 +15,6 @@ from workers.model_files import FolderScanner, ModelFolder
 from workers.needs import Needs, formula_need
 
 MANY_TOKENS = {**LLAMA, "tokenizer.ggml.tokens": [f"t{number}" for number in range(200)]}
-LORA: dict[str, object] = {
-    "general.architecture": "llama",
-    "general.type": "adapter",
-    "adapter.type": "lora",
-    "adapter.lora.alpha": 8.0,
-}
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tasks.generation import SamplingParams
 from tasks.jobs import Priority
-from tests.support.generating import Heard, listen, request
+from tests.support.arrivals import arrivals
+from tests.support.generating import Heard, listen, request, run_loop
 from workers.engine.backend import NoRoom
 from workers.engine.base import EngineFailed
 from workers.engine.draft_model import NEAR, DraftModel
@@ -134,51 +135,17 @@ def add(
     loop.add(loop.sequence(Generate(key=key, request=what, priority=priority), tuple(prompt.encode())))
 
 
-def run(loop: StepLoop, heard: dict[int, Heard] | None = None) -> dict[int, Heard]:
-    heard = {} if heard is None else heard
-    for _ in range(5000):
-        if not loop.has_work:
-            return heard
-        listen(loop, heard)
-    raise AssertionError("somebody starves")
-
-
 def alone(prompt: str, **options) -> Heard:
     backend = LargeBackend(1, Clock())
     backend.max_drafted = 0
     loop = StepLoop(backend, slots=1, context_length=CONTEXT, prefill_chunk=CHUNK)
     add(loop, 1, prompt, **options)
-    return run(loop)[1]
-
-
-@dataclass(frozen=True)
-class Arrival:
-    step: int
-    prompt: str
-    priority: Priority
-    max_tokens: int
-    seed: int
-    cancel_after: int | None  # steps
-
-
-arrivals = st.lists(
-    st.builds(
-        Arrival,
-        step=st.integers(0, 30),
-        prompt=st.sampled_from(PROMPTS),
-        priority=st.sampled_from(Priority),
-        max_tokens=st.integers(1, 50),
-        seed=st.integers(0, 2),
-        cancel_after=st.none() | st.none() | st.integers(0, 20),
-    ),
-    min_size=1,
-    max_size=8,
-)
+    return run_loop(loop)[1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    arrivals,
+    arrivals(PROMPTS, max_tokens=50, max_size=8),
     st.integers(1, 4),
     st.sampled_from([0, 60 * TOKEN_BYTES, 10**6]),
     st.sampled_from([230, 10**6]),
@@ -211,7 +178,7 @@ def test_everybody_ends_with_the_text_that_it_would_have_without(plan, slots, pa
 def test_draft_model_that_is_always_right_takes_a_fraction_of_the_time(seed: int):
     here = world(1)
     add(here.loop, 1, PROMPTS[0], max_tokens=100, seed=seed)
-    heard = run(here.loop)[1]
+    heard = run_loop(here.loop)[1]
     assert heard.ids == alone(PROMPTS[0], max_tokens=100, seed=seed).ids
     assert here.clock.now_s < 0.5 * 100
     assert here.large.decodes < 35
@@ -222,13 +189,13 @@ def test_draft_model_that_does_not_pay_costs_next_to_nothing(wrong: int, cost_s:
     here = world(1, wrong=wrong, cost_s=cost_s)
     for key in range(10):
         add(here.loop, key, PROMPTS[0], max_tokens=100)
-        run(here.loop)
+        run_loop(here.loop)
     plain = LargeBackend(1, Clock())
     plain.max_drafted = 0
     loop = StepLoop(plain, slots=1, context_length=CONTEXT, prefill_chunk=CHUNK, monotonic_s=plain.clock)
     for key in range(10):
         add(loop, key, PROMPTS[0], max_tokens=100)
-        run(loop)
+        run_loop(loop)
     assert plain.clock.now_s / here.clock.now_s > 0.97
 
 
@@ -236,14 +203,14 @@ def test_draft_model_that_became_useful_is_found_out():
     here = world(1, wrong=10)
     for key in range(20):
         add(here.loop, key, PROMPTS[0], max_tokens=100)
-        run(here.loop)
+        run_loop(here.loop)
     here.small.wrong = 0
     for key in range(20):
         add(here.loop, key, PROMPTS[0], max_tokens=100)
-        run(here.loop)
+        run_loop(here.loop)
     began_s = here.clock.now_s
     add(here.loop, 99, PROMPTS[0], max_tokens=100)
-    run(here.loop)
+    run_loop(here.loop)
     assert here.clock.now_s - began_s < 0.6 * 100
 
 
@@ -266,7 +233,7 @@ def test_second_sequence_with_the_same_beginning_is_copied():
         add(here.loop, key, prompt, max_tokens=60)
         for _ in range(12):
             listen(here.loop, {key: Heard() for key in range(2)})
-    run(here.loop, {key: Heard() for key in range(2)})
+    run_loop(here.loop, {key: Heard() for key in range(2)})
     assert here.small.copies == 1
 
 
@@ -277,7 +244,7 @@ def test_failing_draft_model_stays_out_and_the_text_goes_on(capsys: pytest.Captu
     while here.large.drafted < 20:
         listen(here.loop, heard)
     here.small.fails = True
-    assert run(here.loop, heard)[1].ids == alone(PROMPTS[0], max_tokens=60).ids
+    assert run_loop(here.loop, heard)[1].ids == alone(PROMPTS[0], max_tokens=60).ids
     assert "goes on without the draft model: llama_decode returned -3." in capsys.readouterr().err
 
 
@@ -285,7 +252,7 @@ def test_tokens_that_the_draft_model_does_not_know_are_never_shown_to_it():
     here = world(1)
     here.model._vocabulary_size = 200  # the words of the answer have higher ids
     add(here.loop, 1, PROMPTS[0], max_tokens=60)
-    assert run(here.loop)[1].ids == alone(PROMPTS[0], max_tokens=60).ids
+    assert run_loop(here.loop)[1].ids == alone(PROMPTS[0], max_tokens=60).ids
     assert here.small.computed == 0
 
 
@@ -293,5 +260,5 @@ def test_narrower_rows_of_a_draft_model_are_filled_up():
     here = world(1)
     here.model._large_vocabulary_size = len(VOCABULARY) + 5
     add(here.loop, 1, PROMPTS[0], max_tokens=60)
-    assert run(here.loop)[1].ids == alone(PROMPTS[0], max_tokens=60).ids
+    assert run_loop(here.loop)[1].ids == alone(PROMPTS[0], max_tokens=60).ids
     assert here.large.drafted > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 
 from tasks.generation import SamplingParams
 from tasks.jobs import Priority
-from tests.support.generating import Heard, listen, request
+from tests.support.arrivals import arrivals
+from tests.support.generating import Heard, listen, request, run_loop
 from workers.engine.adapter_turns import TURN_STEPS
 from workers.engine.backend import Interrupted, NoRoom
 from workers.engine.fake import TOKEN_BYTES, FakeBackend, FakeState
@@ -93,54 +93,18 @@ def add(
     loop.add(loop.sequence(message, tuple(prompt.encode())))
 
 
-def run(loop: StepLoop, heard: dict[int, Heard] | None = None) -> dict[int, Heard]:
-    heard = {} if heard is None else heard
-    for _ in range(5000):
-        if not loop.has_work:
-            return heard
-        listen(loop, heard)
-    raise AssertionError("somebody starves")
-
-
 def alone(prompt: str, **options) -> Heard:
     loop = loop_of(WatchedBackend(1))
     add(loop, 1, prompt, **options)
-    return run(loop)[1]
+    return run_loop(loop)[1]
 
 
 # ---- anything goes
 
 
-@dataclass(frozen=True)
-class Arrival:
-    step: int
-    prompt: str
-    priority: Priority
-    max_tokens: int
-    seed: int
-    cancel_after: int | None  # steps
-    adapter: str
-
-
-arrivals = st.lists(
-    st.builds(
-        Arrival,
-        step=st.integers(0, 30),
-        prompt=st.sampled_from(PROMPTS),
-        priority=st.sampled_from(Priority),
-        max_tokens=st.integers(1, 25),
-        seed=st.integers(0, 2),
-        cancel_after=st.none() | st.none() | st.integers(0, 20),
-        adapter=st.sampled_from(["", "", "formal", "rhyming"]),
-    ),
-    min_size=1,
-    max_size=14,
-)
-
-
 @settings(max_examples=150, deadline=None)
 @given(
-    arrivals,
+    arrivals(PROMPTS, max_tokens=25, max_size=14, adapters=("", "", "formal", "rhyming")),
     st.integers(1, 4),
     st.sampled_from([0, 60 * TOKEN_BYTES, 10**6]),
     st.booleans(),
@@ -201,7 +165,7 @@ def test_batch_sequence_is_parked_for_urgent_work_and_goes_on_from_memory():
     assert heard[3].done.finish_reason == "length"
     assert len(heard[1].ids) > said
     assert len(heard[2].ids) == said
-    run(loop, heard)
+    run_loop(loop, heard)
     assert backend.restores == 1
     prompts = sum(len(PROMPTS[4]) - key for key in (1, 2)) + len("urgent")
     assert backend.computed == prompts + 39 + 39 + 4  # nothing twice
@@ -218,7 +182,7 @@ def test_parked_sequence_whose_slot_was_left_alone_needs_no_copy():
     listen(loop, heard)
     add(loop, 2, "urgent", Priority.INTERACTIVE)
     loop.cancel(2)
-    run(loop, heard)
+    run_loop(loop, heard)
     assert (backend.restores, backend.computed) == (0, len("a batch job of some length") + 9)
 
 
@@ -280,7 +244,7 @@ def test_identical_prompts_that_arrive_together_are_computed_once():
     prompt = SYSTEM * 3
     for key in range(4):
         add(loop, key, prompt, seed=key + 1)
-    heard = run(loop)
+    heard = run_loop(loop)
     assert backend.copies == 3
     assert backend.computed == len(prompt) + 3 + 4 * 11  # each copy decodes the last token again
     assert [heard[key].done.cached_tokens for key in range(4)] == [0, *[len(prompt) - 1] * 3]
@@ -294,7 +258,7 @@ def test_prompts_with_a_common_beginning_wait_for_it_and_copy_it():
     prompts = [SYSTEM * 3 + f"{number} and then some" for number in range(3)]
     for key, prompt in enumerate(prompts):
         add(loop, key, prompt)
-    heard = run(loop)
+    heard = run_loop(loop)
     shared = len(SYSTEM) * 3
     assert [heard[key].done.cached_tokens for key in range(3)] == [0, shared, shared]
     assert [heard[key].text for key in range(3)] == [alone(prompt).text for prompt in prompts]
@@ -307,7 +271,7 @@ def test_leader_that_is_cancelled_leaves_nobody_waiting():
         add(loop, key, SYSTEM * 4)
     listen(loop, heard)
     loop.cancel(1)
-    assert run(loop, heard)[2].text == alone(SYSTEM * 4).text
+    assert run_loop(loop, heard)[2].text == alone(SYSTEM * 4).text
 
 
 def test_urgent_prompt_does_not_wait_for_the_prefill_of_batch_work():
@@ -344,7 +308,7 @@ def test_batch_work_gets_on_however_many_urgent_ones_hurry() -> None:
     loop = backend.loop = loop_of(backend)
     add(loop, 1, PROMPTS[2], Priority.BATCH)
     add(loop, 2, "short", Priority.BATCH, adapter="tuned")
-    heard = run(loop)
+    heard = run_loop(loop)
     assert heard[1].text == alone(PROMPTS[2]).text
     assert heard[2].text == alone("short", adapter="tuned").text
 
@@ -354,7 +318,7 @@ def test_decode_of_states_that_can_not_be_cut_is_stopped_for_nobody() -> None:
     loop = backend.loop = loop_of(backend)
     add(loop, 1, PROMPTS[2], Priority.BATCH)
     add(loop, 9, PROMPTS[4], Priority.BATCH)
-    assert run(loop)[1].text == alone(PROMPTS[2]).text
+    assert run_loop(loop)[1].text == alone(PROMPTS[2]).text
     assert backend.computed == sum(len(prompt) + 11 for prompt in (PROMPTS[2], PROMPTS[4]))
 
 
@@ -363,12 +327,12 @@ def test_conversation_is_found_again_in_memory_after_its_slot_was_overwritten():
     loop = loop_of(backend)
     heard: dict[int, Heard] = {}
     add(loop, 1, PROMPTS[4])
-    run(loop, heard)
+    run_loop(loop, heard)
     add(loop, 2, SYSTEM * 2)
-    run(loop, heard)
+    run_loop(loop, heard)
     turn = PROMPTS[4] + "and more"
     add(loop, 3, turn)
-    run(loop, heard)
+    run_loop(loop, heard)
     assert backend.restores == 1
     assert heard[3].done.cached_tokens == len(PROMPTS[4])
     assert heard[3].text == alone(turn).text
@@ -379,14 +343,14 @@ def test_finished_line_of_a_batch_serves_in_its_slot_but_takes_no_memory_from_co
     loop = loop_of(backend)
     heard: dict[int, Heard] = {}
     add(loop, 1, SYSTEM + "the first line of a batch", Priority.BATCH)
-    run(loop, heard)
+    run_loop(loop, heard)
     add(loop, 2, SYSTEM + "the second one", Priority.BATCH)
-    run(loop, heard)
+    run_loop(loop, heard)
     assert heard[2].done.cached_tokens == len(SYSTEM) + len("the ")
     add(loop, 3, "quite another matter")
-    run(loop, heard)
+    run_loop(loop, heard)
     add(loop, 4, SYSTEM + "the second one")
-    run(loop, heard)
+    run_loop(loop, heard)
     assert (backend.restores, heard[4].done.cached_tokens) == (0, 0)
 
 
@@ -396,9 +360,9 @@ def test_memory_for_parked_states_is_bounded(limit_tokens, found):
     loop = loop_of(backend, parked_bytes=limit_tokens * TOKEN_BYTES)
     for key, prompt in enumerate([PROMPTS[4], SYSTEM * 2]):
         add(loop, key, prompt)
-        run(loop)
+        run_loop(loop)
     add(loop, 9, PROMPTS[4] + "?")
-    assert run(loop)[9].done.cached_tokens == found
+    assert run_loop(loop)[9].done.cached_tokens == found
 
 
 # ---- adapters
@@ -410,12 +374,12 @@ def test_what_was_computed_under_one_adapter_is_never_used_under_another():
     prompt = SYSTEM * 3
     for key, adapter in enumerate(["", "formal", "rhyming"]):
         add(loop, key, prompt, adapter=adapter)  # together: nobody waits for another one's prefill
-    heard = run(loop)
+    heard = run_loop(loop)
     assert [heard[key].done.cached_tokens for key in range(3)] == [0, 0, 0]
     assert (backend.copies, backend.restores) == (0, 0)
     for key, adapter in enumerate(["", "formal", "rhyming"]):
         add(loop, 3 + key, prompt, adapter=adapter)  # from the idle slots
-    heard = run(loop, heard)
+    heard = run_loop(loop, heard)
     assert [heard[3 + key].done.cached_tokens for key in range(3)] == [len(prompt) - 1] * 3
     for key, adapter in enumerate(["", "formal", "rhyming"]):
         assert heard[key].text == heard[3 + key].text == alone(prompt, adapter=adapter).text
@@ -428,7 +392,7 @@ def test_conversation_in_memory_is_found_under_its_own_adapter_only():
     turn = PROMPTS[4] + "and more"
     for key, (prompt, adapter) in enumerate([(PROMPTS[4], "formal"), (SYSTEM * 2, ""), (turn, ""), (turn, "formal")]):
         add(loop, key, prompt, adapter=adapter)
-        run(loop, heard)
+        run_loop(loop, heard)
     assert [heard[key].done.cached_tokens for key in range(4)] == [0, 0, 0, len(PROMPTS[4])]
     assert heard[3].text == alone(turn, adapter="formal").text
 
@@ -476,7 +440,7 @@ def test_batch_work_under_one_adapter_sits_out_an_urgent_prompt_under_another():
     while 2 not in heard:
         listen(loop, heard)
     assert set(backend.adapters) == {""}
-    run(loop, heard)
+    run_loop(loop, heard)
     assert heard[1].text == alone("batch work", adapter="formal", max_tokens=60).text
 
 
@@ -488,7 +452,7 @@ def test_exhausted_cache_parks_the_last_in_rank_and_fails_nobody():
     loop = loop_of(backend)
     for key in range(3):
         add(loop, key, f"{key} " * 15, max_tokens=60)
-    heard = run(loop)
+    heard = run_loop(loop)
     assert [heard[key].done.completion_tokens for key in range(3)] == [60, 60, 60]
     assert [heard[key].text for key in range(3)] == [alone(f"{key} " * 15, max_tokens=60).text for key in range(3)]
 
@@ -497,7 +461,7 @@ def test_sequence_that_is_alone_in_a_full_cache_has_reached_its_length():
     loop = loop_of(WatchedBackend(2, room=40))
     add(loop, 1, "x" * 30, max_tokens=50)
     add(loop, 2, "y" * 10, max_tokens=5)
-    heard = run(loop)
+    heard = run_loop(loop)
     assert (heard[1].done.finish_reason, heard[1].done.completion_tokens) == ("length", 11)
     assert heard[2].done.completion_tokens == 5
 
@@ -520,7 +484,7 @@ def test_prefix_is_saved_although_a_longer_one_that_can_not_be_cut_runs():
     while 1 not in heard or heard[1].end is None:
         listen(loop, heard)
     add(loop, 3, "somebody else takes the idle slot", max_tokens=1)
-    run(loop, heard)
+    run_loop(loop, heard)
     add(loop, 4, prefix + " and more", max_tokens=1)
-    run(loop, heard)
+    run_loop(loop, heard)
     assert backend.restores == 1
