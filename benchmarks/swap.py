@@ -45,6 +45,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import machine
 from benchmarks.memory_group import MemoryGroup, drop_from_cache
 from benchmarks.swapping.core_watch import CoreWatch
+from benchmarks.swapping.load_spans import load_spans
 from benchmarks.swapping.memory_watch import MemoryWatch, Weights, read_weights
 from benchmarks.swapping.open_loop import replay
 from benchmarks.swapping.report import (
@@ -101,10 +102,11 @@ class Bench:
                 MemoryWatch(server.roots, self._weights, server.ledger) as watch,
                 CoreWatch(schedule[-1].at_s) as cores,
             ):
-                began = time.monotonic()
+                began_at_s, began = time.time(), time.monotonic()
                 answers = replay(server.url, schedule, limit_s=self._limit_s, advance=advance)
                 overrun_s = time.monotonic() - began - schedule[-1].at_s
             loads = _loads(server.api, self._models) if server.api is not None else {}
+            spans = load_spans(server.worker_log().splitlines(), began_at_s)
             use = group.use() if group else None
         every = waits(schedule, answers, self._limit_s, warm_up_share=0.0)
         warm = waits(schedule, answers, self._limit_s, warm_up_share=self._terms.warm_up_share)
@@ -128,6 +130,7 @@ class Bench:
             budget_bytes=rooms * room_bytes if side == OURS else None,
             ledger_errors=watch.use.ledger_errors,
             loads=loads,
+            load_spans=spans,
             asks=schedule,
             answers=answers,
         )

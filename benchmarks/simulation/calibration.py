@@ -1,23 +1,25 @@
 """Hold the simulator against a real run of `benchmarks swap`: the same schedule, with what that run took. Pure.
 
 Load times are the measured means, model by model. A decode step is a + b: a seconds per byte of weights of all models
-that are at work, b for each of their sequences; both by least squares from how fast the answers came, and from who
-else answered meanwhile. What a prompt token costs in steps comes from the quickest first tokens, which waited for
-nothing."""
+that are at work, b for each of their sequences; both by least squares from how fast the answers came, from who else
+answered meanwhile, and from what was loaded beside (`simulation/shared_cores.py`). What a prompt token costs in steps
+comes from the quickest first tokens, which waited for nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import numpy as np
 
-from benchmarks.simulation.cluster import Cluster
 from benchmarks.simulation.keepwarm_policy import KeepwarmPolicy
 from benchmarks.simulation.parameters import Hardware, Model, Setting
+from benchmarks.simulation.shared_cores import SharedCores, slowdown
 from benchmarks.simulation.workload import INTERACTIVE, Request
 from benchmarks.spread import percentile
-from benchmarks.swapping.report import Loads, Run
+from benchmarks.swapping.open_loop import Answer
+from benchmarks.swapping.report import Loads, LoadSpan, Run
 from benchmarks.swapping.schedule import Ask
 
 GOAL = 0.15  # simulated / measured - 1
@@ -32,6 +34,16 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     byte_s: float  # of weights, in each step
     sequence_s: float  # in each step
     prompt_tokens_per_step: float
+
+
+class Cores(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the machine that was measured."""
+
+    cores: int
+    threads: int  # of a step
+
+    def slowdown(self, num_loads: int) -> float:
+        return slowdown(num_loads, cores=self.cores, threads=self.threads)
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,24 +71,26 @@ class _Answered(msgspec.Struct, frozen=True):
     end_s: float
     first_token_s: float  # since it was due
     ask: Ask
+    prompt_tokens: int
     file_bytes: int
+    slowdown: float  # of its steps, by loads
 
 
-def fit_pace(runs: Sequence[Run]) -> Pace:
+def fit_pace(runs: Sequence[Run], cores: Cores) -> Pace:
     """Raises ValueError when no answer is long enough to tell a pace."""
     terms, paces, all_answered = [], [], []
     for run in runs:
-        answered = _answered(run)
+        answered = _answered(run, cores)
         all_answered += answered
         for each in answered:
             if each.ask.num_tokens >= FEWEST_TOKENS and each.end_s > each.begin_s:
-                terms.append(_company(each, answered))
+                terms.append([each.slowdown * term for term in _company(each, answered)])
                 paces.append((each.end_s - each.begin_s) / (each.ask.num_tokens - 1))
     if not paces:
         raise ValueError("no answer is long enough to tell how fast tokens come")
     byte_s, sequence_s = _nonnegative(np.array(terms), np.array(paces))
     tokens_per_step = [
-        each.ask.prompt_tokens * (byte_s * each.file_bytes + sequence_s) / max(each.first_token_s, MIN_STEP_S)
+        each.prompt_tokens * (byte_s * each.file_bytes + sequence_s) / max(each.first_token_s, MIN_STEP_S)
         for each in all_answered
     ]
     return Pace(
@@ -86,18 +100,35 @@ def fit_pace(runs: Sequence[Run]) -> Pace:
     )
 
 
-def _answered(run: Run) -> list[_Answered]:
+def _answered(run: Run, cores: Cores) -> list[_Answered]:
     return [
         _Answered(
             ask.at_s + answer.first_token_s,
             ask.at_s + answer.total_s,
             answer.first_token_s,
             ask,
+            _prompt_tokens(ask, answer),
             run.loads[ask.model].file_bytes,
+            _mean_slowdown(run.load_spans, ask.at_s + answer.first_token_s, ask.at_s + answer.total_s, cores),
         )
         for ask, answer in zip(run.asks, run.answers, strict=True)
         if answer.first_token_s is not None
     ]
+
+
+def _prompt_tokens(ask: Ask, answer: Answer) -> int:
+    """As the server counted them; runs from before that was kept have the schedule's words instead."""
+    return ask.prompt_tokens if answer.prompt_tokens is None else answer.prompt_tokens
+
+
+def _mean_slowdown(spans: Sequence[LoadSpan], begin_s: float, end_s: float, cores: Cores) -> float:
+    """Of the work done meanwhile: the harmonic mean over the time."""
+    marks = {begin_s, end_s, *(at_s for span in spans for at_s in (span.begin_s, span.end_s) if begin_s < at_s < end_s)}
+    work = 0.0
+    for left_s, right_s in pairwise(sorted(marks)):
+        num_loads = sum(span.begin_s <= left_s and span.end_s >= right_s for span in spans)
+        work += (right_s - left_s) / cores.slowdown(num_loads)
+    return (end_s - begin_s) / work if work else 1.0
 
 
 def _company(own: _Answered, answered: Sequence[_Answered]) -> tuple[float, float]:
@@ -152,10 +183,10 @@ def _model(name: str, loads: Loads, pace: Pace, slots: int) -> Model:
     )
 
 
-def compare(run: Run, pace: Pace, slots: int) -> Comparison:
+def compare(run: Run, pace: Pace, slots: int, cores: Cores) -> Comparison:
     """Replay the run's schedule. Requests that failed are left out on both sides."""
     served = [
-        (ask, answer.first_token_s)
+        (ask, _prompt_tokens(ask, answer), answer.first_token_s)
         for ask, answer in zip(run.asks, run.answers, strict=True)
         if answer.first_token_s is not None
     ]
@@ -164,18 +195,24 @@ def compare(run: Run, pace: Pace, slots: int) -> Comparison:
             arrival_ms=ask.at_s * 1000,
             model=ask.model,
             priority=INTERACTIVE,
-            context=ask.prompt_tokens,
+            context=prompt_tokens,
             tokens=ask.num_tokens,
         )
-        for ask, _ in served
+        for ask, prompt_tokens, _ in served
     ]
-    cluster = Cluster(setting_of(run, pace, slots), requests, KeepwarmPolicy(max_replicas=1))
+    cluster = SharedCores(
+        setting_of(run, pace, slots),
+        requests,
+        KeepwarmPolicy(max_replicas=1),
+        cores=cores.cores,
+        threads=cores.threads,
+    )
     cluster.run(requests[-1].arrival_ms + 3_600_000)
     simulated = [
         ((cluster.now_ms if job.first_token_ms is None else job.first_token_ms) - job.request.arrival_ms) / 1000
         for job in cluster.jobs
     ]
-    measured = [first_s for _, first_s in served]
+    measured = [first_s for _, _, first_s in served]
     return Comparison(
         rooms=run.rooms,
         seed=run.seed,

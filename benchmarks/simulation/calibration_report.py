@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.simulation.calibration import GOAL, compare, fit_pace
+from benchmarks.simulation.calibration import GOAL, Cores, compare, fit_pace
 from benchmarks.spread import percentile
 from benchmarks.swapping.report import OURS, read_report
 
@@ -19,13 +19,14 @@ def show_calibration(path: Path, console: Console) -> int:
     runs = [run for run in report.runs if run.side == OURS and run.loads] if report is not None else []
     if report is None or not runs:
         raise SystemExit(f"{path} has no run of Keepwarm; make one with `python -m benchmarks swap`")
+    cores = Cores(cores=report.machine["cores"], threads=report.terms.setting.threads)
     table = Table(title="Simulated and measured, seconds to the first token")
     for column in ("models", "seed", "P50", "measured", "error", "P95", "measured", "error", "loads", "measured"):
         table.add_column(column, justify="right")
     errors: list[float] = []
     for run in runs:
         others = [each for each in runs if each is not run]
-        found = compare(run, fit_pace(others or [run]), report.terms.setting.slots)
+        found = compare(run, fit_pace(others or [run], cores), report.terms.setting.slots, cores)
         p50_error, p95_error = found.errors
         errors += found.errors
         table.add_row(

@@ -22,6 +22,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float | None
     total_s: float
     failure: str | None = None
+    prompt_tokens: int | None = None  # as the server counts them, with its template
 
 
 def replay(
@@ -44,10 +45,10 @@ async def _replay(url: str, schedule: Sequence[Ask], limit_s: float, advance: Ca
 
 async def _ask(http: httpx2.AsyncClient, number: int, ask: Ask, limit_s: float, advance: Callable[[], None]) -> Answer:
     began = time.monotonic()
-    first_s, failure = None, None
+    first_s, failure, prompt_tokens = None, None, None
     try:
         async with asyncio.timeout(limit_s):
-            first_s, failure = await _stream(http, number, ask, began)
+            first_s, failure, prompt_tokens = await _stream(http, number, ask, began)
     except TimeoutError:
         failure = f"no end within {limit_s:.0f} s"
     except httpx2.HTTPError as error:
@@ -58,11 +59,14 @@ async def _ask(http: httpx2.AsyncClient, number: int, ask: Ask, limit_s: float, 
         first_token_s=first_s if failure is None else None,
         total_s=time.monotonic() - began,
         failure=failure,
+        prompt_tokens=prompt_tokens,
     )
 
 
-async def _stream(http: httpx2.AsyncClient, number: int, ask: Ask, began: float) -> tuple[float | None, str | None]:
-    """Seconds to the first token, and what went wrong."""
+async def _stream(
+    http: httpx2.AsyncClient, number: int, ask: Ask, began: float
+) -> tuple[float | None, str | None, int | None]:
+    """Seconds to the first token, what went wrong, and the tokens of the prompt."""
     words = " ".join(_WORDS[(number + index) % len(_WORDS)] for index in range(ask.prompt_tokens // 2))
     body = {
         "model": ask.model,
@@ -73,20 +77,21 @@ async def _stream(http: httpx2.AsyncClient, number: int, ask: Ask, began: float)
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    first_s, num_tokens = None, None
+    first_s, num_tokens, prompt_tokens = None, None, None
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
-            return None, f"{response.status_code}: {(await response.aread())[:200]!r}"
+            return None, f"{response.status_code}: {(await response.aread())[:200]!r}", None
         async for line in response.aiter_lines():
             if not line.startswith("data: {"):
                 continue
             chunk = json.loads(line[6:])
             if "error" in chunk:
-                return first_s, str(chunk["error"])[:200]
+                return first_s, str(chunk["error"])[:200], None
             if first_s is None and any(choice["delta"].get("content") for choice in chunk["choices"]):
                 first_s = time.monotonic() - began
             if chunk.get("usage"):
                 num_tokens = chunk["usage"]["completion_tokens"]
+                prompt_tokens = chunk["usage"]["prompt_tokens"]
     if num_tokens != ask.num_tokens:
-        return first_s, f"{num_tokens} tokens came instead of {ask.num_tokens}"
-    return first_s if first_s is not None else time.monotonic() - began, None
+        return first_s, f"{num_tokens} tokens came instead of {ask.num_tokens}", prompt_tokens
+    return first_s if first_s is not None else time.monotonic() - began, None, prompt_tokens

@@ -31,6 +31,14 @@ class Loads(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int
 
 
+class LoadSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """One load that worked, in seconds of the schedule; it may have begun before."""
+
+    model: str
+    begin_s: float
+    end_s: float
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One side, one schedule, one size of memory. Seconds to the first token; bytes."""
 
@@ -53,6 +61,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int | None = None  # of Keepwarm
     ledger_errors: list[float] = []  # of Keepwarm: ledger / measured - 1, looked at every other second
     loads: dict[str, Loads] = {}  # of Keepwarm, by model
+    load_spans: list[LoadSpan] = []  # of Keepwarm
     asks: tuple[Ask, ...] = ()
     answers: list[Answer] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Server(msgspec.Struct, frozen=True):
     url: str
     roots: list[int]
     api: Api | None = None  # of Keepwarm: it can tell what it thinks it uses
+    worker_log: Callable[[], str] = lambda: ""  # of Keepwarm
 
     def ledger(self) -> dict[int, int]:
         """Of Keepwarm: what its worker accounts for each ready runner, by pid. Raises httpx2.HTTPError."""
@@ -59,7 +60,7 @@ def keepwarm(setting: Setting, home: Path, place: Place, budget_bytes: int) -> I
         stack.start_controller()
         api = stack.start_api()
         api.wait_ready()
-        yield Server(api.url, [worker.pid], api)
+        yield Server(api.url, [worker.pid], api, lambda: stack.log("worker"))
 
 
 def model_folder(setting: Setting, files: Sequence[Path], folder: Path) -> Path:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from benchmarks.simulation.baselines import OnDemand, line_up
-from benchmarks.simulation.calibration import Pace, compare, fit_pace, setting_of
+from benchmarks.simulation.calibration import Cores, Pace, compare, fit_pace, setting_of
 from benchmarks.simulation.cluster import Cluster, Policy
 from benchmarks.simulation.goals import CLAIRVOYANT, OURS, PEER, lines, verdicts
 from benchmarks.simulation.keepwarm_policy import KeepwarmPolicy
 from benchmarks.simulation.parameters import GB, Hardware, Model, Setting, zoo
+from benchmarks.simulation.shared_cores import SharedCores, slowdown
 from benchmarks.simulation.trial import Figures, run
 from benchmarks.simulation.workload import BATCH, INTERACTIVE, Request, synthetic
+from benchmarks.swapping.load_spans import load_spans
 from benchmarks.swapping.open_loop import Answer
 from benchmarks.swapping.report import Loads, Report, Run, Terms, ratios, read_report, write_report
 from benchmarks.swapping.schedule import Ask, Scale
@@ -160,6 +163,7 @@ def test_missed_goal_says_whether_clairvoyant_eviction_misses_it_too():
 
 # ---- calibration
 
+CORES = Cores(cores=2, threads=2)
 PACE = Pace(byte_s=1e-10, sequence_s=0.005, prompt_tokens_per_step=20.0)
 SIZES = {"a": 3 * GB // 10, "b": GB // 2, "c": GB}
 
@@ -197,32 +201,32 @@ def real_run(seed: int = 0) -> Run:
         asks=asks,
     )
     requests = [request(ask.at_s * 1000, ask.model, context=ask.prompt_tokens, tokens=ask.num_tokens) for ask in asks]
-    cluster = Cluster(setting_of(empty, PACE, 4), requests, KeepwarmPolicy(max_replicas=1))
+    cluster = SharedCores(setting_of(empty, PACE, 4), requests, KeepwarmPolicy(max_replicas=1), cores=2, threads=2)
     cluster.run(3_600_000)
     answers = []
     for ask, job in zip(asks, cluster.jobs, strict=True):
         assert job.first_token_ms is not None and job.finished_ms is not None
         first_s, total_s = job.first_token_ms / 1000 - ask.at_s, job.finished_ms / 1000 - ask.at_s
-        answers.append(Answer(model=ask.model, first_token_s=first_s, total_s=total_s))
-    return msgspec.structs.replace(empty, answers=answers)
+        answers.append(Answer(model=ask.model, first_token_s=first_s, total_s=total_s, prompt_tokens=ask.prompt_tokens))
+    return msgspec.structs.replace(empty, answers=answers, load_spans=cluster.load_spans)
 
 
 def test_a_run_is_replayed_exactly_when_the_pace_is_known():
-    found = compare(real_run(), PACE, 4)
+    found = compare(real_run(), PACE, 4, CORES)
     assert found.errors == pytest.approx((0.0, 0.0))
     assert found.measured_p95_s > found.measured_p50_s > 0
 
 
 def test_the_pace_is_found_from_one_run_and_predicts_another():
-    pace = fit_pace([real_run()])
+    pace = fit_pace([real_run()], CORES)
     assert pace.byte_s == pytest.approx(PACE.byte_s, rel=0.2)
     assert pace.prompt_tokens_per_step == pytest.approx(PACE.prompt_tokens_per_step, rel=0.3)
-    assert max(map(abs, compare(real_run(seed=1), pace, 4).errors)) < 0.15
+    assert max(map(abs, compare(real_run(seed=1), pace, 4, CORES).errors)) < 0.15
 
 
 def test_a_machine_that_is_twice_as_slow_is_not_mistaken_for_this_one():
     slow = Pace(byte_s=2 * PACE.byte_s, sequence_s=0.01, prompt_tokens_per_step=20.0)
-    assert max(compare(real_run(), slow, 4).errors) > 0.15
+    assert max(compare(real_run(), slow, 4, CORES).errors) > 0.15
 
 
 def test_runs_are_read_as_they_were_kept_so_that_a_later_call_goes_on_behind_them(tmp_path: Path):
@@ -246,4 +250,33 @@ def test_ratios_are_taken_schedule_by_schedule():
 def test_without_an_answer_of_some_length_there_is_no_pace():
     empty = msgspec.structs.replace(real_run(), asks=(), answers=[])
     with pytest.raises(ValueError, match="no answer is long enough"):
-        fit_pace([empty])
+        fit_pace([empty], CORES)
+
+
+def test_steps_beside_loads_wait_until_all_their_threads_run_at_once():
+    assert [slowdown(loads, cores=2, threads=2) for loads in (0, 1, 2)] == [1.0, 3.0, 6.0]
+    assert [slowdown(loads, cores=2, threads=1) for loads in (0, 1, 2)] == [1.0, 1.0, 1.5]
+    assert slowdown(3, cores=8, threads=4) == 1.0
+
+
+def test_an_answer_beside_a_load_comes_later_by_what_the_load_takes_of_the_cores():
+    """a: loaded by 1.5 s, first token after one step of 100 ms, then 20 more; b loads from 2.0 to 3.5 s, and steps
+    take three times as long meanwhile: 4 until then, 5 during the load, one beside the token of b, and 10 behind it."""
+    models = tuple(Model(id=name, bytes=GB // 2, slots=1, load_ms=1500, step_ms=100) for name in "ab")
+    setting = Setting(models=models, num_workers=1, hardware=PLAIN)
+    requests = [request(0, "a", tokens=21), request(2000, "b")]
+    cluster = SharedCores(setting, requests, OnDemand(), cores=2, threads=2)
+    cluster.run(3_600_000)
+    assert cluster.jobs[0].first_token_ms == pytest.approx(1600)
+    assert cluster.jobs[0].finished_ms == pytest.approx(3500 + 200 + 1000)
+    assert [(span.model, span.begin_s, span.end_s) for span in cluster.load_spans] == [("a", 0.0, 1.5), ("b", 2.0, 3.5)]
+
+
+def test_loads_are_read_from_the_log_of_a_worker():
+    lines = [
+        "2026-11-23T06:22:20.500000Z [info     ] load_started epoch=2 model=a reserved_bytes=482203136",
+        "2026-11-23T06:22:21.500000Z [info     ] load_finished bytes=452208230 load_ms=750 model=a pid=6527",
+        "a line of something else",
+    ]
+    (span,) = load_spans(lines, datetime(2026, 11, 23, 6, 22, 20, tzinfo=UTC).timestamp())
+    assert (span.model, span.begin_s, span.end_s) == ("a", 0.75, 1.5)
