@@ -61,6 +61,7 @@ from benchmarks.swapping.report import (
     has_other_asks,
     ledger_line,
     line,
+    ratio_lines,
     read_report,
     table,
     waits,
@@ -210,6 +211,8 @@ def main(arguments: list[str]) -> int:
             write_report(options.out, report)
             console.print(line(run))
     console.print(table(report.runs, terms.warm_up_share))
+    for sentence in ratio_lines(report.runs):
+        console.print(sentence)
     console.print(ledger_line(report.runs))
     console.print(f"kept in {options.out}")
     return 1 if any(run.failures or run.oom_kills for run in report.runs if run.side == OURS) else 0

@@ -139,15 +139,15 @@ def table(runs: Sequence[Run], warm_up_share: float) -> Table:
     result = Table(
         title="Time to the first token, seconds; medians over the schedules",
         caption=f"warm: without the first {warm_up_share:.0%} of each schedule's time, in which most models are loaded "
-        "for the first time, on every side",
+        "for the first time, on every side; loads: per request; busy: of all cores; MiB: private, at most",
     )
     columns = (
-        *("memory", "side", "runs", "P50", "P95", "max", "warm P50", "warm P95", "loads/request", "busy", "failed"),
-        *("OOM", "peak MiB", "P95 ours/theirs", "warm P95 ours/theirs"),
+        *("memory", "side", "runs", "P50", "P95", "max", "warm P50", "warm P95"),
+        *("loads", "busy", "failed", "OOM", "MiB"),
     )
     for column in columns:
         result.add_column(column, justify="left" if column == "side" else "right")
-    for rooms, side in dict.fromkeys((run.rooms, run.side) for run in sorted(runs, key=lambda run: run.rooms)):
+    for rooms, side in _kinds(runs):
         mine = [run for run in runs if (run.side, run.rooms) == (side, rooms)]
         result.add_row(
             str(rooms),
@@ -159,9 +159,22 @@ def table(runs: Sequence[Run], warm_up_share: float) -> Table:
             str(sum(sum(run.failures.values()) for run in mine)),
             str(sum(run.oom_kills or 0 for run in mine)),
             f"{max(run.peak_bytes for run in mine) / MIB:.0f}",
-            *(_worded(ratios(side, rooms, runs, name), GOALS.get(side)) for name in ("p95_s", "warm_p95_s")),
         )
     return result
+
+
+def ratio_lines(runs: Sequence[Run]) -> list[str]:
+    """Our P95 over that of each other side, beside the goal."""
+    return [
+        f"memory for {rooms}, P95 over {side}: all requests {_worded(ratios(side, rooms, runs))}, "
+        f"warm {_worded(ratios(side, rooms, runs, 'warm_p95_s'))} (goal {GOALS[side]:.2f})"
+        for rooms, side in _kinds(runs)
+        if side in GOALS
+    ]
+
+
+def _kinds(runs: Sequence[Run]) -> list[tuple[int, str]]:
+    return list(dict.fromkeys((run.rooms, run.side) for run in sorted(runs, key=lambda run: run.rooms)))
 
 
 def _median(runs: Sequence[Run], name: str, form: str) -> str:
@@ -178,11 +191,10 @@ def ratios(side: str, rooms: int, runs: Sequence[Run], name: str = "p95_s") -> l
     return [ours[seed] / theirs[seed] for seed in theirs if ours.get(seed) is not None and theirs[seed]]
 
 
-def _worded(found: list[float], goal: float | None) -> str:
-    if not found or goal is None:
-        return ""
-    spread = f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 else ""
-    return f"{percentile(found, 50):.2f}{spread} (goal {goal:.2f})"
+def _worded(found: list[float]) -> str:
+    if not found:
+        return "unknown"
+    return f"{percentile(found, 50):.2f}" + (f" [{min(found):.2f}, {max(found):.2f}]" if len(found) > 1 else "")
 
 
 def ledger_line(runs: Sequence[Run]) -> str:

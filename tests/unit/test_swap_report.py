@@ -13,6 +13,7 @@ from benchmarks.swapping.report import (
     Terms,
     failures,
     has_other_asks,
+    ratio_lines,
     ratios,
     read_report,
     waits,
@@ -77,3 +78,6 @@ def test_ratios_pair_the_runs_of_a_schedule_and_skip_what_has_no_such_figure() -
     assert ratios("router", 3, runs) == [0.5, 1.0]
     assert ratios("router", 3, runs, "warm_p95_s") == [0.25]
     assert ratios("keepwarm", 3, runs) == []
+    assert ratio_lines(runs) == [
+        "memory for 3, P95 over router: all requests 0.75 [0.50, 1.00], warm 0.25 (goal 0.60)",
+    ]
