@@ -6,68 +6,135 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.jobs import Priority
-from workers.engine.scheduler import PrefillPace, choose_slot, common_prefix, shares
+from workers.engine.scheduler import (
+    CRUMB,
+    Demand,
+    PrefillPace,
+    PrefillRound,
+    choose_slot,
+    common_prefix,
+    first_part,
+    shares,
+)
 
-demands = st.lists(st.tuples(st.integers(1, 2000), st.sampled_from([0, 3, 6])), min_size=1, max_size=16)
-pending_counts = st.lists(st.integers(1, 2000), min_size=1, max_size=16)
-
-
+demands = st.lists(
+    st.builds(
+        Demand,
+        pending=st.integers(1, 3) | st.integers(1, 60) | st.integers(1, 2000),
+        level=st.sampled_from([0, 3, 6]),
+        arrival=st.integers(1, 100),
+    ),
+    min_size=1,
+    max_size=16,
+    unique_by=lambda each: each.arrival,
+)
 beginnings = st.lists(st.integers(0, 1), max_size=200)
 
 
-def equal_shares(pending: list[int], chunk: int, turn: int = 0) -> list[int]:
-    return shares(pending, [3] * len(pending), chunk, turn)
+def equals(*pending: int) -> list[Demand]:
+    """Of one priority, in order of arrival."""
+    return [Demand(tokens, Priority.DEFAULT, arrival) for arrival, tokens in enumerate(pending)]
 
 
-@given(demands, st.integers(1, 600), st.integers(0, 100))
-def test_every_generating_sequence_gets_its_token_and_prefill_stays_in_its_chunk(demanded, chunk, turn):
-    pending = [tokens for tokens, _ in demanded]
-    levels = [level for _, level in demanded]
-    granted = shares(pending, levels, chunk, turn)
-    is_urgent = any(tokens > 1 and level < Priority.BATCH for tokens, level in demanded)
-    served = [not (is_urgent and level >= Priority.BATCH) for level in levels]
-    assert all(
-        given == is_served for given, wanted, is_served in zip(granted, pending, served, strict=True) if wanted == 1
-    )
-    assert all(given <= wanted * is_served for given, wanted, is_served in zip(granted, pending, served, strict=True))
-    prefill = sum(given for given, wanted in zip(granted, pending, strict=True) if wanted > 1)
-    demand = sum(wanted for wanted, is_served in zip(pending, served, strict=True) if wanted > 1 and is_served)
-    assert prefill == min(chunk, demand)
+@given(demands, st.integers(1, 600))
+def test_every_generating_sequence_is_due_and_prefill_fills_its_chunk_up_to_a_crumb(demanded, chunk):
+    due = shares(demanded, chunk)
+    is_urgent = any(each.pending > 1 and each.level < Priority.BATCH for each in demanded)
+    served = [not (is_urgent and each.level >= Priority.BATCH) for each in demanded]
+    for given_, each, is_served in zip(due, demanded, served, strict=True):
+        assert given_ == is_served if each.pending == 1 else given_ <= each.pending * is_served
+    prefill = sum(given_ for given_, each in zip(due, demanded, strict=True) if each.pending > 1)
+    demand = sum(each.pending for each, is_served in zip(demanded, served, strict=True) if is_served)
+    demand -= sum(each.pending == 1 for each, is_served in zip(demanded, served, strict=True) if is_served)
+    assert prefill <= min(chunk, demand) < prefill + 2 * CRUMB
+    assert prefill or not demand
 
 
-@given(demands, st.integers(1, 600), st.integers(0, 100))
-def test_less_urgent_prompts_get_what_more_urgent_ones_leave(demanded, chunk, turn):
-    prompts = [(tokens, level) for tokens, level in demanded if tokens > 1]
-    granted = shares([tokens for tokens, _ in prompts], [level for _, level in prompts], chunk, turn)
+@given(demands, st.integers(1, 600))
+def test_less_urgent_prompts_get_what_more_urgent_ones_leave(demanded, chunk):
+    prompts = [each for each in demanded if each.pending > 1]
+    due = shares(prompts, chunk)
     for level in (0, 3):
-        demand = sum(tokens for tokens, each in prompts if each <= level)
-        got = sum(given for given, (_, each) in zip(granted, prompts, strict=True) if each <= level)
-        assert got == min(chunk, demand)
+        demand = sum(each.pending for each in prompts if each.level <= level)
+        got = sum(given_ for given_, each in zip(due, prompts, strict=True) if each.level <= level)
+        assert got <= min(chunk, demand) < got + 2 * CRUMB
 
 
-@given(pending_counts, st.integers(1, 600), st.integers(0, 100))
-def test_nobody_gets_more_than_one_token_beyond_a_prompt_that_wants_more(pending, chunk, turn):
-    prompts = [
-        (given, wanted) for given, wanted in zip(equal_shares(pending, chunk, turn), pending, strict=True) if wanted > 1
-    ]
-    unsatisfied = [given for given, wanted in prompts if given < wanted]
-    if unsatisfied:
-        assert max(given for given, _ in prompts) <= min(unsatisfied) + 1
+@given(demands, st.integers(1, 600))
+def test_oldest_of_the_most_urgent_prompts_gets_its_even_share(demanded, chunk):
+    due = shares(demanded, chunk)
+    prompts = [(each, given_) for each, given_ in zip(demanded, due, strict=True) if each.pending > 1]
+    level = min((each.level for each, _ in prompts), default=0)
+    rivals = [(each, given_) for each, given_ in prompts if each.level == level]
+    if rivals:
+        oldest, got = min(rivals, key=lambda pair: pair[0].arrival)
+        assert got >= min(oldest.pending, chunk // len(rivals) - CRUMB)
 
 
 def test_batch_work_sits_out_the_steps_that_read_an_urgent_prompt():
     levels = [Priority.BATCH, Priority.INTERACTIVE, Priority.BATCH, Priority.DEFAULT]
-    assert shares([1, 1, 40, 30], levels, 512) == [0, 1, 0, 30]
-    assert shares([1, 1, 40, 1], levels, 512) == [1, 1, 40, 1]
+    assert shares([*map(Demand, [1, 1, 40, 30], levels)], 512) == [0, 1, 0, 30]
+    assert shares([*map(Demand, [1, 1, 40, 1], levels)], 512) == [1, 1, 40, 1]
 
 
 def test_short_prompt_is_done_in_one_step_beside_a_long_one():
-    assert equal_shares([5000, 20, 1], 512) == [492, 20, 1]
+    assert shares(equals(5000, 20, 1), 512) == [492, 20, 1]
 
 
-def test_who_is_served_rotates_when_prompts_outnumber_the_chunk():
-    served = {index for turn in range(4) for index, given in enumerate(equal_shares([9, 9, 9, 9], 1, turn)) if given}
-    assert served == {0, 1, 2, 3}
+def test_shortest_rest_is_read_first_and_one_prompt_after_the_other():
+    assert shares(equals(40, 300, 100, 200), 250) == [40, 0, 100, 110]
+    assert shares(equals(100, 100, 100), 150) == [100, 50, 0]
+
+
+def test_crumb_of_a_prompt_is_not_worth_its_cost():
+    assert shares(equals(22, 22, 22), 60) == [22, 22, 0]
+    assert shares(equals(22, 22, 400), 60) == [22, 22, 16]
+    assert shares(equals(22, 22, 400), 50) == [22, 22, 0]
+    assert shares(equals(22, 300), 310) == [22, 284]  # and 16 remain
+    assert shares(equals(22, 22), 5) == [5, 0]
+
+
+@given(demands, st.integers(1, 600), st.integers(1, 100))
+def test_first_part_is_of_whole_prompts_that_end_or_all_that_is_due(demanded, chunk, least):
+    due = shares(demanded, chunk)
+    part = first_part(demanded, due, least)
+    if part != due:
+        taken = [each for each, count in zip(demanded, part, strict=True) if count]
+        assert all(count in (0, each.pending) for each, count in zip(demanded, part, strict=True))
+        assert all(each.pending > 1 and each.level < Priority.BATCH for each in taken)
+        assert sum(part) >= least
+
+
+def test_prompts_are_read_in_parts_that_are_worth_a_step():
+    demanded = equals(1, 22, 20, 21, 300)
+    due = shares(demanded, 200)
+    assert due == [1, 22, 20, 21, 137]
+    assert first_part(demanded, due, 10) == [0, 0, 20, 0, 0]
+    assert first_part(demanded, due, 40) == [0, 0, 20, 21, 0]
+    assert first_part(demanded, due, 64) == due  # no part of so many tokens: the long prompt doesn't end
+    assert first_part(equals(1, 20), [1, 20], 10) == [1, 20]
+    batch = [Demand(20, Priority.BATCH, 1), Demand(20, Priority.BATCH, 2)]
+    assert first_part(batch, [20, 20], 10) == [20, 20]
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=40), st.integers(1, 300), st.integers(1, 60))
+def test_however_many_prompts_come_those_who_generate_have_their_token_in_each_round(lengths, chunk, least):
+    """A new prompt comes with every part that was read."""
+    round_ = PrefillRound()
+    waiting, read = lengths[:2], 0
+    for length in lengths[2:]:
+        demanded = equals(1, *waiting)
+        due = shares(demanded, round_.left(chunk))
+        part = first_part(demanded, due, least)
+        assert sum(part[1:]) + read <= max(chunk, read + 1)
+        if part[0]:
+            round_.end()
+            read = 0
+        else:
+            round_.read(sum(part))
+            read += sum(part)
+        rests = [tokens - count for tokens, count in zip(waiting, part[1:], strict=True)]
+        waiting = [max(2, rest) for rest in rests if rest] + [length]
 
 
 def test_prefill_takes_a_few_times_as_long_as_the_step_of_those_who_wait_for_it():
@@ -114,14 +181,34 @@ def test_chunk_never_falls_below_a_useful_size():
     assert PrefillPace(8).chunk(generating=1, waiting=1) == 8
 
 
-def test_burst_of_prompts_beside_few_generating_ones_takes_longer_steps() -> None:
+def test_several_prompts_may_take_so_many_times_longer_until_it_is_a_long_gap():
     pace = PrefillPace(512)
     pace.measured(0, 1, 0.01)  # a step of those who generate
     pace.measured(100, 0, 0.1)  # 1 ms per prompt token
     assert pace.chunk(generating=1, waiting=1) == 40
-    assert pace.chunk(generating=1, waiting=3) == 120
-    assert pace.chunk(generating=6, waiting=3) == 40
+    assert pace.chunk(generating=6, waiting=3) == 120
     assert pace.chunk(generating=1, waiting=50) == 250  # LONGEST_BESIDE_S
+    assert pace.chunk(generating=0, waiting=3) == 512
+    assert pace.chunk(generating=1, waiting=0) == 40  # batch work
+
+
+def test_part_is_worth_a_step_when_its_tokens_take_a_few_times_as_long_as_a_step_without():
+    pace = PrefillPace(512)
+    assert pace.least_part() == 512
+    pace.measured(100, 0, 0.1)  # 1 ms per prompt token
+    assert pace.least_part() == 512
+    pace.measured(0, 1, 0.006)
+    assert pace.least_part() == 512
+    pace.measured(0, 8, 0.028)  # 20 ms are not for the tokens
+    assert pace.least_part() == 80
+    pace.measured(0, 2, 0.012)  # 10 ms
+    assert pace.least_part() == 60
+    pace.measured(0, 2, 0.002)
+    assert pace.least_part() == PrefillPace.SMALLEST_CHUNK
+    gpu = PrefillPace(512)
+    gpu.measured(512, 0, 0.015)
+    gpu.measured(0, 2, 0.004)  # nothing is gained by smaller steps
+    assert gpu.least_part() > 500
 
 
 def test_short_prompts_do_not_count_as_a_measurement():

@@ -18,6 +18,7 @@ from workers.engine.fake import TOKEN_BYTES, FakeBackend, FakeState
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.parked_states import ParkedStates
 from workers.engine.sampling import Floats
+from workers.engine.scheduler import PrefillPace
 from workers.engine.step_loop import StepLoop
 from workers.messages import Generate
 
@@ -236,6 +237,39 @@ def test_batch_work_alone_does_not_shorten_the_chunk_of_an_urgent_prompt():
 
 
 # ---- shared prefixes
+
+
+@pytest.mark.parametrize(("step_s", "token_s", "median_of_last"), [(0.005, 0.001, 0.7), (0.004, 0.00001, 1.0)])
+def test_of_a_burst_of_prompts_most_have_their_first_token_long_before_the_last_unless_steps_are_the_cost(
+    step_s, token_s, median_of_last
+):
+    now = [0.0]
+
+    class PacedBackend(FakeBackend):
+        def decode(self, batch, adapter: str = "") -> Floats:
+            now[0] += step_s + token_s * sum(len(part.tokens) for part in batch)
+            return super().decode(batch, adapter)
+
+    loop = StepLoop(
+        PacedBackend(8, FakeBehaviour()), slots=8, context_length=1000, prefill_chunk=512, monotonic_s=lambda: now[0]
+    )
+    add(loop, 0, "m" * 100)
+    add(loop, 1, "n" * 100)
+    run(loop)  # what steps and tokens cost is known
+    for key in range(8):
+        add(loop, key, f"{key}" * (33 + key), max_tokens=40)
+    began, gaps_s = now[0], []
+    first_s: dict[int, float] = {}
+    latest_s: dict[int, float] = {}
+    while loop.has_work:
+        for output in loop.step():
+            first_s.setdefault(output.key, now[0] - began)
+            gaps_s.append(now[0] - latest_s.get(output.key, now[0]))
+            latest_s[output.key] = now[0]
+    last_s = max(first_s.values())
+    assert sorted(first_s.values())[4] <= median_of_last * last_s
+    assert last_s < 1.3 * (step_s + 8 * 37 * token_s)  # than all at once
+    assert max(gaps_s) <= PrefillPace.LONGEST_S
 
 
 def test_identical_prompts_that_arrive_together_are_computed_once():

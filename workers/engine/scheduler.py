@@ -1,49 +1,116 @@
 """Which tokens go into the next batch. Pure: numbers in, numbers out.
 
-Every generating sequence gets its one token in every step. Prompts share a bounded chunk, so that a long one never
-stalls the others (the weakness of llama.cpp's own server, llama.cpp#29175): the more urgent ones first, and among
-equals short prompts get all they need, long ones split the rest evenly. Batch work sits out the steps that read a more
-urgent prompt: nobody waits for its next token, and somebody does wait for the first one of that prompt.
+Generating sequences get a token each, and prompts share a bounded chunk, in turn; so a long prompt never stalls the
+others (the weakness of llama.cpp's own server, llama.cpp#29175). The chunk goes to the more urgent prompts first, and
+among equals to the shortest. Where several prompts end within it, it is read in parts: on a CPU a prompt takes as long
+as it has tokens, so the first of eight has its first token in an eighth of the time, and the last one hardly later.
+Where a step takes the same time for one prompt or for all, as on a GPU, it is read at once.
+
+Batch work sits out the steps that read a more urgent prompt: nobody waits for its next token, and somebody does wait
+for the first one of that prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from tasks.jobs import Priority
 from workers.engine.sequence import Sequence
 
+CRUMB = 16  # tokens; a piece of a prompt that is smaller costs nearly a step of its own
 
-def shares(pending: Items[int], levels: Items[int], prefill_chunk: int, turn: int = 0) -> list[int]:
-    """How many tokens of each sequence go into the batch, given how many each has pending and its level (priority).
 
-    `turn` (the step number) rotates who gets the remainder of an uneven split, and who goes first when there are
-    more prompts than tokens in the chunk.
-    """
-    is_urgent = any(tokens > 1 and level < Priority.BATCH for tokens, level in zip(pending, levels, strict=True))
-    wanted = [0 if is_urgent and level >= Priority.BATCH else each for each, level in zip(pending, levels, strict=True)]
-    granted = [int(tokens == 1) for tokens in wanted]
-    prompts = [index for index, tokens in enumerate(wanted) if tokens > 1]
+class Demand(NamedTuple):
+    """What one running sequence could decode."""
+
+    pending: int  # tokens; 1: it generates, more: a prompt
+    level: int  # priority
+    arrival: int = 0  # number in the engine
+
+
+def shares(demands: Items[Demand], prefill_chunk: int) -> list[int]:
+    """How many tokens of each sequence are due, with at most so many prompt tokens in all (crumbs may be left).
+
+    The shortest rest of a prompt goes first, so that as many as possible have their first token soon. The oldest prompt
+    gets its even share all the same, so that none waits for ever."""
+    is_urgent = any(each.pending > 1 and each.level < Priority.BATCH for each in demands)
+    served = [index for index, each in enumerate(demands) if not (is_urgent and each.level >= Priority.BATCH)]
+    prompts = [index for index in served if demands[index].pending > 1]
+    granted = [0] * len(demands)
+    for index in served:
+        granted[index] = int(demands[index].pending == 1)
     left = prefill_chunk
-    for level in sorted({levels[index] for index in prompts}):
-        equals = [index for index in prompts if levels[index] == level]
-        # Water-filling: smallest demand first; each may take an even share of what is left.
-        equals.sort(key=lambda index: (pending[index], (index + turn) % len(pending)))
-        for position, index in enumerate(equals):
-            granted[index] = min(pending[index], -(-left // (len(equals) - position)))
-            left -= granted[index]
+    for level in sorted({demands[index].level for index in prompts}):
+        equals = sorted((index for index in prompts if demands[index].level == level), key=lambda at: demands[at])
+        oldest = min(equals, key=lambda index: demands[index].arrival)
+        granted[oldest] = _piece(demands[oldest].pending, max(-(-left // len(equals)), CRUMB), left)
+        left -= granted[oldest]
+        for index in equals:
+            more = _piece(demands[index].pending - granted[index], left, left)
+            granted[index] += more
+            left -= more
+    if prompts and left == prefill_chunk:
+        first = min(prompts, key=lambda index: (demands[index].level, demands[index].arrival))
+        granted[first] = min(demands[first].pending, left)
     return granted
+
+
+def _piece(wanted: int, share: int, left: int) -> int:
+    """How many of the wanted tokens to take, about as many as the share, so that neither they nor the rest are a
+    crumb."""
+    if wanted <= min(share + CRUMB, left):
+        return wanted
+    piece = min(share, left, wanted - CRUMB)
+    return piece if piece >= CRUMB else 0
+
+
+def first_part(demands: Items[Demand], due: list[int], least: int) -> list[int]:
+    """Of what is due, what to decode first: at least so many tokens of prompts that end with them, so that their first
+    tokens don't wait for the other prompts. All of it, the tokens of those who generate included, when no such part is
+    to be had, or is the rest; and of batch work, whose first tokens nobody awaits."""
+    prompts = [index for index, each in enumerate(demands) if each.pending > 1 and due[index]]
+    ending = [index for index in prompts if due[index] == demands[index].pending]
+    part: set[int] = set()
+    tokens = 0
+    for index in sorted(ending, key=lambda index: (demands[index].level, demands[index].pending)):
+        if tokens < least and demands[index].level < Priority.BATCH:
+            part.add(index)
+            tokens += due[index]
+    if tokens < least or len(part) == len(prompts):
+        return due
+    return [count if index in part else 0 for index, count in enumerate(due)]
+
+
+class PrefillRound:
+    """What may be read of prompts between two tokens of those who generate, in one step or in parts."""
+
+    def __init__(self) -> None:
+        self._chunk = 0
+        self._read = 0
+
+    def left(self, chunk: int) -> int:
+        """Prompt tokens, where `chunk` are right now; if more were right at an earlier part, these were promised."""
+        self._chunk = max(self._chunk, chunk)
+        return max(1, self._chunk - self._read)
+
+    def read(self, tokens: int) -> None:
+        """A part of the prompts was decoded, and those who generate go on waiting."""
+        self._read += tokens
+
+    def end(self) -> None:
+        """Those who generate have their next token."""
+        self._chunk = self._read = 0
 
 
 class PrefillPace:
     """Bounds the chunk by time: 512 prompt tokens are nothing on a GPU and many seconds on a CPU.
 
-    While others wait for their next token, prefill may take GENERATION_STEPS times as long as their step takes anyway:
-    then it gets four fifths of the device, whatever the device. When more wait for their first token than for their
-    next one, as after a burst of short prompts, it may take as many times longer, up to LONGEST_BESIDE_S. A gap of
-    IMPERCEPTIBLE_S is nobody's loss, so that much is always allowed. And no step takes longer than LONGEST_S, so that a
-    cancel and the proof of life don't wait.
+    While others wait for their next token, a prompt may take GENERATION_STEPS times as long as their step takes anyway:
+    then it gets four fifths of the device, whatever the device. Several prompts may take as many times longer, up to
+    LONGEST_BESIDE_S. A gap of IMPERCEPTIBLE_S is nobody's loss, so that much is always allowed. And no step takes
+    longer than LONGEST_S, so that a cancel and the proof of life don't wait.
     """
 
     GENERATION_STEPS = 4
@@ -52,28 +119,39 @@ class PrefillPace:
     LONGEST_S = 1.0
     FIRST_CHUNK = 128  # tokens, before anything was measured
     SMALLEST_CHUNK = 32  # below it the weights are read too often for too few tokens
+    WORTH_A_STEP = 4  # times what a step costs in itself: so much prefill at least, where a smaller step would do
 
     def __init__(self, chunk: int) -> None:
         self._chunk = chunk
         self._token_s: float | None = None  # seconds per prompt token; in averages the newest measurement counts half
         self._generation_s = 0.0  # seconds per step without a prompt
+        self._empty_s: float | None = None  # what of that is not for its tokens
 
     def chunk(self, *, generating: int, waiting: int, is_brief: bool = False) -> int:
         """Prompt tokens for the next step at most, given how many sequences wait for their next and for their first
-        token. `is_brief`: somebody may come who can't stop it."""
+        token; batch work doesn't count. `is_brief`: somebody may come who can't stop it."""
         if self._token_s is None:
             return min(self._chunk, self.FIRST_CHUNK)
         budget_s = self.LONGEST_BESIDE_S if is_brief else self.LONGEST_S
         if generating:
             fair_s = self.GENERATION_STEPS * self._generation_s
-            burst_s = min(self.LONGEST_BESIDE_S, fair_s * waiting / generating)
+            burst_s = min(self.LONGEST_BESIDE_S, fair_s * waiting)
             budget_s = min(budget_s, max(self.IMPERCEPTIBLE_S, fair_s, burst_s))
         return min(self._chunk, max(self.SMALLEST_CHUNK, int(budget_s / self._token_s)))
+
+    def least_part(self) -> int:
+        """Prompt tokens that are worth a step of their own."""
+        if self._token_s is None or self._empty_s is None:
+            return self._chunk
+        return max(self.SMALLEST_CHUNK, int(self.WORTH_A_STEP * self._empty_s / self._token_s))
 
     def measured(self, prompt_tokens: int, others: int, seconds: float) -> None:
         """A step with so many prompt tokens, and one token of so many generating sequences, took so long."""
         if not prompt_tokens:
             self._generation_s = (self._generation_s + seconds) / 2 if self._generation_s else seconds
+            if others > 1 and self._token_s is not None:  # one alone is a matter of vectors, and tells nothing
+                empty_s = max(0.0, seconds - others * self._token_s)
+                self._empty_s = empty_s if self._empty_s is None else (self._empty_s + empty_s) / 2
         elif prompt_tokens >= min(self.SMALLEST_CHUNK, self._chunk):  # else mostly the cost of a step
             if others:
                 seconds = max(seconds - self._generation_s, seconds / 2)

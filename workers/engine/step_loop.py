@@ -53,6 +53,7 @@ class StepLoop:
         self._backend = backend
         self._context_length = context_length
         self._pace = scheduler.PrefillPace(prefill_chunk)
+        self._round = scheduler.PrefillRound()
         self._drafting = Drafting(backend.max_drafted, draft_model, monotonic_s)
         self._turns = AdapterTurns()
         self._monotonic_s = monotonic_s
@@ -223,17 +224,25 @@ class StepLoop:
     def _decode_what_fits(self, running: list[Sequence], pending: list[int]) -> tuple[list[int], Floats]:
         """With less prefill while the KV cache has no room for it. Raises NoRoom when even a token is too much."""
         if max(pending) == 1:
+            self._round.end()
             return pending, self._decode_with_drafts(running, pending)
-        levels = [sequence.priority for sequence in running]
-        chunk = self._chunk()
+        demands = [scheduler.Demand(each.pending, each.priority, each.arrival) for each in running]
+        chunk = self._round.left(self._chunk())
         while True:
-            granted = scheduler.shares(pending, levels, chunk, self._steps)
+            due = scheduler.shares(demands, chunk)
+            granted = scheduler.first_part(demands, due, self._pace.least_part())
             try:
-                return granted, self._timed_decode(running, pending, granted)
+                logits = self._timed_decode(running, pending, granted)
             except NoRoom:
                 if chunk <= 1:
                     raise
                 chunk //= 2
+                continue
+            if granted == due:
+                self._round.end()
+            else:
+                self._round.read(sum(granted))
+            return granted, logits
 
     def _chunk(self) -> int:
         """Prompt tokens for this step: those who generate under other adapters wait for it too, and so do prompts."""
@@ -241,7 +250,8 @@ class StepLoop:
         prefilling = [each for each in running if each.pending > 1]
         generating = sum(each.pending == 1 and each.priority is not Priority.BATCH for each in running)
         is_brief = self._has_waited and all(each.priority is Priority.BATCH for each in prefilling)
-        chunk = self._pace.chunk(generating=generating, waiting=len(prefilling), is_brief=is_brief)
+        waiting = sum(each.priority is not Priority.BATCH for each in prefilling)
+        chunk = self._pace.chunk(generating=generating, waiting=waiting, is_brief=is_brief)
         return max(1, chunk // len({each.adapter for each in prefilling}))
 
     def _decode_with_drafts(self, running: list[Sequence], pending: list[int]) -> Floats:
