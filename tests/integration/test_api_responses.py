@@ -415,7 +415,7 @@ def test_answer_that_starts_over_ends_its_streams_and_not_the_background_job(sdk
 def test_stream_of_a_front_that_stops_says_so_and_goes_on_elsewhere_if_in_the_background(
     store_settings, front, worker, meanwhile, background
 ):
-    with FrontServer(create_app(ApiSettings(), connect_backend(store_settings))) as server:
+    with FrontServer(create_app(ApiSettings(), connect_backend(store_settings)), grace_s=3) as server:
         sdk = OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
 
         def read_until_stopped() -> list:

@@ -16,11 +16,11 @@ STOP_LIMIT_S = 10
 class FrontServer:
     """The socket listens before the server runs, so a client that is early just waits."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, *, grace_s: int = 1) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self._socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
-        self._server = server_of(app, grace_s=1)
+        self._server = server_of(app, grace_s=grace_s)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> FrontServer:
