@@ -13,6 +13,8 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
+from benchmarks.simulation.baselines import Clairvoyant
+from benchmarks.simulation.cluster import Policy
 from benchmarks.simulation.keepwarm_policy import KeepwarmPolicy
 from benchmarks.simulation.parameters import Hardware, Model, Setting
 from benchmarks.simulation.shared_cores import SharedCores, slowdown
@@ -57,6 +59,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     simulated_p95_s: float
     measured_loads: int
     simulated_loads: int
+    clairvoyant_p95_s: float  # simulated: eviction that knows all arrivals, with the same loads and pace
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -200,18 +203,9 @@ def compare(run: Run, pace: Pace, slots: int, cores: Cores) -> Comparison:
         )
         for ask, prompt_tokens, _ in served
     ]
-    cluster = SharedCores(
-        setting_of(run, pace, slots),
-        requests,
-        KeepwarmPolicy(max_replicas=1),
-        cores=cores.cores,
-        threads=cores.threads,
-    )
-    cluster.run(requests[-1].arrival_ms + 3_600_000)
-    simulated = [
-        ((cluster.now_ms if job.first_token_ms is None else job.first_token_ms) - job.request.arrival_ms) / 1000
-        for job in cluster.jobs
-    ]
+    setting = setting_of(run, pace, slots)
+    simulated, num_loads = _replay(setting, requests, KeepwarmPolicy(max_replicas=1), cores)
+    clairvoyant, _ = _replay(setting, requests, Clairvoyant(), cores)
     measured = [first_s for _, _, first_s in served]
     return Comparison(
         rooms=run.rooms,
@@ -221,5 +215,17 @@ def compare(run: Run, pace: Pace, slots: int, cores: Cores) -> Comparison:
         measured_p95_s=percentile(measured, 95),
         simulated_p95_s=percentile(simulated, 95),
         measured_loads=sum(loads.count for loads in run.loads.values()),
-        simulated_loads=cluster.loads,
+        simulated_loads=num_loads,
+        clairvoyant_p95_s=percentile(clairvoyant, 95),
     )
+
+
+def _replay(setting: Setting, requests: Sequence[Request], policy: Policy, cores: Cores) -> tuple[list[float], int]:
+    """Seconds to the first tokens, and loads."""
+    cluster = SharedCores(setting, list(requests), policy, cores=cores.cores, threads=cores.threads)
+    cluster.run(requests[-1].arrival_ms + 3_600_000)
+    waits = [
+        ((cluster.now_ms if job.first_token_ms is None else job.first_token_ms) - job.request.arrival_ms) / 1000
+        for job in cluster.jobs
+    ]
+    return waits, cluster.loads

@@ -215,6 +215,7 @@ def test_a_run_is_replayed_exactly_when_the_pace_is_known():
     found = compare(real_run(), PACE, 4, CORES)
     assert found.errors == pytest.approx((0.0, 0.0))
     assert found.measured_p95_s > found.measured_p50_s > 0
+    assert found.clairvoyant_p95_s == pytest.approx(found.simulated_p95_s, rel=0.2)  # it saves loads, not waiting
 
 
 def test_the_pace_is_found_from_one_run_and_predicts_another():
