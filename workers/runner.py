@@ -120,6 +120,7 @@ class Runner:
         self._stop_wanted = threading.Event()
         self._killed_at_s: float | None = None
         self._loaded = threading.Event()  # Ready came, or it never will
+        self._answered = threading.Event()  # the first output came, or it never will
         self._gone = threading.Event()
         self.ready: Ready | None = None
         self.failure: KeepwarmError | None = None  # why it crashed or did not load
@@ -191,6 +192,10 @@ class Runner:
         if self.ready is None:
             raise self.failure or ModelLoadFailed(f"The load of '{self.model}' was stopped.")
         return self.ready
+
+    def wait_answering(self, timeout_s: float) -> bool:
+        """Block until it has put out something, or is gone; False after the timeout."""
+        return self._answered.wait(timeout_s)
 
     def open(self) -> bool:
         """Starting → ready, once the owner has accounted for its memory. False when it is gone by now."""
@@ -370,6 +375,8 @@ class Runner:
     def _take_step(self, outputs: Sequence[TokenOut | Encoded | Done], ends: list[Done | Rejected]) -> None:
         for flight in self._all_flights():
             flight.steps += 1
+        if outputs:
+            self._answered.set()
         for output in outputs:
             if isinstance(output, Done):
                 ends.append(output)
@@ -454,6 +461,7 @@ class Runner:
             self._land(flight, flight.outcome_of_loss(error, company=len(flights) - 1))
         self._link.close()
         self._loaded.set()
+        self._answered.set()
         self._gone.set()
         with self._idle:
             self._idle.notify_all()

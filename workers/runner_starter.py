@@ -22,6 +22,7 @@ from workers.token_sink import TokenSink
 
 SLOWEST_LOAD_BYTES_PER_S = 20_000_000  # a disk that is slower than this counts as stalled
 SEND_TIMEOUT_S = 30.0
+FIRST_ANSWER_S = 0.5  # for so long a new spare leaves the cores to the first answer of what was just loaded
 WEIGHT_BYTES_PER_THREAD = 16 * 1024**2  # below this much work a further thread does not pay
 
 
@@ -70,6 +71,7 @@ class RunnerStarter:
     def _replenish_after(self, runner: Runner) -> None:
         with contextlib.suppress(KeepwarmError):  # the pool hears of it too
             runner.wait_loaded()
+            runner.wait_answering(FIRST_ANSWER_S)
         self.spare.replenish()
 
     def _threads(self, weight_bytes: int) -> int:

@@ -1,7 +1,8 @@
 """One runner process that has started already and waits to be told its model: a load need not wait for an interpreter.
 
 Starting Python and importing the engine takes longer than mapping a small model. The spare is a process like any
-other runner; a load takes it, and the next one is started when that load is over, so that it takes no time from it.
+other runner; a load takes it, and the next one is started when that load is over and its first answer has begun, so
+that it takes no time from them.
 """
 
 from __future__ import annotations

@@ -81,6 +81,20 @@ def test_runner_is_ready_only_when_its_owner_opens_it(bench: Bench) -> None:
     assert bench.runner.report(7).state is RunnerState.READY
 
 
+def test_the_first_output_is_waited_for_and_the_end_ends_that_too(ready: Bench) -> None:
+    _, key = ready.run()
+    ready.link.say(Step(1, ()))
+    assert not ready.runner.wait_answering(0)
+    ready.link.say(Step(2, (TokenOut(key, "a", (1,)),)))
+    assert ready.runner.wait_answering(10)
+
+
+def test_who_waits_for_an_output_does_not_wait_for_a_dead_runner(ready: Bench) -> None:
+    assert not ready.runner.wait_answering(0)
+    ready.link.exit(-signal.SIGKILL)
+    assert ready.runner.wait_answering(10)
+
+
 def test_slots_are_counted_and_come_back(ready: Bench) -> None:
     first, second = ready.slot(), ready.slot()
     assert ready.runner.take_slot(Priority.DEFAULT) is None
