@@ -255,7 +255,7 @@ def test_of_a_burst_of_prompts_most_have_their_first_token_long_before_the_last_
     )
     add(loop, 0, "m" * 100)
     add(loop, 1, "n" * 100)
-    run(loop)  # what steps and tokens cost is known
+    run_loop(loop)  # what steps and tokens cost is known
     for key in range(8):
         add(loop, key, f"{key}" * (33 + key), max_tokens=40)
     began, gaps_s = now[0], []
