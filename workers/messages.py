@@ -76,13 +76,6 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Accepted(msgspec.Struct, frozen=True, tag=True):
-    """The prompt was rendered and counted; prefill follows."""
-
-    key: int
-    prompt_tokens: int
-
-
 class Rejected(msgspec.Struct, frozen=True, tag=True):
     """The request can't run (prompt too long, template error, …); nothing was generated."""
 
@@ -133,4 +126,4 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-FromRunner = LoadProgress | Ready | LoadFailed | Accepted | Rejected | Step | Fatal
+FromRunner = LoadProgress | Ready | LoadFailed | Rejected | Step | Fatal

@@ -38,7 +38,6 @@ from workers.clock import Clock
 from workers.flight import Ending, Flight
 from workers.lease_keeper import RunningAttempt
 from workers.messages import (
-    Accepted,
     Cancel,
     Done,
     Encode,
@@ -367,8 +366,6 @@ class Runner:
                 self.failure = ModelLoadFailed(f"'{self.model}' can't be loaded: {reason}")
             case Fatal(reason=reason):
                 log.error("runner_fatal", model=self.model, pid=self.pid, reason=reason)
-            case Accepted():
-                pass
             case _:
                 assert_never(message)
 

@@ -35,7 +35,6 @@ from workers.engine.base import Engine, EngineFailed, Prepared
 from workers.engine.sequence import Sequence
 from workers.framing import BrokenFrame, FrameReader, FrameWriter, RequestDecoder
 from workers.messages import (
-    Accepted,
     Cancel,
     Encode,
     Fatal,
@@ -257,7 +256,6 @@ class Intake:
                 self._work.put(cancel)
         if isinstance(message, Generate) and message.priority < Priority.BATCH:
             self._hurry()
-        self._send(Accepted(message.key, prepared.prompt_tokens))  # the engine works on it by now
 
 
 def is_quickly_prepared(message: Request) -> bool:

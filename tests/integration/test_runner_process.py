@@ -18,7 +18,6 @@ from workers.engine.base import EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.framing import FrameDecoder, FrameReader, FrameWriter
 from workers.messages import (
-    Accepted,
     Cancel,
     Done,
     Fatal,
@@ -121,7 +120,6 @@ def test_load_generate_cancel_shutdown(start: Start):
     assert runner.receive(LoadProgress).fraction >= 0
     assert runner.receive(Ready).slots == 2
     runner.send(Generate(key=1, request=request("the end", max_tokens=8, ignore_eos=True)))
-    assert runner.receive(Accepted) == Accepted(1, 6)
     heard = runner.listen_until_done(1)
     assert heard[1].done == Done(key=1, finish_reason="length", prompt_tokens=6, completion_tokens=8)
     assert heard[1].text
@@ -198,8 +196,9 @@ def test_runner_exits_when_the_worker_is_gone_even_while_loading(start: Start):
 def test_runner_exits_when_the_worker_is_gone_even_while_decoding(start: Start):
     runner = start("fake", stall_on="hang")
     runner.receive(Ready)
-    runner.send(Generate(key=1, request=request("please hang")))
-    runner.receive(Accepted)
+    runner.send(Generate(key=1, request=request("go on", **ENDLESS)))
+    runner.receive(Step, lambda step: bool(step.outputs))
+    runner.send(Generate(key=2, request=request("please hang")))
     runner.connection.close()
     assert runner.exit_code() == 0
 

@@ -12,7 +12,6 @@ from tasks.generation import GenerationRequest, SamplingParams, TokenLogprob
 from tasks.jobs import JobError
 from workers.framing import BrokenFrame, FrameDecoder, FrameReader, FrameWriter, RequestDecoder, encode_frame
 from workers.messages import (
-    Accepted,
     Cancel,
     Done,
     Fatal,
@@ -40,7 +39,6 @@ REPORTS = [
     LoadProgress(0.5),
     Ready(context_length=1, slots=2, load_ms=3, weight_bytes=4, kv_bytes=5, compute_bytes=6),
     LoadFailed("why"),
-    Accepted(7, 12),
     Rejected(7, JobError(code="c", message="m")),
     Step(1, ()),
     Step(

@@ -12,7 +12,7 @@ from tasks.encoding import EncodingRequest
 from tasks.generation import AnswerFormat, ChatMessage, GenerationRequest, Tool
 from tasks.jobs import Priority
 from workers.engine.base import Prepared
-from workers.messages import Accepted, Cancel, Encode, FromRunner, Generate, Shutdown
+from workers.messages import Cancel, Encode, FromRunner, Generate, Shutdown
 from workers.runner_process import QUICK_CHARS, QUICK_MESSAGES, Intake, Request, Work, is_quickly_prepared
 
 
@@ -68,7 +68,7 @@ def test_short_prompt_is_prepared_by_who_brings_it_but_not_beside_another():
     arrived = [work.get(timeout=5) for _ in range(3)]
     assert sorted(each.key for each in arrived if not isinstance(each, Shutdown)) == [2, 2, 3], "2, its cancel, and 3"
     assert prepared_by == {1: "prepare", 2: threading.current_thread().name, 3: "prepare"}
-    assert Accepted(2, 3) in sent
+    assert not sent, "nothing was refused, and the first step tells the rest"
 
 
 def test_work_that_is_more_urgent_than_batch_work_hurries_when_it_is_ready():
