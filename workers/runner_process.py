@@ -147,6 +147,8 @@ class RunnerProcess:
 
     def _step_until_shutdown(self, engine: Engine[Any], frames: StepFrames) -> None:
         while True:
+            if not engine.has_work and self._work.empty():
+                engine.rest()
             taken = self._take_work(wait=not engine.has_work)
             if taken:
                 frames.flush()  # the next step has a prompt to read

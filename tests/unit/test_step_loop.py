@@ -35,7 +35,7 @@ class WatchedBackend(FakeBackend):
         self.cuts_tails = cuts_tails
         self.room = room
         self.num_slots = slots
-        self.computed = self.copies = self.restores = 0
+        self.computed = self.copies = self.restores = self.saves = 0
         self.adapters: list[str] = []  # of each batch
 
     def decode(self, batch, adapter: str = "") -> Floats:
@@ -56,6 +56,10 @@ class WatchedBackend(FakeBackend):
     def copy(self, source: int, target: int) -> None:
         self.copies += 1
         super().copy(source, target)
+
+    def save(self, slot: int, limit_bytes: int) -> FakeState | None:
+        self.saves += 1
+        return super().save(slot, limit_bytes)
 
     def restore(self, slot: int, state) -> bool:
         self.restores += 1
@@ -370,6 +374,27 @@ def test_conversation_is_found_again_in_memory_after_its_slot_was_overwritten():
     assert backend.restores == 1
     assert heard[3].done.cached_tokens == len(PROMPTS[4])
     assert heard[3].text == alone(turn).text
+
+
+def test_conversation_that_the_next_newcomer_overwrites_is_saved_while_there_is_no_work():
+    backend = WatchedBackend(2)
+    loop = loop_of(backend)
+    add(loop, 1, SYSTEM * 2)
+    run_loop(loop)
+    loop.rest()  # there is an empty slot
+    add(loop, 2, PROMPTS[4])
+    loop.rest()  # there is work
+    run_loop(loop)
+    assert backend.saves == 0
+    loop.rest()
+    loop.rest()
+    saves = backend.saves
+    assert saves == 1
+    add(loop, 3, "something else altogether")
+    run_loop(loop)
+    assert backend.saves == saves, "the newcomer does not wait for that"
+    add(loop, 4, SYSTEM * 2 + "and on")
+    assert run_loop(loop)[4].done.cached_tokens >= len(SYSTEM) * 2
 
 
 def test_finished_line_of_a_batch_serves_in_its_slot_but_takes_no_memory_from_conversations():

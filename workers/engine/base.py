@@ -106,6 +106,10 @@ class Engine(Protocol[P]):
     @property
     def has_work(self) -> bool: ...
 
+    def rest(self) -> None:
+        """Called when there is no work, before the wait for some; takes milliseconds at most times."""
+        ...
+
     def step(self) -> tuple[Output, ...]:
         """Decode one batch and return what it produced, in order. Raises EngineFailed."""
         ...

@@ -154,6 +154,9 @@ class LlamaEncoder:
     def interrupt(self, key: int) -> None:
         """A batch is short: nothing is gained by stopping inside it."""
 
+    def rest(self) -> None:
+        """Nothing is kept from one job to the next."""
+
     def hurry(self) -> None:
         """Nor here."""
 

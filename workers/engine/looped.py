@@ -33,6 +33,9 @@ class LoopedEngine:
     def hurry(self) -> None:
         self._loop.hurry()
 
+    def rest(self) -> None:
+        self._loop.rest()
+
     @property
     def has_work(self) -> bool:
         return self._loop.has_work

@@ -2,8 +2,8 @@
 prefix that is to be had.
 
 A prefix may lie in an idle slot (taken as it is), in any slot (copied) or in memory (restored). What a slot holds is
-saved to memory only when somebody else is about to overwrite it, so a parked sequence that finds its slot untouched
-goes on at no cost.
+saved to memory only when somebody else is about to overwrite it, or nobody has anything better to do, so a parked
+sequence that finds its slot untouched goes on at no cost.
 
 What was computed under one LoRA adapter is of no use under another one: each adapter finds its own prefixes only.
 """
@@ -77,6 +77,12 @@ class Slots:
         self._used_at[slot] = step
         self._is_litter[slot] = sequence.is_over and sequence.priority is Priority.BATCH
         sequence.slot, sequence.decoded = -1, 0
+
+    def save_ahead(self) -> None:
+        """Save what the next newcomer will probably overwrite: then its first token doesn't wait for that. Not the only
+        slot: whoever goes on with what it holds would wait instead."""
+        if len(self.free) > 1:
+            self._save(self._slot_to_overwrite(""))
 
     def empty_idle(self) -> bool:
         """Forget what the idle slots hold; False when that was nothing."""

@@ -112,6 +112,11 @@ class StepLoop:
         if self._can_wait:
             self._backend.interrupt()
 
+    def rest(self) -> None:
+        """Do what can be done for those to come, while there is no work."""
+        if not self.has_work:
+            self._slots.save_ahead()
+
     def step(self) -> tuple[TokenOut | Done, ...]:
         self._steps += 1
         outputs, self._outbox = self._outbox, []
