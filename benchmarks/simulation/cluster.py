@@ -281,6 +281,7 @@ class Cluster:
             worker.device.remove(sequence, self.now_ms)
             heapq.heappush(queue, (sequence.job.order, sequence.job))
         runner.running.clear()
+        self.dispatch(runner.model.id)  # another replica may have free slots
         self._note_absence(runner.model.id)
         self._schedule(worker)
         self._at(self.now_ms + self.setting.hardware.stop_ms, partial(self._gone, worker, runner))

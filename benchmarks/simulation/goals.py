@@ -72,6 +72,10 @@ GOALS = (
         "at most 10 % of the workers' time goes into loads", 0.1, lambda alpha: True,
         lambda seeds, policy: [each[policy].load_share for _, each in sorted(seeds.items())],
     ),
+    Goal(
+        "no job is left over in any run", 0.0, lambda alpha: True,
+        lambda seeds, policy: [float(max(each[policy].unfinished for each in seeds.values()))],
+    ),
 )  # fmt: skip
 
 

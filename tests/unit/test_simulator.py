@@ -95,6 +95,31 @@ def test_what_is_not_read_to_its_end_comes_from_the_disk():
     assert first_tokens(PLAIN, requests, Reader()) == pytest.approx([1800, 3500])
 
 
+class Leaver(OnDemand):
+    """Two replicas from the start; that with the first job is told to go."""
+
+    name = "leaver"
+
+    def begin(self, cluster: Cluster) -> None:
+        for worker in cluster.workers:
+            cluster.load(worker, "a")
+
+    def decide(self, cluster: Cluster) -> None:
+        if cluster.now_ms >= 2000:
+            cluster.evict(cluster.workers[0], "a")
+
+
+def test_parked_jobs_go_on_at_once_on_another_replica():
+    """Both are ready at 1500. The first job takes 100 ms for its prompt and 3900 for 39 tokens; a second one ends at
+    2100 and has the other's runner leave. The first is parked at 4100 with 26 tokens and goes on elsewhere: a prompt of
+    126 tokens, and 13 more."""
+    setting = Setting(models=(Model(id="a", bytes=GB, slots=1),), num_workers=2, hardware=PLAIN)
+    requests = [request(1500, "a", tokens=40), request(2000, "a")]
+    cluster = Cluster(setting, requests, Leaver())
+    cluster.run(60_000)
+    assert [job.finished_ms for job in cluster.jobs] == pytest.approx([5526, 2100])
+
+
 class Inspected:
     """A policy after each of whose decisions all budgets are looked at."""
 
@@ -151,7 +176,7 @@ def test_missed_goal_says_whether_clairvoyant_eviction_misses_it_too():
         for seed in (1, 2, 3)
     }
     found = {each.limit: each for each in verdicts("s", 1.7, seeds)}
-    assert set(found) == {0.3, 1.0, 1.2, 0.1}
+    assert set(found) == {0.3, 1.0, 1.2, 0.1, 0.0}
     peer, share = found[0.3], found[0.1]
     assert [peer.value.median, peer.clairvoyant] == pytest.approx([0.4, 0.2])
     assert peer.is_clairvoyant_there and not peer.is_reached
