@@ -29,7 +29,7 @@ RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
 RESERVE_GRACE_S = 2.0
 STALLED = "client_stalled"
 MIN_BYTES_PER_S = 500  # of a body, beyond the grace; Apache's mod_reqtimeout has the same default
-MAX_HELD_BYTES = 16 * 1024  # of one turn of the loop, before they are sent
+MAX_JOINED_BYTES = 16 * 1024  # of a body that is copied behind its head
 _OTHER_FILES = MAX_LINGERING + 64  # and the store, logs, uploads
 _HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
 
@@ -246,31 +246,33 @@ class GuardedProtocol(HttpToolsProtocol):
 
 class _PatientTransport:
     """A transport that counts what is written, and whose `close` lingers while the client is still sending; the rest is
-    the transport itself. What is written in one turn of the loop is sent in one piece: the head of an answer with its
-    first words, the last words with the end."""
+    the transport itself. The head of an answer is sent with its first words if they come in the same turn of the loop.
+    Words never wait: where many streams have news at once, the first ones would wait for the last."""
 
     def __init__(self, protocol: GuardedProtocol, transport: asyncio.Transport) -> None:
         self._protocol = protocol
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._head = b""
         self._uptake = protocol.uptake
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        if not self._held:
+        self._uptake.wrote(len(data))
+        if data.startswith(b"HTTP/1.1 ") and not self._head:
+            self._head = data
             self._loop.call_soon(self.flush)
-        self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes >= MAX_HELD_BYTES:  # so that the transport can say when it is too much
+        elif self._head and len(data) <= MAX_JOINED_BYTES:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
             self.flush()
+            self._transport.write(data)
 
     def flush(self) -> None:
-        if self._held:
-            self._uptake.wrote(self._held_bytes)
-            held, self._held, self._held_bytes = self._held, [], 0
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
     def close(self) -> None:
         if self._protocol.owes_body:
