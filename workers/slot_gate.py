@@ -77,11 +77,10 @@ class SlotGate:
 
     def choose(self, queues: list[str]) -> QueuesByLevel:
         """The queues to name now. Queues that are no model's are always open."""
-        free_slots, urgent_slots = self._free_slots(), self._urgent_slots()
         models = {model for queue in queues if (model := model_of_queue(queue)) is not None}
-        with self._lock:
-            self._closed = models - self._open(models, urgent_slots)
-            self._closed_to_batch = models - self._open(models, free_slots)
+        with self._lock:  # looking included: of a slot that becomes free in between, nobody would tell again
+            self._closed = models - self._open(models, self._urgent_slots())
+            self._closed_to_batch = models - self._open(models, self._free_slots())
             self._has_rung = False
             return QueuesByLevel(
                 urgent=[queue for queue in queues if model_of_queue(queue) not in self._closed],
@@ -106,13 +105,16 @@ class SlotGate:
 
     def look_again(self) -> None:
         """Slots may have become free. Rings only if the pop in flight left such a model out, and only once for it."""
-        free_slots, urgent_slots = self._free_slots(), self._urgent_slots()
         with self._lock:
-            is_open = self._open(self._closed, urgent_slots) or self._open(self._closed_to_batch, free_slots)
-            if not is_open or self._has_rung:
+            if self._has_rung or not self._has_opened():
                 return
             self._has_rung = True
         self._ring()
+
+    def _has_opened(self) -> bool:
+        """Whether the pop in flight left out a model that could take a job now."""
+        left_out = ((self._closed, self._urgent_slots), (self._closed_to_batch, self._free_slots))
+        return any(models and self._open(models, slots()) for models, slots in left_out)
 
     def _open(self, models: set[str], slots: Mapping[str, int]) -> set[str]:
         return {model for model in models if slots.get(model, 0) > self._count_coming(model)}

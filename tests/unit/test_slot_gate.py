@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,6 +107,25 @@ def test_slot_that_became_free_while_a_wakeup_was_on_its_way_rings_when_that_has
     bench.rings = 0
     bench.gate.choose([PRIVATE, "model.a"])  # still on its way: one slot, one coming
     bench.gate.arrived("a")
+    assert bench.rings == 1
+
+
+def test_slot_that_becomes_free_while_the_next_pop_is_chosen_rings() -> None:
+    bench = Bench(a=0)
+    releases: list[threading.Thread] = []
+
+    def look_then_release() -> dict[str, int]:
+        seen = dict(bench.free_slots)
+        if not releases:
+            bench.free_slots["a"] = 1
+            releases.append(threading.Thread(target=bench.gate.look_again))
+            releases[0].start()
+            releases[0].join(0.05)
+        return seen
+
+    bench.gate.connect(look_then_release, bench._urgent, bench._ring)
+    bench.gate.choose([PRIVATE, "model.a"])
+    releases[0].join()
     assert bench.rings == 1
 
 
