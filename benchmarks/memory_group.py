@@ -1,10 +1,12 @@
 """A control group whose memory is limited: private memory and page cache of all processes in it, as on a machine that
-has no more. Linux; version 2 or version 1 of the memory controller, and the right to make a group below one's own."""
+has no more; and, if wanted, how fast they read from the disk. Linux; version 2 or version 1 of the controllers, and the
+right to make a group below one's own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,24 +46,54 @@ _V1 = _Files("memory.limit_in_bytes", "total_rss", "total_cache", "total_pgmajfa
 _V2 = _Files("memory.max", "anon", "file", "pgmajfault", "memory.events")
 
 
+@dataclass(frozen=True, slots=True)
+class ReadLimit:
+    """Bytes per second from the disk that a folder lies on."""
+
+    folder: Path
+    bytes_per_s: int
+
+    @property
+    def device(self) -> str:
+        """`MAJOR:MINOR` of the whole disk, as the controllers want it."""
+        number = self.folder.stat().st_dev
+        entry = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+        if (entry / "partition").exists():
+            entry = entry.parent
+        return (entry / "dev").read_text().strip()
+
+
 class MemoryGroup:
     """Use as a context manager; all processes in it must be gone at the end."""
 
-    def __init__(self, limit_bytes: int, *, proc: Path = Path("/proc/self")) -> None:
+    def __init__(
+        self, limit_bytes: int, *, read_limit: ReadLimit | None = None, proc: Path = Path("/proc/self")
+    ) -> None:
         self.limit_bytes = limit_bytes
+        self._read_limit = read_limit
         self._parent, self._files = _own_group(proc)
         self._path = self._parent / f"keepwarm-bench-{os.getpid()}-{time.monotonic_ns()}"
+        self._paths = [self._path]
+        if read_limit is not None and self._files is _V1:  # every controller of version 1 has groups of its own
+            try:
+                self._paths.append(_group_of(proc, "blkio") / self._path.name)
+            except LookupError as error:
+                raise NoMemoryGroup("this system has no blkio controller; leave the limit of the disk out") from error
 
     def __enter__(self) -> MemoryGroup:
         """Raises NoMemoryGroup."""
         try:
-            self._path.mkdir()
+            for path in self._paths:
+                path.mkdir()
             if self._files is _V2 and not (self._path / _V2.limit).exists():
                 (self._parent / "cgroup.subtree_control").write_text("+memory")
             (self._path / self._files.limit).write_text(str(self.limit_bytes))
+            if self._read_limit is not None:
+                self._limit_reads(self._read_limit)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._path.rmdir()
+            for path in self._paths:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
             raise NoMemoryGroup(
                 f"no control group with a memory limit can be made below {self._parent}: {error}. Run as root, or in a "
                 "container or scope of your own whose memory controller is delegated; --no-limit goes without"
@@ -72,21 +104,23 @@ class MemoryGroup:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         give_up_at = time.monotonic() + _CLOSE_LIMIT_S
-        while True:  # the kernel takes a moment to forget processes that have ended
-            try:
-                self._path.rmdir()
-                return
-            except FileNotFoundError:
-                return
-            except OSError:
-                if time.monotonic() > give_up_at:
-                    raise
-                time.sleep(0.05)
+        for path in self._paths:
+            _remove(path, give_up_at)
 
     @property
     def place(self) -> tuple[str, ...]:
         """A command that moves itself into the group and becomes the command behind it."""
-        return ("/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self._path / "cgroup.procs"))
+        enter = " && ".join(f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))}" for path in self._paths)
+        return ("/bin/sh", "-c", f'{enter} && exec "$0" "$@"')
+
+    def _limit_reads(self, limit: ReadLimit) -> None:
+        if self._files is _V1:
+            line = f"{limit.device} {limit.bytes_per_s}"
+            (self._paths[-1] / "blkio.throttle.read_bps_device").write_text(line)
+            return
+        if not (self._path / "io.max").exists():
+            (self._parent / "cgroup.subtree_control").write_text("+io")
+        (self._path / "io.max").write_text(f"{limit.device} rbps={limit.bytes_per_s}")
 
     def use(self) -> GroupUse:
         stat = _numbers(self._path / "memory.stat")
@@ -96,6 +130,19 @@ class MemoryGroup:
             major_faults=stat[self._files.faults],
             oom_kills=_numbers(self._path / self._files.kills).get("oom_kill", 0),
         )
+
+
+def _remove(path: Path, give_up_at: float) -> None:
+    while True:  # the kernel takes a moment to forget processes that have ended
+        try:
+            path.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.05)
 
 
 def drop_from_cache(folder: Path) -> None:
@@ -113,25 +160,32 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def _own_group(proc: Path) -> tuple[Path, _Files]:
-    """Where this process's group lies in the file system. See cgroups(7) for both files."""
+    """Where this process's group lies in the file system, and which names it has there."""
+    for wanted, files in (("memory", _V1), ("", _V2)):
+        with contextlib.suppress(LookupError):
+            return _group_of(proc, wanted), files
+    raise NoMemoryGroup("this system has no memory controller. --no-limit goes without")
+
+
+def _group_of(proc: Path, wanted: str) -> Path:
+    """Of a controller of version 1, or with "" of version 2. See cgroups(7) for both files. Raises LookupError."""
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
     except OSError as error:
         raise NoMemoryGroup(f"this system has no control groups: {error}. --no-limit goes without") from error
-    for wanted, files in (("memory", _V1), ("", _V2)):
-        for _, controllers, path in groups:
-            if wanted not in controllers.split(","):
+    for _, controllers, path in groups:
+        if wanted not in controllers.split(","):
+            continue
+        for mount in mounts:
+            root, point, options = mount[3], mount[4], mount[-1].split(",")
+            if mount[mount.index("-") + 1] != ("cgroup" if wanted else "cgroup2"):
                 continue
-            for mount in mounts:
-                root, point, options = mount[3], mount[4], mount[-1].split(",")
-                if mount[mount.index("-") + 1] != ("cgroup" if wanted else "cgroup2"):
-                    continue
-                if wanted and wanted not in options:
-                    continue
-                below = path.removeprefix(root.rstrip("/")) if path.startswith(root) else path
-                return Path(point) / below.lstrip("/"), files
-    raise NoMemoryGroup("this system has no memory controller. --no-limit goes without")
+            if wanted and wanted not in options:
+                continue
+            below = path.removeprefix(root.rstrip("/")) if path.startswith(root) else path
+            return Path(point) / below.lstrip("/")
+    raise LookupError(wanted)
 
 
 def _numbers(path: Path) -> dict[str, int]:

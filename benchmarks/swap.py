@@ -17,6 +17,10 @@ group too, and take ten times of what the router takes beside its models.
     python -m benchmarks swap --models ~/models/family --orders model_requests.csv \\
         --arrivals AzureLLMInferenceTrace_conv.csv --llama-server PATH
 
+Models that two cores can run are small files, which a disk gives in a fraction of a second; of models that fill 64 GB,
+it is the load that takes seconds. `--disk` brings that back: D MB/s for folders of W GB read a model in as long as a
+disk of D × 64 / W MB/s reads one from a folder of 64 GB.
+
 The first quarter of each schedule's time is a warm-up: in a short replay of many models a large part of the requests
 are a model's first one, which waits for a load whoever serves it, and P95 says nothing else. Figures are given for all
 requests, and for those that are due after the warm-up. `busy` is the share of all cores that computed. Choose a rate at
@@ -43,7 +47,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
-from benchmarks.memory_group import MemoryGroup, drop_from_cache
+from benchmarks.memory_group import MemoryGroup, ReadLimit, drop_from_cache
 from benchmarks.swapping.core_watch import CoreWatch
 from benchmarks.swapping.load_spans import load_spans
 from benchmarks.swapping.memory_watch import MemoryWatch, Weights, read_weights
@@ -94,7 +98,11 @@ class Bench:
         room_bytes, services_bytes = self._terms.room_bytes, self._terms.services_bytes
         limit_bytes = None if services_bytes is None else rooms * room_bytes + services_bytes
         with ExitStack() as undo:
-            group = undo.enter_context(MemoryGroup(limit_bytes)) if limit_bytes is not None else None
+            group = (
+                undo.enter_context(MemoryGroup(limit_bytes, read_limit=self._read_limit()))
+                if limit_bytes is not None
+                else None
+            )
             if group is not None:
                 drop_from_cache(self._models)
             home = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="keepwarm-bench-")))
@@ -135,6 +143,10 @@ class Bench:
             asks=schedule,
             answers=answers,
         )
+
+    def _read_limit(self) -> ReadLimit | None:
+        bytes_per_s = self._terms.read_bytes_per_s
+        return None if bytes_per_s is None else ReadLimit(self._models, bytes_per_s)
 
 
 def _loads(api: Api, folder: Path) -> dict[str, Loads]:
@@ -185,6 +197,7 @@ def main(arguments: list[str]) -> int:
         room_bytes=known.terms.room_bytes if known else mean_model_bytes(setting),
         services_bytes=options.services * MIB if options.limited else None,
         warm_up_share=options.warm_up,
+        read_bytes_per_s=None if options.disk is None else int(options.disk * 1e6),
     )
     if known is not None and known.terms != terms:
         raise SystemExit(f"{options.out} has runs under other terms; --fresh writes over it, --out keeps it")
@@ -238,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llama-server", type=Path, help="the peer's binary (without it: only keepwarm)")
     parser.add_argument("--rooms", type=int, nargs="+", default=[3, 4, 6], help="models that fit (default: 3 4 6)")
     parser.add_argument("--services", type=int, default=384, help="MiB beside the models (default: 384)")
+    parser.add_argument("--disk", type=float, help="MB/s that each side may read (default: what the disk gives)")
     parser.add_argument("--no-limit", dest="limited", action="store_false", help="no control group: all of the memory")
     parser.add_argument("--rate", type=float, default=0.5, help="requests per second on average (default: 0.5)")
     parser.add_argument("--requests", type=int, default=150, help="per schedule (default: 150)")

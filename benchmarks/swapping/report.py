@@ -81,6 +81,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     scale: Scale
     room_bytes: int
     services_bytes: int | None  # of the limit, beside the rooms; None: no limit
+    read_bytes_per_s: int | None = None  # that each side may read from the disk; None: what the disk gives
     warm_up_share: float = 0.0  # of the schedule's time: what is due then is left out of the figures after the warm-up
 
 

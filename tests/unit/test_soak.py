@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.memory_group import MemoryGroup, NoMemoryGroup
+from benchmarks.memory_group import MemoryGroup, NoMemoryGroup, ReadLimit
 from benchmarks.soaking.flatness import Growth, Sample, growth_of
 from benchmarks.soaking.memory_chart import memory_chart
 from benchmarks.soaking.watch import PoolUse
@@ -94,10 +94,46 @@ def test_the_limit_is_set_on_a_group_below_ones_own(tmp_path: Path, groups: str,
     with MemoryGroup(5 * MIB, proc=tmp_path) as group:
         (made,) = [path for path in own.iterdir() if path.is_dir()]
         assert (made / limit_file).read_text() == str(5 * MIB)
-        assert group.place[-1] == str(made / "cgroup.procs")
+        assert group.place[-1] == f'echo $$ > {made}/cgroup.procs && exec "$0" "$@"'
         for file in made.iterdir():  # those of a real group go with it
             file.unlink()
     assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "limit_file", "limit"),
+    [
+        (
+            "4:memory:/\n5:blkio:/a\n",
+            "9 8 0:4 / {root}/memory rw - cgroup cgroup rw,memory\n"
+            "9 8 0:5 / {root}/blkio rw - cgroup cgroup rw,blkio\n",
+            "blkio/a/*/blkio.throttle.read_bps_device",
+            "{device} 7000000",
+        ),
+        (
+            "0::/\n",
+            "9 8 0:4 / {root}/memory rw - cgroup2 cgroup2 rw,nsdelegate\n",
+            "memory/*/io.max",
+            "{device} rbps=7000000",
+        ),
+    ],
+    ids=["version 1", "version 2"],
+)
+def test_reads_from_the_disk_are_limited_in_the_group_of_their_controller(
+    tmp_path: Path, groups: str, mounts: str, limit_file: str, limit: str
+):
+    for folder in ("memory", "blkio/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / "mountinfo").write_text(mounts.format(root=tmp_path))
+    reads = ReadLimit(tmp_path, 7_000_000)
+    with MemoryGroup(5 * MIB, read_limit=reads, proc=tmp_path) as group:
+        (file,) = tmp_path.glob(limit_file)
+        assert file.read_text() == limit.format(device=reads.device)
+        assert f"{file.parent}/cgroup.procs" in group.place[-1]
+        for each in [*tmp_path.glob("memory/*/*"), *tmp_path.glob("blkio/a/*/*")]:
+            each.unlink()
+    assert not file.parent.exists()
 
 
 def test_a_system_without_a_memory_controller_is_told_what_to_do(tmp_path: Path):
