@@ -187,7 +187,9 @@ def test_several_prompts_may_take_so_many_times_longer_until_it_is_a_long_gap():
     pace.measured(100, 0, 0.1)  # 1 ms per prompt token
     assert pace.chunk(generating=1, waiting=1) == 40
     assert pace.chunk(generating=6, waiting=3) == 120
-    assert pace.chunk(generating=1, waiting=50) == 250  # LONGEST_BESIDE_S
+    assert pace.chunk(generating=9, waiting=9) == 250  # LONGEST_BESIDE_S
+    assert pace.chunk(generating=20, waiting=30) == 375  # half as long again for half as many again
+    assert pace.chunk(generating=1, waiting=50) == 512  # LONGEST_S, but for the batch's capacity
     assert pace.chunk(generating=0, waiting=3) == 512
     assert pace.chunk(generating=1, waiting=0) == 40  # batch work
 

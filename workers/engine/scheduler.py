@@ -109,7 +109,7 @@ class PrefillPace:
 
     While others wait for their next token, a prompt may take GENERATION_STEPS times as long as their step takes anyway:
     then it gets four fifths of the device, whatever the device. Several prompts may take as many times longer, up to
-    LONGEST_BESIDE_S. A gap of IMPERCEPTIBLE_S is nobody's loss, so that much is always allowed. And no step takes
+    LONGEST_BESIDE_S, and beyond it where more wait for their first token than for their next. A gap of IMPERCEPTIBLE_S is nobody's loss, so that much is always allowed. And no step takes
     longer than LONGEST_S, so that a cancel and the proof of life don't wait.
     """
 
@@ -135,7 +135,8 @@ class PrefillPace:
         budget_s = self.LONGEST_BESIDE_S if is_brief else self.LONGEST_S
         if generating:
             fair_s = self.GENERATION_STEPS * self._generation_s
-            burst_s = min(self.LONGEST_BESIDE_S, fair_s * waiting)
+            longest_s = self.LONGEST_BESIDE_S * max(1.0, waiting / generating)
+            burst_s = min(longest_s, fair_s * waiting)
             budget_s = min(budget_s, max(self.IMPERCEPTIBLE_S, fair_s, burst_s))
         return min(self._chunk, max(self.SMALLEST_CHUNK, int(budget_s / self._token_s)))
 
