@@ -109,8 +109,9 @@ class PrefillPace:
 
     While others wait for their next token, a prompt may take GENERATION_STEPS times as long as their step takes anyway:
     then it gets four fifths of the device, whatever the device. Several prompts may take as many times longer, up to
-    LONGEST_BESIDE_S, and beyond it where more wait for their first token than for their next. A gap of IMPERCEPTIBLE_S is nobody's loss, so that much is always allowed. And no step takes
-    longer than LONGEST_S, so that a cancel and the proof of life don't wait.
+    LONGEST_BESIDE_S, and beyond it where more wait for their first token than for their next. A gap of IMPERCEPTIBLE_S
+    is nobody's loss, so that much is always allowed. And no step takes longer than LONGEST_S, so that a cancel and the
+    proof of life don't wait.
     """
 
     GENERATION_STEPS = 4
