@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import structlog
@@ -17,14 +19,22 @@ from tasks.logs import configure_logs
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     written = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", written)
+    with written_to(written, monkeypatch):
+        yield written
+
+
+@contextmanager
+def written_to(file: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "stderr", file)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure_logs()
-    yield written
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
 
 
 def test_an_event_is_one_line_with_its_values_by_name(written: io.StringIO):
@@ -38,6 +48,28 @@ def test_an_event_is_one_line_with_its_values_by_name(written: io.StringIO):
 def test_debug_events_are_left_out(written: io.StringIO):
     structlog.get_logger("app").debug("detail")
     assert written.getvalue() == ""
+
+
+class FullDisk(io.StringIO):
+    is_full = False
+
+    def write(self, text: str) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_a_log_that_can_not_be_written_breaks_nothing_and_goes_on_when_it_can(monkeypatch: pytest.MonkeyPatch):
+    disk = FullDisk()
+    with written_to(disk, monkeypatch):
+        log = structlog.get_logger("app")
+        disk.is_full = True
+        log.info("lost")
+        disk.is_full = False
+        log.info("kept")
+        assert disk.getvalue().endswith(" kept\n") and "lost" not in disk.getvalue()
+        disk.close()
+        log.info("lost")
 
 
 def test_a_traceback_follows_without_local_variables(written: io.StringIO):
