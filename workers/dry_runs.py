@@ -6,55 +6,88 @@ is in the key. So nothing ever has to be thrown away but what is too much.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import structlog
 
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
-from workers.idle_time import give_way
+from workers.idle_time import LOOK_S, give_way
 from workers.measurements import replace_file
 
 log = structlog.get_logger(__name__)
 
+COMMAND = (sys.executable, "-m", "workers.engine.dry_run")
 TIME_LIMIT_S = 60.0
 IDLE_TIME_LIMIT_S = 600.0  # of one that gives way to everybody
 MAX_ANSWERS = 2000  # oldest go first
 
 
-def dry_run(config: EngineConfig, *, gives_way: bool = False) -> DryRun | None:
-    """None when it fails: the load itself will say what is wrong with the file."""
+class DryRunStopped(Exception):
+    """It gave way to others, who left it no time, or somebody waits for a dry run by now."""
+
+
+def dry_run(
+    config: EngineConfig, *, gives_way: bool = False, is_hurried: Callable[[], bool] = lambda: False
+) -> DryRun | None:
+    """None when it fails: the load itself will say what is wrong with the file.
+
+    One that gives way to all others raises DryRunStopped as soon as `is_hurried`: it might take minutes more."""
     try:
-        with subprocess.Popen(
-            [sys.executable, "-m", "workers.engine.dry_run"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        ) as process:
-            if gives_way:
-                give_way(process.pid)
-            try:
-                told, _ = process.communicate(
-                    msgspec.json.encode(config, enc_hook=str), IDLE_TIME_LIMIT_S if gives_way else TIME_LIMIT_S
-                )
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode != 0:
-            raise subprocess.CalledProcessError(process.returncode, process.args)
+        with tempfile.TemporaryFile() as question:
+            question.write(msgspec.json.encode(config, enc_hook=str))
+            question.seek(0)
+            told = _told(question, is_hurried if gives_way else None)
         return msgspec.json.decode(told, type=DryRun)
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
         log.info("dry_run_failed", model=config.model_path.name, error=str(error))
         return None
+
+
+def _told(question: IO[bytes], is_hurried: Callable[[], bool] | None) -> bytes:
+    """The answer of a process. It gives way if it may have to hurry."""
+    with subprocess.Popen(
+        COMMAND,
+        stdin=question,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    ) as process:
+        try:
+            if is_hurried is None:
+                told, _ = process.communicate(timeout=TIME_LIMIT_S)
+            else:
+                give_way(process.pid)
+                told = _told_in_idle_time(process, is_hurried)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return told
+
+
+def _told_in_idle_time(process: subprocess.Popen[bytes], is_hurried: Callable[[], bool]) -> bytes:
+    give_up_at_s = time.monotonic() + IDLE_TIME_LIMIT_S
+    while not is_hurried() and time.monotonic() < give_up_at_s:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            told, _ = process.communicate(timeout=LOOK_S)
+            return told
+    raise DryRunStopped
 
 
 def answer_key(identity: str, config: EngineConfig, device: str) -> str:
@@ -95,6 +128,7 @@ class KnownAnswers:
             log.warning("dry_runs_not_saved", path=str(path), error=str(error))
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return version(package)

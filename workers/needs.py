@@ -14,7 +14,7 @@ import structlog
 
 from tasks.fleet import ModelKind
 from workers.devices import Device
-from workers.dry_runs import KnownAnswers, answer_key, dry_run
+from workers.dry_runs import DryRunStopped, KnownAnswers, answer_key, dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
 from workers.estimate import EstimatedNeed, ModelShape, estimate_draft_bytes, estimate_encoding_need, estimate_need
@@ -28,7 +28,9 @@ Question = tuple[str, EngineConfig]  # the identity of the files, and how they w
 
 
 class RunDry(Protocol):
-    def __call__(self, config: EngineConfig, *, gives_way: bool) -> DryRun | None: ...
+    """As `workers.dry_runs.dry_run`."""
+
+    def __call__(self, config: EngineConfig, *, gives_way: bool, is_hurried: Callable[[], bool]) -> DryRun | None: ...
 
 
 def overhead_bytes(device: Device, shape: ModelShape) -> int:
@@ -73,7 +75,8 @@ class Needs:
     """Thread-safe. One dry run at a time, each setting of a model once. What is gone from the folder is forgotten.
 
     A dry run is work that nobody waits for, but for one of a model that can't be loaded by what the formula says: it
-    begins when nothing else has run for a while, and gives way to all that comes."""
+    begins when nothing else has run for a while, and gives way to all that comes. If somebody comes to wait for one
+    meanwhile, it is stopped, and begun again later."""
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class Needs:
         self._quiet_s = quiet_s
         self._asked = threading.Condition()
         self._answers: dict[Question, DryRun | None] = {}  # None: asked, or failed
-        self._open: dict[Question, bool] = {}  # in the order in which they were asked; whether somebody waits for it
+        self._open: dict[Question, bool] = {}  # not answered yet, who asked first; whether somebody waits for it
         self._thread: threading.Thread | None = None
 
     def listen(self, on_change: Callable[[], None], is_busy: Callable[[], bool] = lambda: False) -> None:
@@ -110,7 +113,8 @@ class Needs:
                 self._open.pop(question, None)
 
     def hurry(self, model: ModelFile) -> None:
-        """The formula's answer stands in the way of a load: ask about this model now, whatever runs."""
+        """The formula's answer stands in the way of a load: ask about this model now, whatever runs, also in place of a
+        dry run that gives way."""
         if self._config_of is None:
             return
         self._ask(model)
@@ -171,11 +175,29 @@ class Needs:
                 if question is None and is_time:
                     question = next(iter(self._open), None)
                 if question is not None:
-                    return question, self._open.pop(question)
+                    return question, self._open[question]
                 self._asked.wait_for(lambda: any(self._open.values()), LOOK_S)
 
+    def _is_hurried(self) -> bool:
+        with self._asked:
+            return any(self._open.values())
+
+    def _close(self, question: Question, *, is_stopped: bool) -> None:
+        """One that was stopped goes behind the others, unless its file is gone meanwhile."""
+        with self._asked:
+            is_urgent = self._open.pop(question, None)
+            if is_stopped and is_urgent is not None:
+                self._open[question] = is_urgent
+
     def _answer(self, question: Question, is_urgent: bool) -> None:
-        answer = self._run(question[1], gives_way=not is_urgent)
+        is_stopped = False
+        try:
+            answer = self._run(question[1], gives_way=not is_urgent, is_hurried=self._is_hurried)
+        except DryRunStopped:
+            is_stopped = True
+            return
+        finally:
+            self._close(question, is_stopped=is_stopped)
         if answer is None:
             return
         with self._asked:

@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from tests.support.scripted_pool import FakeDevice, make_model
 from tests.support.scripted_runner import MIB
 from workers.devices import LoadWindow
-from workers.dry_runs import KnownAnswers, answer_key
+from workers.dry_runs import DryRunStopped, KnownAnswers, answer_key, dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
 from workers.idle_time import QuietWait, give_way
@@ -30,7 +32,7 @@ def test_the_dry_run_takes_the_place_of_the_formula():
     device, model = FakeDevice(runner_overhead_bytes=5), make_model("m", mib=1)
     asked, answered = [], threading.Event()
 
-    def run(config: EngineConfig, *, gives_way: bool) -> DryRun:
+    def run(config: EngineConfig, *, gives_way: bool, is_hurried: Callable[[], bool]) -> DryRun:
         asked.append(config)
         return DryRun(weight_bytes=2 * MIB, kv_bytes=2, compute_bytes=3, output_bytes=4)
 
@@ -47,7 +49,7 @@ def test_a_dry_run_that_fails_leaves_the_formula_and_is_not_repeated():
     asked = []
     tried = threading.Event()
 
-    def run(config: EngineConfig, *, gives_way: bool) -> None:
+    def run(config: EngineConfig, *, gives_way: bool, is_hurried: Callable[[], bool]) -> None:
         asked.append(config)
         tried.set()
 
@@ -71,7 +73,7 @@ def answering(*, fails_first: bool = False) -> tuple[Needs, list[EngineConfig], 
     asked: list[EngineConfig] = []
     changes = threading.Semaphore(0)
 
-    def run(config: EngineConfig, *, gives_way: bool) -> DryRun:
+    def run(config: EngineConfig, *, gives_way: bool, is_hurried: Callable[[], bool]) -> DryRun:
         asked.append(config)
         return DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
 
@@ -109,13 +111,22 @@ class Machine:
         self.looked = threading.Semaphore(0)
         self.ran: list[tuple[str, bool]] = []  # the file, and whether the process gave way to others
         self.done = threading.Semaphore(0)
+        self.begun = threading.Semaphore(0)
+        self.stalls: set[str] = set()  # files whose dry runs get no time until somebody waits for one
+        self.hurried = threading.Event()
 
     def look(self) -> bool:
         self.looked.release()
         return self.is_busy
 
-    def run(self, config: EngineConfig, *, gives_way: bool) -> DryRun:
+    def run(self, config: EngineConfig, *, gives_way: bool, is_hurried: Callable[[], bool]) -> DryRun:
         self.ran.append((config.model_path.stem, gives_way))
+        self.begun.release()
+        if config.model_path.stem in self.stalls and gives_way:
+            assert self.hurried.wait(10)
+            assert is_hurried()
+            self.stalls.clear()
+            raise DryRunStopped
         return DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
 
     def needs(self, known: KnownAnswers | None = None) -> Needs:
@@ -140,6 +151,58 @@ def test_no_dry_run_begins_while_others_work_but_for_a_model_that_would_not_be_l
     machine.is_busy = False
     assert machine.done.acquire(timeout=10)
     assert machine.ran == [("refused", False), ("patient", True)]
+
+
+@pytest.mark.parametrize("waited_for", ["stalled", "other"])
+def test_dry_run_that_gives_way_is_begun_again_when_somebody_waits_for_one(waited_for: str):
+    machine = Machine()
+    machine.stalls.add("stalled")
+    needs = machine.needs()
+    models = {name: make_model(name, mib=1, identity=name) for name in ("stalled", "other")}
+    needs.need(models["stalled"])
+    assert machine.begun.acquire(timeout=10)
+    needs.hurry(models[waited_for])
+    machine.hurried.set()
+    assert machine.done.acquire(timeout=10)
+    assert machine.ran[:2] == [("stalled", True), (waited_for, False)]
+    assert needs.need(models[waited_for]).weight_bytes == 1
+    if waited_for == "other":
+        assert machine.done.acquire(timeout=10)
+    assert needs.need(models["stalled"]).weight_bytes == 1
+
+
+def test_dry_run_that_others_leave_no_time_is_asked_again_behind_the_others():
+    ran: list[str] = []
+    done = threading.Semaphore(0)
+
+    def run(config: EngineConfig, *, gives_way: bool, is_hurried: Callable[[], bool]) -> DryRun:
+        ran.append(config.model_path.stem)
+        if len(ran) == 1:
+            needs.need(make_model("b", mib=1, identity="2"))
+            raise DryRunStopped
+        return DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
+
+    needs = Needs(FakeDevice(), config_of, run=run, quiet_s=0)
+    needs.listen(done.release)
+    needs.need(make_model("a", mib=1, identity="1"))
+    assert done.acquire(timeout=10) and done.acquire(timeout=10)
+    assert ran == ["a", "b", "a"]
+
+
+def test_process_of_a_dry_run_that_gives_way_ends_as_soon_as_somebody_waits_for_one(monkeypatch):
+    monkeypatch.setattr("workers.dry_runs.COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
+    monkeypatch.setattr("workers.dry_runs.LOOK_S", 0.01)
+    looks = iter([False, False, True])
+    with pytest.raises(DryRunStopped):
+        dry_run(config_of(make_model("m", mib=1)), gives_way=True, is_hurried=lambda: next(looks))
+
+
+def test_process_of_a_dry_run_that_gives_way_is_given_its_time_in_pieces(monkeypatch):
+    answer = DryRun(weight_bytes=1, kv_bytes=2, compute_bytes=3, output_bytes=4)
+    program = f"import sys; sys.stdin.read(); print({msgspec.json.encode(answer).decode()!r})"
+    monkeypatch.setattr("workers.dry_runs.COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr("workers.dry_runs.LOOK_S", 0.001)
+    assert dry_run(config_of(make_model("m", mib=1)), gives_way=True) == answer
 
 
 def test_nobody_asks_about_models_that_are_gone():
