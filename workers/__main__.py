@@ -101,7 +101,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare = SpareRunner(settings.engine, keeps=keeps_spare)
     spare.replenish()
 
-    tiers = Tiers(lambda: pool.models, CpuDevice().available_bytes, lambda: pool.is_loading)
+    tiers = Tiers(lambda: pool.models, CpuDevice().idle_bytes, lambda: pool.is_loading)
 
     def count_load(model: str, load_ms: int, swap_ms: int) -> None:
         tiers.loaded(model, load_ms)

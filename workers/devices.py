@@ -138,6 +138,11 @@ class CpuDevice:
         available, left = psutil.virtual_memory().available, memory_groups.available_bytes(self._proc)
         return available if left is None else min(available, left)
 
+    def idle_bytes(self) -> int:
+        """What can be had without dropping pages of files that were used lately, as far as control groups tell."""
+        available, left = psutil.virtual_memory().available, memory_groups.idle_bytes(self._proc)
+        return available if left is None else min(available, left)
+
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
         """Private bytes plus the weights once when they are memory-mapped. Weights that llama.cpp repacked into
         buffers of its own are not counted in the mapping again: nothing reads those pages any more.

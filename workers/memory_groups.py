@@ -20,12 +20,13 @@ class _Version:
 
     limits: tuple[str, ...]
     usage: str
-    reclaimable: str
+    idle_files: str  # pages of files that nobody has used lately
+    used_files: str
 
 
-_V1 = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V1 = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
 # Beyond `high` the kernel slows processes down until they are below it again: nothing can live there.
-_V2 = _Version(("memory.max", "memory.high"), "memory.current", "inactive_file")
+_V2 = _Version(("memory.max", "memory.high"), "memory.current", "inactive_file", "active_file")
 
 
 def limit_bytes(proc: Path = Path("/proc")) -> int | None:
@@ -34,9 +35,22 @@ def limit_bytes(proc: Path = Path("/proc")) -> int | None:
 
 
 def available_bytes(proc: Path = Path("/proc")) -> int | None:
-    """What the tightest level has left. Pages of files that nobody has used lately count as left: the kernel drops
-    them first. None without any limit."""
-    return min((max(0, limit - _held(group, version)) for group, version, limit in _limited(proc)), default=None)
+    """What processes can get of the tightest level. All pages of files count as left, since the kernel drops them for
+    whoever needs memory, as in MemAvailable of the whole machine (proc_meminfo(5)). None without any limit."""
+    return _least_left(proc, drops_used_files=True)
+
+
+def idle_bytes(proc: Path = Path("/proc")) -> int | None:
+    """What nobody has used lately of the tightest level: what is free, and the pages of files that the kernel drops
+    first. None without any limit."""
+    return _least_left(proc, drops_used_files=False)
+
+
+def _least_left(proc: Path, *, drops_used_files: bool) -> int | None:
+    return min(
+        (max(0, limit - _held(group, version, drops_used_files)) for group, version, limit in _limited(proc)),
+        default=None,
+    )
 
 
 def _limited(proc: Path) -> Iterator[tuple[Path, _Version, int]]:
@@ -48,21 +62,22 @@ def _limited(proc: Path) -> Iterator[tuple[Path, _Version, int]]:
             yield group, version, min(found)
 
 
-def _held(group: Path, version: _Version) -> int:
-    reclaimable = 0
+def _held(group: Path, version: _Version, drops_used_files: bool) -> int:
+    droppable = {version.idle_files, version.used_files} if drops_used_files else {version.idle_files}
+    dropped = 0
     with contextlib.suppress(OSError, ValueError):
         for line in (group / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
-            if name == version.reclaimable:
-                reclaimable = int(value)
-    return max(0, (_number(group / version.usage) or 0) - reclaimable)
+            if name in droppable:
+                dropped += int(value)
+    return max(0, (_number(group / version.usage) or 0) - dropped)
 
 
 def _levels(proc: Path) -> Iterator[tuple[Path, _Version]]:
     """Folders from the process's own group up. Where both versions are mounted, each process is in a group of both."""
     try:
-        groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (proc / "self/mountinfo").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in _text(proc / "self/cgroup").splitlines()]
+        mounts = [line.split() for line in _text(proc / "self/mountinfo").splitlines()]
     except OSError:
         return
     for _, controllers, path in (group for group in groups if len(group) == 3):
@@ -77,6 +92,11 @@ def _levels(proc: Path) -> Iterator[tuple[Path, _Version]]:
             for level in (below, *below.parents):
                 yield Path(point, level), version
             break  # the same groups may be mounted again elsewhere
+
+
+def _text(path: Path) -> str:
+    """Names of folders are bytes of any kind."""
+    return path.read_text("utf-8", "surrogateescape")
 
 
 def _mounted(mounts: list[list[str]], kind: str, controller: str) -> Iterator[tuple[str, str]]:

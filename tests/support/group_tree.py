@@ -22,17 +22,27 @@ class GroupTree:
             self._own(f"{number}:{name}:{path}", f"3{number} 31 0:32 {mounted} {point} rw - cgroup cgroup rw,{name}")
 
     def group_v2(
-        self, path: str, *, limit: int | None = None, high: int | None = None, used: int = 0, inactive: int = 0
+        self,
+        path: str,
+        *,
+        limit: int | None = None,
+        high: int | None = None,
+        used: int = 0,
+        inactive: int = 0,
+        active: int = 0,
     ) -> None:
         self._write(2, path, "memory.max", "max" if limit is None else str(limit))
         self._write(2, path, "memory.high", "max" if high is None else str(high))
         self._write(2, path, "memory.current", str(used))
-        self._write(2, path, "memory.stat", f"anon 5\ninactive_file {inactive}\nactive_file 7")
+        self._write(2, path, "memory.stat", f"anon 5\ninactive_file {inactive}\nactive_file {active}")
 
-    def group_v1(self, path: str, *, limit: int = 9223372036854771712, used: int = 0, inactive: int = 0) -> None:
+    def group_v1(
+        self, path: str, *, limit: int = 9223372036854771712, used: int = 0, inactive: int = 0, active: int = 0
+    ) -> None:
         self._write(1, path, "memory.limit_in_bytes", str(limit))
         self._write(1, path, "memory.usage_in_bytes", str(used))
-        self._write(1, path, "memory.stat", f"inactive_file 3\ntotal_inactive_file {inactive}")
+        stat = f"inactive_file 3\nactive_file 4\ntotal_inactive_file {inactive}\ntotal_active_file {active}"
+        self._write(1, path, "memory.stat", stat)
 
     def _own(self, group: str, mount: str) -> None:
         for name, line in (("cgroup", group), ("mountinfo", mount)):

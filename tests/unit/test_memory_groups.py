@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.group_tree import GroupTree
-from workers.memory_groups import available_bytes, limit_bytes
+from workers.memory_groups import available_bytes, idle_bytes, limit_bytes
 
 
 @pytest.fixture
@@ -35,13 +35,27 @@ def test_a_wider_group_that_others_fill_leaves_less_than_a_narrow_one(tree: Grou
     assert available_bytes(tree.proc) == 100
 
 
-def test_files_that_nobody_has_used_lately_count_as_left(tree: GroupTree):
+def test_pages_of_files_count_as_left_and_as_idle_if_nobody_has_used_them_lately(tree: GroupTree):
     tree.own_v1("/worker")
-    tree.group_v1("worker", limit=500, used=400, inactive=300)
-    assert available_bytes(tree.proc) == 400
+    tree.group_v1("worker", limit=500, used=490, inactive=300, active=110)
+    assert (available_bytes(tree.proc), idle_bytes(tree.proc)) == (420, 310)
     tree.own_v2("/worker")
-    tree.group_v2("worker", limit=300, used=250, inactive=100)
-    assert available_bytes(tree.proc) == 150
+    tree.group_v2("worker", limit=300, used=290, inactive=100, active=140)
+    assert (available_bytes(tree.proc), idle_bytes(tree.proc)) == (250, 110)
+
+
+def test_group_that_holds_more_than_its_limit_has_nothing_left(tree: GroupTree):
+    tree.own_v2("/worker")
+    tree.group_v2("worker", limit=100, used=250, active=50)
+    assert (available_bytes(tree.proc), idle_bytes(tree.proc)) == (0, 0)
+
+
+def test_mount_whose_name_is_no_text_does_not_hide_the_limits(tree: GroupTree):
+    with (tree.proc / "self" / "mountinfo").open("ab") as file:
+        file.write(b"30 23 8:1 / /media/B\xfccher rw - vfat /dev/sdb1 rw\n")
+    tree.own_v2("/worker")
+    tree.group_v2("worker", limit=300)
+    assert limit_bytes(tree.proc) == 300
 
 
 def test_beyond_the_mark_where_the_kernel_throttles_nothing_is_left(tree: GroupTree):
