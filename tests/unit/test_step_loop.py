@@ -276,6 +276,35 @@ def test_of_a_burst_of_prompts_most_have_their_first_token_long_before_the_last_
     assert max(gaps_s) <= PrefillPace.LONGEST_S
 
 
+def test_who_generates_waits_no_longer_for_prompts_because_others_run_under_another_adapter():
+    now = [0.0]
+
+    class PacedBackend(FakeBackend):
+        def decode(self, batch, adapter: str = "") -> Floats:
+            now[0] += 0.005 + 0.001 * sum(len(part.tokens) for part in batch)
+            return super().decode(batch, adapter)
+
+    loop = StepLoop(
+        PacedBackend(8, FakeBehaviour()), slots=8, context_length=1000, prefill_chunk=512, monotonic_s=lambda: now[0]
+    )
+    add(loop, 0, "m" * 100)
+    add(loop, 1, "n" * 100)
+    heard = run_loop(loop)  # what steps and tokens cost is known
+    add(loop, 2, "one", adapter="formal", max_tokens=500)
+    add(loop, 3, "two", max_tokens=500)
+    while not {2, 3} <= heard.keys():
+        listen(loop, heard)
+    for key in range(4, 10):
+        add(loop, key, f"{key}" * 100, adapter="formal", max_tokens=2)
+    latest_s, longest_s = now[0], 0.0
+    while not all(key in heard for key in range(4, 10)):
+        before = len(heard[2].ids)
+        listen(loop, heard)
+        if len(heard[2].ids) > before:
+            latest_s, longest_s = now[0], max(longest_s, now[0] - latest_s)
+    assert max(longest_s, now[0] - latest_s) <= 2 * PrefillPace.LONGEST_BESIDE_S
+
+
 def test_identical_prompts_that_arrive_together_are_computed_once():
     backend = WatchedBackend(4)
     loop = loop_of(backend)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
@@ -53,7 +54,7 @@ class StepLoop:
         self._backend = backend
         self._context_length = context_length
         self._pace = scheduler.PrefillPace(prefill_chunk)
-        self._round = scheduler.PrefillRound()
+        self._rounds: dict[str, scheduler.PrefillRound] = defaultdict(scheduler.PrefillRound)  # by adapter
         self._drafting = Drafting(backend.max_drafted, draft_model, monotonic_s)
         self._turns = AdapterTurns()
         self._monotonic_s = monotonic_s
@@ -228,11 +229,12 @@ class StepLoop:
 
     def _decode_what_fits(self, running: list[Sequence], pending: list[int]) -> tuple[list[int], Floats]:
         """With less prefill while the KV cache has no room for it. Raises NoRoom when even a token is too much."""
+        round_ = self._rounds[running[0].adapter]
         if max(pending) == 1:
-            self._round.end()
+            round_.end()
             return pending, self._decode_with_drafts(running, pending)
         demands = [scheduler.Demand(each.pending, each.priority, each.arrival) for each in running]
-        chunk = self._round.left(self._chunk())
+        chunk = round_.left(self._chunk())
         while True:
             due = scheduler.shares(demands, chunk)
             granted = scheduler.first_part(demands, due, self._pace.least_part())
@@ -244,9 +246,9 @@ class StepLoop:
                 chunk //= 2
                 continue
             if granted == due:
-                self._round.end()
+                round_.end()
             else:
-                self._round.read(sum(granted))
+                round_.read(sum(granted))
             return granted, logits
 
     def _chunk(self) -> int:
