@@ -26,6 +26,7 @@ REMEMBERED_LOADS = 32
 FEWEST_LOADS = 3  # before a bandwidth is believed
 FEWEST_MS = 50  # beyond the quickest load, in all
 PAUSE_S = 0.1  # between two looks at whether a load is over
+MAX_PAUSES = 50  # then what is read ahead has to wait for the next look at all files: forecasts need that
 
 
 class Weights(Protocol):
@@ -136,7 +137,7 @@ class Tiers:
             self._due.set()
 
     def look(self) -> None:
-        """One look at all files, then one model read ahead, if there is a wish for any."""
+        """One look at all files, then the wished ones are read ahead, for as long as loads leave the disk to that."""
         models = {each.id: each for each in self._models()}
         found = {each.id: _tier(each.path) for each in models.values()}
         room_bytes = _coarse(self._room_bytes())
@@ -145,13 +146,19 @@ class Tiers:
             self._tiers = {model: tier for model, tier in found.items() if tier is not None}
             wished = [model for model in self._wished if model not in self._was_read]
         for model in wished:
-            if found.get(model) == DISK and models[model].file_bytes <= self._room_bytes():
-                self._read(models[model])
+            is_readable = found.get(model) == DISK and models[model].file_bytes <= self._room_bytes()
+            if is_readable and not self._read(models[model]):
+                return
 
-    def _read(self, model: Weights) -> None:
+    def _read(self, model: Weights) -> bool:
+        """False when it was given up, and all others with it."""
+
         def goes_on() -> bool:
-            while self._is_loading() and not self._stopping.wait(PAUSE_S):
-                pass
+            for _ in range(MAX_PAUSES):
+                if not self._is_loading() or self._stopping.wait(PAUSE_S):
+                    break
+            else:
+                return False
             with self._lock:
                 return model.id in self._wished and not self._stopping.is_set()
 
@@ -159,11 +166,12 @@ class Tiers:
             is_whole = read_through(model.path, goes_on)
         except OSError as error:
             log.warning("read_ahead_failed", model=model.id, reason=str(error))
-            return
+            return True
         if is_whole:
             with self._lock:
                 self._was_read.add(model.id)
         log.info("read_ahead", model=model.id, bytes=model.file_bytes, is_whole=is_whole)
+        return is_whole
 
     def _run(self) -> None:
         while not self._stopping.is_set():

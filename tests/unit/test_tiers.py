@@ -89,6 +89,30 @@ def test_nothing_is_read_ahead_while_a_load_reads(tmp_path: Path, monkeypatch: p
     assert seen == [True]
 
 
+def test_loads_without_end_do_not_keep_from_looking_at_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {"a": 0.0, "b": 0.0}
+    read: list[str] = []
+
+    def reads(path: Path, goes_on: Callable[[], bool]) -> bool:
+        read.append(path.name)
+        return goes_on()
+
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: shares[path.name])
+    monkeypatch.setattr("workers.tiers.read_through", reads)
+    monkeypatch.setattr("workers.tiers.PAUSE_S", 0.0)
+    for name in shares:
+        (tmp_path / name).touch()
+    tiers = Tiers(lambda: [File(name, tmp_path / name) for name in shares], lambda: 1024 * MIB, lambda: True)
+    tiers.prefetch(("a", "b"))
+    tiers.look()
+    shares["a"] = 1.0
+    tiers.look()
+    assert tiers.of("a") == "page_cache"
+    assert read == ["a", "b"]
+
+
 def test_room_of_the_page_cache_is_told_in_coarse_steps() -> None:
     room = iter([0b10110111 * MIB, 0b10111111 * MIB, 5])
     tiers = Tiers(lambda: [], lambda: next(room))
