@@ -285,7 +285,7 @@ def test_who_generates_waits_no_longer_for_prompts_because_others_run_under_anot
             return super().decode(batch, adapter)
 
     loop = StepLoop(
-        PacedBackend(8, FakeBehaviour()), slots=8, context_length=1000, prefill_chunk=512, monotonic_s=lambda: now[0]
+        PacedBackend(12, FakeBehaviour()), slots=12, context_length=1000, prefill_chunk=512, monotonic_s=lambda: now[0]
     )
     add(loop, 0, "m" * 100)
     add(loop, 1, "n" * 100)
@@ -294,10 +294,10 @@ def test_who_generates_waits_no_longer_for_prompts_because_others_run_under_anot
     add(loop, 3, "two", max_tokens=500)
     while not {2, 3} <= heard.keys():
         listen(loop, heard)
-    for key in range(4, 10):
-        add(loop, key, f"{key}" * 100, adapter="formal", max_tokens=2)
+    for key in range(4, 14):
+        add(loop, key, chr(60 + key) * 60, adapter="formal", max_tokens=2)
     latest_s, longest_s = now[0], 0.0
-    while not all(key in heard for key in range(4, 10)):
+    while not all(key in heard for key in range(4, 14)):
         before = len(heard[2].ids)
         listen(loop, heard)
         if len(heard[2].ids) > before:
