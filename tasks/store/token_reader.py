@@ -57,7 +57,11 @@ class TokenReader:
         The server is being asked when this returns. What it returns goes to `follow_batches` or to `ignore`."""
         follower = Follower(keys.live(job_id).encode())
         self._subscriptions.add(follower)
-        await asyncio.sleep(0)  # the turn in which the server is asked
+        try:
+            await asyncio.sleep(0)  # the turn in which the server is asked
+        except BaseException:  # its task is cancelled: nobody else knows of it
+            self._subscriptions.discard(follower)
+            raise
         return follower
 
     async def ignore(self, follower: Follower) -> None:
@@ -218,6 +222,7 @@ class _Subscriptions:
     async def close(self) -> None:
         if self._leaving is not None:
             self._leaving.cancel()
+        self._is_ready = False  # who leaves a channel later must not connect again
         if self._pump is not None:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -16,7 +16,7 @@ from tasks.settings import StoreSettings
 from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
-from tasks.store.token_reader import Follower, TokenReader
+from tasks.store.token_reader import LEAVE_DELAY_S, Follower, TokenReader
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.stream_events import End, Started, Tokens
 
@@ -276,6 +276,32 @@ async def test_ignored_listener_leaves_its_channel(reader: TokenReader, store_se
     async with asyncio.timeout(5):
         while await asyncio.to_thread(connect(store_settings).pubsub_channels, "kw:live:*"):
             await asyncio.sleep(0.01)
+
+
+async def test_reading_that_is_given_up_at_once_leaves_its_channel(
+    reader: TokenReader, publisher: Publisher, store_settings: StoreSettings
+) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):  # as `?wait=` of a microsecond does
+            await collect(reader, publisher.job_id)
+    other, _ = await listen_and_admit(reader, store_settings)  # by then the server was asked for both
+    await reader.ignore(other)
+    async with asyncio.timeout(5):
+        while await asyncio.to_thread(connect(store_settings).pubsub_channels, "kw:live:*"):
+            await asyncio.sleep(0.01)
+
+
+async def test_channel_that_is_left_after_the_end_opens_no_connection(store_settings: StoreSettings) -> None:
+    async with running_reader(store_settings) as reader:
+        follower = await reader.listen(new_job_id())
+        async with asyncio.timeout(5):
+            while not await subscriber(store_settings):
+                await asyncio.sleep(0.01)
+    admin = connect(store_settings)
+    known = {each["id"] for each in admin.client_list()}
+    await reader.ignore(follower)
+    await asyncio.sleep(2 * LEAVE_DELAY_S)
+    assert {each["id"] for each in admin.client_list()} <= known
 
 
 def test_many_threads_one_after_the_other_can_all_write(publisher: Publisher) -> None:
