@@ -2,7 +2,7 @@
 
 One line per event on stderr, `time [level    ] event key=value …`. Events of ours are worded right here, because a job
 writes three lines and Python's logging takes as long for a line as the store for a job's step; records of libraries
-come through that and look the same.
+come through that and look the same. Whatever a text holds, it neither begins another line nor steers a terminal.
 """
 
 from __future__ import annotations
@@ -49,23 +49,36 @@ class _Forgiving:
 
 
 def _line(_: WrappedLogger, level: str, fields: EventDict) -> str:
-    """The last of structlog's processors. A traceback follows on lines of its own."""
+    """The last of structlog's processors. A traceback follows on indented lines of its own."""
     exc_info = fields.pop("exc_info", None)
-    if exc_info is True:
-        exc_info = sys.exc_info()
-    elif isinstance(exc_info, BaseException):
+    if isinstance(exc_info, BaseException):
         exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+    elif exc_info and not isinstance(exc_info, tuple):
+        exc_info = sys.exc_info()
     # Without locals, as Python words it: they hold prompts.
-    traceback = logging.Formatter().formatException(exc_info) if exc_info else fields.pop("exception", "")
+    traceback = logging.Formatter().formatException(exc_info) if exc_info else str(fields.pop("exception", ""))
     time = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
-    head = f"{time}Z [{level:<9}] {fields.pop('event')}"
+    head = f"{time}Z [{level:<9}] {_printable(str(fields.pop('event')))}"
     values = [f"{name}={_word(value)}" for name, value in sorted(fields.items())]
-    return "\n".join(filter(None, (" ".join((head, *values)), traceback)))
+    lines = [f"  {_printable(line)}" for line in traceback.rstrip("\n").split("\n")] if traceback else []
+    return "\n".join((" ".join((head, *values)), *lines))
 
 
 def _word(value: object) -> str:
     """Text as it is where a reader can tell its end, else quoted."""
-    return value if isinstance(value, str) and value.isprintable() and _SPECIAL.isdisjoint(value) else repr(value)
+    if isinstance(value, str) and value.isprintable() and _SPECIAL.isdisjoint(value):
+        return value
+    try:
+        return _printable(repr(value))
+    except Exception:  # of whatever makes the value
+        return f"<{type(value).__name__}>"
+
+
+def _printable(text: str) -> str:
+    """Line breaks, escapes and the like as Python writes them."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 _SPECIAL = frozenset(" \"'=")

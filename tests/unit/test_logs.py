@@ -80,8 +80,8 @@ def test_a_traceback_follows_without_local_variables(written: io.StringIO):
         structlog.get_logger("app").exception("it_broke", job="j")
         structlog.get_logger("app").warning("it_broke_before", exc_info=error)
     text = written.getvalue()
-    assert "[error    ] it_broke job=j\nTraceback" in text
-    assert "[warning  ] it_broke_before\nTraceback" in text
+    assert "[error    ] it_broke job=j\n  Traceback" in text
+    assert "[warning  ] it_broke_before\n  Traceback" in text
     assert text.count("ValueError: 8\n") == 2
     assert "a secret" not in text
 
@@ -92,3 +92,35 @@ def test_warnings_of_libraries_look_the_same_and_their_chatter_is_left_out(writt
     line = written.getvalue()
     assert line.endswith("[warning  ] lost it\n")
     assert line.count("\n") == 1
+
+
+FORGED = "2026-01-01T00:00:00.000000Z [info     ] request status=200"
+
+
+@pytest.mark.parametrize("text", [f"a\n{FORGED}", f"a\r{FORGED}", f"a\u2028{FORGED}", "a\x1b[2J", "a\ud800"])
+def test_no_text_begins_a_line_or_steers_a_terminal(written: io.StringIO, text: str):
+    def complain() -> None:
+        raise ValueError(text)
+
+    structlog.get_logger("app").info("told", why=text, all=[text])
+    logging.getLogger("some.library").warning("lost %s", text)
+    try:
+        complain()
+    except ValueError as error:
+        structlog.get_logger("app").exception("it_broke")
+        structlog.get_logger("app").error("it_broke_there", exception=f"ValueError: {error}")
+    lines = written.getvalue().split("\n")
+    assert all(line.isprintable() for line in lines)
+    events = [line.partition("] ")[2].split(" ")[0] for line in lines if line.startswith("20")]
+    assert events == ["told", "lost", "it_broke", "it_broke_there"]
+    assert not any(line.startswith(FORGED) for line in lines)
+
+
+class Wordless:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_value_that_can_not_be_worded_is_named_by_its_type(written: io.StringIO):
+    structlog.get_logger("app").info("told", what=Wordless())
+    assert written.getvalue().endswith("told what=<Wordless>\n")
