@@ -18,7 +18,10 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def origin(self) -> str:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:  # of another version: here such a URL is refused
+            return "unreadable"
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 

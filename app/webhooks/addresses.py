@@ -144,11 +144,6 @@ def ascii_host(url: httpx2.URL) -> str:
     return url.raw_host.decode("ascii").lower().strip("[]")
 
 
-def origin(url: httpx2.URL) -> str:
-    """Scheme, host and port: what may be logged. Receivers put tokens into paths and queries."""
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
-
-
 _NOT_PUBLIC = (
     "{host} is not on the public Internet. Keepwarm sends nothing into its own network unless KEEPWARM_WEBHOOK_ALLOW "
     "lists the host or its address."

@@ -19,7 +19,6 @@ from typing import Protocol
 import structlog
 from anyio import to_thread
 
-from app.webhooks.addresses import origin, parse_target
 from app.webhooks.signing import parse_secret, signed_headers
 from tasks.errors import StoreUnavailable
 from tasks.failpoints import failpoint
@@ -105,7 +104,7 @@ class Deliverer:
             await asyncio.wait(self._in_flight)
 
     async def _deliver(self, message: Message) -> None:
-        where = _origin_of(message)
+        where = message.webhook.origin
         log = _log.bind(event_id=message.event_id, origin=where, number=message.number)
         try:
             if self._per_origin[where] >= AT_ONCE_PER_ORIGIN:
@@ -150,13 +149,6 @@ class Deliverer:
                 log.error("webhook_dead", reason=outcome.reason)
         elif await to_thread.run_sync(partial(self.outbox.failed, message, outcome.reason, wait_s)):
             log.warning("webhook_failed", reason=outcome.reason, next_try_s=round(wait_s, 1))
-
-
-def _origin_of(message: Message) -> str:
-    try:
-        return origin(parse_target(message.webhook.url))
-    except ValueError:
-        return "unreadable"
 
 
 async def _wait(event: asyncio.Event, limit_s: float) -> None:

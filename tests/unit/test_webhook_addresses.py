@@ -6,7 +6,8 @@ import ipaddress
 
 import pytest
 
-from app.webhooks.addresses import Reach, ascii_host, is_public, objection, origin, parse_target
+from app.webhooks.addresses import Reach, ascii_host, is_public, objection, parse_target
+from tasks.attachments import Webhook
 
 
 def refusal_of(url: str) -> str | None:
@@ -112,7 +113,11 @@ def test_what_is_no_plain_http_url_is_refused(url: str, problem: str):
 def test_host_is_in_ascii_and_the_origin_names_no_path():
     url = parse_target("https://Bücher.example:8443/hook/token?key=secret#x")
     assert ascii_host(url) == "xn--bcher-kva.example"
-    assert origin(url) == "https://xn--bcher-kva.example:8443"
+    assert Webhook(url=str(url)).origin == "https://xn--bcher-kva.example:8443"
+
+
+def test_url_that_another_version_wrote_and_nobody_reads_has_an_origin_all_the_same():
+    assert Webhook(url="https://[x/token").origin == "unreadable"
 
 
 @pytest.mark.parametrize("name", ["https://exa mple.com/", "https://-a.example/", "https://a..b/", "https://a%00/"])
