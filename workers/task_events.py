@@ -1,8 +1,8 @@
 """What Flower hears of tasks, sent in batches twice a second.
 
-They are off until Flower asks for them, which it does when it starts and every five seconds. Celery sends the events of
-a task one turn of its loop after they happen, and waits for the store's answer before it pops the next job. Nobody
-watches a dashboard that closely.
+They are off until Flower asks for them, which it does every five seconds. Celery sends the events of a task one turn
+of its loop after they happen, and waits for the store's answer before it pops the next job. Nobody watches a dashboard
+that closely.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def controller_process() -> ProcessSpec:
 
 
 def api_process() -> ProcessSpec:
-    """Open streams get 5 s to end by themselves."""
+    """What is open may end by itself for 3 s, is told of the end then, and cut after 5 s."""
     return ProcessSpec(name="api", argv=API, stop_rank=StopRank.FRONT, stop_bound_s=7.0)
 
 
