@@ -272,7 +272,8 @@ class _PatientTransport:
     def flush(self) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self._transport.write(head)
+            if not self._transport.is_closing():  # uvloop raises when the connection was lost in between
+                self._transport.write(head)
 
     def close(self) -> None:
         if self._protocol.owes_body:
