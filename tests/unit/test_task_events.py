@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.events.dispatcher import EventDispatcher
+from celery.worker.consumer.events import Events
+from celery.worker.control import enable_events
 
+import celeryconfig
 from workers.task_events import EVENT_INTERVAL_S, UnhurriedEvents
 
 
@@ -68,3 +71,15 @@ def test_end_of_the_consumer_sends_what_waits(consumer: Consumer):
     consumer.step.stop(consumer)
     assert consumer.sent == [["task-succeeded"]]
     assert consumer.timers[0].is_cancelled
+
+
+def test_events_are_off_until_they_are_asked_for(consumer: Consumer):
+    """As Flower does. Celery has no dispatcher to switch on where it sends no heartbeats either."""
+    step = Events(SimpleNamespace(), task_events=celeryconfig.worker_send_task_events, without_gossip=True)
+    dispatcher = consumer.event_dispatcher
+    dispatcher.enabled, dispatcher.groups = step.enabled, set(step.groups)
+    dispatcher.send("task-received", uuid="1")
+    enable_events(SimpleNamespace(consumer=consumer))
+    dispatcher.send("task-started", uuid="1")
+    consumer.timers[0].call()
+    assert consumer.sent == [["task-started"]]
