@@ -185,7 +185,7 @@ def test_a_wrong_setting_stops_the_start_with_its_name(up: Up, flag: str, variab
     flags = [f"--home={up.home.parent / 'wrong'}", f"--port={free_port('127.0.0.1')}", "--flower-port=0", flag]
     refused = up.keepwarm("up", *flags)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(variable)
+    assert re.search(rf"^{variable}\b", refused.stderr, re.MULTILINE)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds children through /proc")
