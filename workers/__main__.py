@@ -101,7 +101,11 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare = SpareRunner(settings.engine, keeps=keeps_spare)
     spare.replenish()
 
-    tiers = Tiers(lambda: pool.models, CpuDevice().idle_bytes, lambda: pool.is_loading)
+    # On a CPU warm weights are mapped from the very page cache: what is read ahead pushes them out, and the next answer
+    # of a warm model reads them from the disk again.
+    maps_weights = device.name == CpuDevice.name
+    read_ahead_room = (lambda: 0) if maps_weights else CpuDevice().idle_bytes
+    tiers = Tiers(lambda: pool.models, read_ahead_room, lambda: pool.is_loading)
 
     def count_load(model: str, load_ms: int, swap_ms: int) -> None:
         tiers.loaded(model, load_ms)
