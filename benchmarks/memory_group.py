@@ -14,6 +14,8 @@ from types import TracebackType
 
 import msgspec
 
+from workers.control_groups import own_group
+
 _CLOSE_LIMIT_S = 10.0
 
 
@@ -75,10 +77,10 @@ class MemoryGroup:
         self._path = self._parent / f"keepwarm-bench-{os.getpid()}-{time.monotonic_ns()}"
         self._paths = [self._path]
         if read_limit is not None and self._files is _V1:  # every controller of version 1 has groups of its own
-            try:
-                self._paths.append(_group_of(proc, "blkio") / self._path.name)
-            except LookupError as error:
-                raise NoMemoryGroup("this system has no blkio controller; leave the limit of the disk out") from error
+            readers = _group_of(proc, "blkio")
+            if readers is None:
+                raise NoMemoryGroup("this system has no blkio controller; leave the limit of the disk out")
+            self._paths.append(readers / self._path.name)
 
     def __enter__(self) -> MemoryGroup:
         """Raises NoMemoryGroup."""
@@ -161,31 +163,18 @@ def drop_from_cache(folder: Path) -> None:
 
 def _own_group(proc: Path) -> tuple[Path, _Files]:
     """Where this process's group lies in the file system, and which names it has there."""
-    for wanted, files in (("memory", _V1), ("", _V2)):
-        with contextlib.suppress(LookupError):
-            return _group_of(proc, wanted), files
+    for controller, files in (("memory", _V1), ("", _V2)):
+        if path := _group_of(proc, controller):
+            return path, files
     raise NoMemoryGroup("this system has no memory controller. --no-limit goes without")
 
 
-def _group_of(proc: Path, wanted: str) -> Path:
-    """Of a controller of version 1, or with "" of version 2. See cgroups(7) for both files. Raises LookupError."""
+def _group_of(proc: Path, controller: str) -> Path | None:
     try:
-        groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+        group = own_group(controller, proc)
     except OSError as error:
         raise NoMemoryGroup(f"this system has no control groups: {error}. --no-limit goes without") from error
-    for _, controllers, path in groups:
-        if wanted not in controllers.split(","):
-            continue
-        for mount in mounts:
-            root, point, options = mount[3], mount[4], mount[-1].split(",")
-            if mount[mount.index("-") + 1] != ("cgroup" if wanted else "cgroup2"):
-                continue
-            if wanted and wanted not in options:
-                continue
-            below = path.removeprefix(root.rstrip("/")) if path.startswith(root) else path
-            return Path(point) / below.lstrip("/")
-    raise LookupError(wanted)
+    return None if group is None else group.path
 
 
 def _numbers(path: Path) -> dict[str, int]:

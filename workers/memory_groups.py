@@ -1,7 +1,6 @@
 """What the control groups of this process leave it of main memory. Linux; version 2 and version 1 (cgroups(7)).
 
 A limit binds all groups below its own, so each level from the process's group up to the root of what is mounted counts.
-Inside a container that root is usually the container's own group.
 """
 
 from __future__ import annotations
@@ -9,7 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from workers.control_groups import own_group
 
 UNLIMITED_BYTES = 2**60  # version 1 words "no limit" as a number beyond any memory
 
@@ -75,45 +76,11 @@ def _held(group: Path, version: _Version, drops_used_files: bool) -> int:
 
 def _levels(proc: Path) -> Iterator[tuple[Path, _Version]]:
     """Folders from the process's own group up. Where both versions are mounted, each process is in a group of both."""
-    try:
-        groups = [line.split(":", 2) for line in _text(proc / "self/cgroup").splitlines()]
-        mounts = [line.split() for line in _text(proc / "self/mountinfo").splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in (group for group in groups if len(group) == 3):
-        if controllers == "":
-            kind, version = "cgroup2", _V2
-        elif "memory" in controllers.split(","):
-            kind, version = "cgroup", _V1
-        else:
-            continue
-        for root, point in _mounted(mounts, kind, "" if version is _V2 else "memory"):
-            below = _below(PurePosixPath(path), PurePosixPath(root))
-            for level in (below, *below.parents):
-                yield Path(point, level), version
-            break  # the same groups may be mounted again elsewhere
-
-
-def _text(path: Path) -> str:
-    """Names of folders are bytes of any kind."""
-    return path.read_text("utf-8", "surrogateescape")
-
-
-def _mounted(mounts: list[list[str]], kind: str, controller: str) -> Iterator[tuple[str, str]]:
-    """Roots and mount points of such hierarchies; see proc_pid_mountinfo(5) for the columns."""
-    for columns in mounts:
-        with contextlib.suppress(ValueError, IndexError):
-            end = columns.index("-")
-            if columns[end + 1] == kind and (not controller or controller in columns[end + 3].split(",")):
-                yield columns[3], columns[4]
-
-
-def _below(path: PurePosixPath, root: PurePosixPath) -> PurePosixPath:
-    """The group, relative to the mount point. A group outside of what is mounted has nothing but the point itself."""
-    try:
-        return path.relative_to(root)
-    except ValueError:
-        return PurePosixPath()
+    for controller, version in (("memory", _V1), ("", _V2)):
+        with contextlib.suppress(OSError):
+            group = own_group(controller, proc / "self")
+            for level in group.levels() if group is not None else ():
+                yield level, version
 
 
 def _number(path: Path) -> int | None:
