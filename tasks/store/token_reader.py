@@ -132,20 +132,18 @@ class TokenReader:
 
 
 class _Silence:
-    """How long a stream has been silent, in beats of SILENCE_S, and when it is to be read next."""
+    """When a stream that is silent is to be read next, in beats of SILENCE_S."""
 
     def __init__(self) -> None:
-        self._beats = 0
-        self._replay_at = 1
         self._interval = 1
+        self._beats_left = 1
 
     def calls_for_replay(self) -> bool:
         """Count one more beat."""
-        self._beats += 1
-        if self._beats < self._replay_at:
+        self._beats_left -= 1
+        if self._beats_left > 0:
             return False
-        self._interval = min(2 * self._interval, int(MAX_SILENCE_S / SILENCE_S))
-        self._replay_at += self._interval
+        self._interval = self._beats_left = min(2 * self._interval, int(MAX_SILENCE_S / SILENCE_S))
         return True
 
 
@@ -180,7 +178,7 @@ class Follower:
             # Once per token: a bare timer costs a fraction of asyncio.timeout.
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            timer = loop.call_later(timeout_s, _wake, self._waiter)
+            timer = loop.call_later(timeout_s, self._wake)
             try:
                 await self._waiter
             finally:
@@ -189,13 +187,8 @@ class Follower:
         return bool(self._messages) or self.has_missed
 
     def _wake(self) -> None:
-        if self._waiter is not None:
-            _wake(self._waiter)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class _Subscriptions:
