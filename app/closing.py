@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from app.errors import ServerShuttingDown
 
-LAST_WORDS_S = (
-    2.0  # before the server cuts what is open: a silent stream looks every second, and a job may be cancelled
-)
+# Before the server cuts what is open: a silent stream looks every second, and a job may be cancelled.
+LAST_WORDS_S = 2.0
 
 
 class Closing:

@@ -38,6 +38,20 @@ def write_uncached(path: Path, num_bytes: int = 8 * MIB) -> File:
     return File(path.stem, path)
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stems of the files that were read ahead, whole; none of them stays in the page cache."""
+    read: list[str] = []
+
+    def reads(path: Path, goes_on: object) -> bool:
+        read.append(path.stem)
+        return True
+
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
+    monkeypatch.setattr("workers.tiers.read_through", reads)
+    return read
+
+
 @on_linux
 def test_prefetch_brings_a_file_into_the_page_cache(tmp_path: Path) -> None:
     files = [write_uncached(tmp_path / f"{name}.gguf") for name in "ab"]
@@ -50,15 +64,7 @@ def test_prefetch_brings_a_file_into_the_page_cache(tmp_path: Path) -> None:
     assert [tiers.of("a"), tiers.of("b")] == ["disk", "page_cache"]
 
 
-def test_file_for_which_there_is_no_room_is_not_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-
-    def reads(path: Path, goes_on: object) -> bool:
-        read.append(path.stem)
-        return True
-
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
-    monkeypatch.setattr("workers.tiers.read_through", reads)
+def test_file_for_which_there_is_no_room_is_not_read_ahead(tmp_path: Path, read: list[str]) -> None:
     files = []
     for name, size in (("small", 10), ("large", 11)):
         (tmp_path / name).write_bytes(bytes(size))
@@ -122,17 +128,7 @@ def test_room_of_the_page_cache_is_told_in_coarse_steps() -> None:
         assert tiers.cache_bytes == expected
 
 
-def test_file_that_does_not_stay_in_the_page_cache_is_read_once_per_wish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-
-    def reads(path: Path, goes_on: object) -> bool:
-        read.append(path.stem)
-        return True
-
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
-    monkeypatch.setattr("workers.tiers.read_through", reads)
+def test_file_that_does_not_stay_in_the_page_cache_is_read_once_per_wish(tmp_path: Path, read: list[str]) -> None:
     files = [File(name, tmp_path / f"{name}.gguf") for name in "ab"]
     for file in files:
         file.path.touch()
