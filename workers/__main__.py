@@ -101,10 +101,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare = SpareRunner(settings.engine, keeps=keeps_spare)
     spare.replenish()
 
+    is_cpu = device.name == CpuDevice.name
     # On a CPU warm weights are mapped from the very page cache: what is read ahead pushes them out, and the next answer
     # of a warm model reads them from the disk again.
-    maps_weights = device.name == CpuDevice.name
-    read_ahead_room = (lambda: 0) if maps_weights else CpuDevice().idle_bytes
+    read_ahead_room = (lambda: 0) if is_cpu else CpuDevice().idle_bytes
     tiers = Tiers(lambda: pool.models, read_ahead_room, lambda: pool.is_loading)
 
     def count_load(model: str, load_ms: int, swap_ms: int) -> None:
@@ -128,7 +128,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         ),
         clock=clock,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
-        parked_memory=settings.parked_memory if device.name == CpuDevice.name else 0,  # it is no GPU's memory
+        parked_memory=settings.parked_memory if is_cpu else 0,  # it is no GPU's memory
         on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
         on_load=count_load,
     )
