@@ -37,6 +37,13 @@ def own_group(controller: str, process: Path) -> OwnGroup | None:
     return None
 
 
+def own_levels(controller: str, process: Path) -> Iterator[Path]:
+    """Folders of `own_group`, from the group itself up; none where there is no such group."""
+    with contextlib.suppress(OSError):
+        group = own_group(controller, process)
+        yield from group.levels() if group is not None else ()
+
+
 def _text(path: Path) -> str:
     """Names of folders are bytes of any kind."""
     return path.read_text("utf-8", "surrogateescape")

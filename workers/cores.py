@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+from workers.control_groups import own_levels
 
 
-def usable_cores(*, cpu_max: Path = CPU_MAX) -> int:
-    """Physical cores, within the process's affinity and the quota of its control group.
+def usable_cores(proc: Path = Path("/proc")) -> int:
+    """Physical cores, within the process's affinity and the quotas of its control groups.
 
     Hyper-threads only get in each other's way when they multiply matrices, and threads beyond a container's quota are
     stopped in the middle of a barrier that the others wait at.
     """
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    bounds = [physical]
+    bounds = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1, *_quotas(proc)]
     if hasattr(os, "sched_getaffinity"):
         bounds.append(len(os.sched_getaffinity(0)))
-    quota = _quota(cpu_max)
-    if quota is not None:
-        bounds.append(quota)
     return max(1, min(bounds))
 
 
-def _quota(cpu_max: Path) -> int | None:
-    """Whole cores of a version 2 group: `max 100000` is none, `250000 100000` are two and a half."""
-    try:
-        quota_us, period_us = cpu_max.read_text().split()
-        return int(quota_us) // int(period_us)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+def _quotas(proc: Path) -> Iterator[int]:
+    """Whole cores of each level that has a quota: 250 ms of 100 ms are two and a half, so two.
+
+    A file that is not there, or holds no numbers (`max`), is no quota."""
+    for group in own_levels("cpu", proc / "self"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota_us = int((group / "cpu.cfs_quota_us").read_text())
+            if quota_us >= 0:  # -1: none
+                yield quota_us // int((group / "cpu.cfs_period_us").read_text())
+    for group in own_levels("", proc / "self"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (group / "cpu.max").read_text().split()
+            yield int(quota) // int(period)

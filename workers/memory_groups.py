@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.control_groups import own_group
+from workers.control_groups import own_levels
 
 UNLIMITED_BYTES = 2**60  # version 1 words "no limit" as a number beyond any memory
 
@@ -77,10 +77,8 @@ def _held(group: Path, version: _Version, drops_used_files: bool) -> int:
 def _levels(proc: Path) -> Iterator[tuple[Path, _Version]]:
     """Folders from the process's own group up. Where both versions are mounted, each process is in a group of both."""
     for controller, version in (("memory", _V1), ("", _V2)):
-        with contextlib.suppress(OSError):
-            group = own_group(controller, proc / "self")
-            for level in group.levels() if group is not None else ():
-                yield level, version
+        for level in own_levels(controller, proc / "self"):
+            yield level, version
 
 
 def _number(path: Path) -> int | None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-VMSTAT = Path("/proc/vmstat")  # `oom_kill N`: the whole machine
-CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")  # `oom_kill N`: our container (cgroup v2)
+from workers.control_groups import own_levels
 
 
-def kernel_oom_kills(sources: tuple[Path, ...] = (VMSTAT, CGROUP_EVENTS)) -> int:
-    """A number that grows with every out-of-memory kill; 0 where the kernel does not say (macOS)."""
-    return sum(_count(source) for source in sources)
+def kernel_oom_kills(proc: Path = Path("/proc")) -> int:
+    """A number that grows with every out-of-memory kill; 0 where the kernel does not say (macOS).
+
+    Of the process's own control group, which counts all kills of its processes, whoever's memory was short. Only
+    without one of the whole machine, where a stranger's end looks like that of one of ours."""
+    for source in _sources(proc):
+        with contextlib.suppress(OSError, ValueError):
+            for line in source.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0
 
 
-def _count(source: Path) -> int:
-    try:
-        lines = source.read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+def _sources(proc: Path) -> Iterator[Path]:
+    """The nearest first: of version 2 a level counts for those below it, and one without the controller has no file."""
+    for group in own_levels("memory", proc / "self"):
+        yield group / "memory.oom_control"
+    for group in own_levels("", proc / "self"):
+        yield group / "memory.events"
+    yield proc / "vmstat"

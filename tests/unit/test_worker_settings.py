@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tasks.errors import InvalidSetting
 from tasks.settings import load_settings
-from workers.cores import usable_cores
 from workers.settings import WorkerSettings
 
 
@@ -72,13 +70,3 @@ def test_shares_of_gpus_are_a_list_of_numbers(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("KEEPWARM_TENSOR_SPLIT", "0,0")
     with pytest.raises(InvalidSetting, match=r"^KEEPWARM_TENSOR_SPLIT: .*one above it"):
         load_settings(WorkerSettings)
-
-
-@pytest.mark.parametrize(
-    ("content", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("0 0", None), ("max 100000", None)]
-)
-def test_quota_of_the_control_group_bounds_the_threads(tmp_path: Path, content: str, cores: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(content + "\n")
-    unbounded = usable_cores(cpu_max=tmp_path / "none")
-    assert 1 <= unbounded <= (psutil.cpu_count() or 1)
-    assert usable_cores(cpu_max=tmp_path / "cpu.max") == (unbounded if cores is None else cores)
