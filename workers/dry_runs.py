@@ -27,7 +27,7 @@ import structlog
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
 from workers.idle_time import LOOK_S, give_way
-from workers.measurements import replace_file
+from workers.shared_file import replace_file, sole_writer
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +99,8 @@ def answer_key(identity: str, config: EngineConfig, device: str) -> str:
 
 
 class KnownAnswers:
-    """Read by any thread, written by one. A file that can't be read or written costs dry runs, never the worker."""
+    """Read by any thread, written by one. Workers of one home share the file, and learn at their start and at each
+    writing what others found. A file that can't be read or written costs dry runs, never the worker."""
 
     def __init__(self, path: Path | None) -> None:
         """Without a path they last as long as the process."""
@@ -112,18 +113,24 @@ class KnownAnswers:
             return self._answers.get(key)
 
     def put(self, key: str, answer: DryRun) -> None:
+        self._take({key: answer})
+        if self._path is not None:
+            self._write(self._path, {key: answer})
+
+    def _take(self, answers: dict[str, DryRun]) -> None:
         with self._lock:
-            self._answers.pop(key, None)
-            self._answers[key] = answer  # at the end: the newest
+            for key, answer in answers.items():
+                self._answers.pop(key, None)
+                self._answers[key] = answer  # at the end: the newest
             while len(self._answers) > MAX_ANSWERS:
                 self._answers.pop(next(iter(self._answers)))
-            content = msgspec.json.format(msgspec.json.encode(self._answers))
-        if self._path is not None:
-            self._write(self._path, content)
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, newest: dict[str, DryRun]) -> None:
         try:
-            replace_file(path, content)
+            with sole_writer(path):
+                self._take(_read(path))
+                self._take(newest)
+                replace_file(path, msgspec.json.format(msgspec.json.encode(self._answers)))
         except OSError as error:
             log.warning("dry_runs_not_saved", path=str(path), error=str(error))
 

@@ -6,8 +6,6 @@ not touched all of its memory yet; a changed file or setting is another key and 
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import msgspec
 import structlog
 
 from tasks.fleet import ModelKind
+from workers.shared_file import replace_file, sole_writer
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +46,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measurements:
-    """Thread-safe. A file that can't be read or written costs precision, never the worker."""
+    """Thread-safe. Workers of one home share the file, and see what others measured at each writing of their own. A
+    file that can't be read or written costs precision, never the worker."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,40 +62,45 @@ class Measurements:
         self, key: MeasurementKey, *, measured_bytes: int, load_ms: int | None = None, estimated_bytes: int = 0
     ) -> None:
         """Keep the larger figure of bytes, the newest load time (None: no load was timed), and the first estimate."""
+        entry = Measurement(key=key, bytes=measured_bytes, load_ms=load_ms or 0, estimated_bytes=estimated_bytes)
         with self._lock:
-            known = self._entries.pop(key, None)
-            entry = Measurement(
-                key=key,
-                bytes=max(measured_bytes, known.bytes if known else 0),
-                load_ms=load_ms if load_ms is not None else (known.load_ms if known else 0),
-                estimated_bytes=known.estimated_bytes if known else estimated_bytes,
-            )
-            self._entries[key] = entry  # at the end: the newest
-            while len(self._entries) > MAX_ENTRIES:
-                self._entries.pop(next(iter(self._entries)))
-            if entry != known:
-                self._write()
+            known = self._entries.get(key)
+            self._add(entry)
+            if self._entries[key] != known:
+                self._write(entry)
 
-    def _write(self) -> None:
+    def _add(self, newest: Measurement) -> None:
+        self._join(newest)
+        self._entries[newest.key] = self._entries.pop(newest.key)  # at the end
+        while len(self._entries) > MAX_ENTRIES:
+            self._entries.pop(next(iter(self._entries)))
+
+    def _join(self, entry: Measurement) -> None:
+        known = self._entries.get(entry.key)
+        if known is not None:
+            entry = msgspec.structs.replace(
+                entry,
+                bytes=max(entry.bytes, known.bytes),
+                load_ms=entry.load_ms or known.load_ms,
+                estimated_bytes=known.estimated_bytes,
+            )
+        self._entries[entry.key] = entry
+
+    def _join_all(self, written: list[Measurement]) -> None:
+        """What others wrote down counts as older than what this process has seen: it may have dropped it itself."""
+        new = {entry.key: entry for entry in written if entry.key not in self._entries}
+        self._entries = new | self._entries
+        for entry in written:
+            self._join(entry)
+
+    def _write(self, newest: Measurement) -> None:
         try:
-            replace_file(self._path, msgspec.json.format(msgspec.json.encode(list(self._entries.values()))))
+            with sole_writer(self._path):
+                self._join_all(_read(self._path))
+                self._add(newest)
+                replace_file(self._path, msgspec.json.format(msgspec.json.encode(list(self._entries.values()))))
         except OSError as error:
             log.warning("measurements_not_saved", path=str(self._path), error=str(error))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write so that a reader, or a crash, sees the old content or the new one, never a part. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> list[Measurement]:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tasks.fleet import ModelKind
-from workers.measurements import MAX_ENTRIES, MeasurementKey, Measurements, replace_file
+from workers.measurements import MAX_ENTRIES, MeasurementKey, Measurements
 
 
 def key(model: str = "m", **changes: object) -> MeasurementKey:
@@ -94,10 +94,11 @@ def test_oldest_entries_go_first(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert MAX_ENTRIES > 2
 
 
-def test_failed_replacement_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
-    target = tmp_path / "folder"
-    target.mkdir()
-    (target / "kept").write_text("")
-    with pytest.raises(OSError, match="folder"):
-        replace_file(target, b"new")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+def test_workers_of_one_home_keep_what_the_others_measured(path: Path) -> None:
+    one, other = Measurements(path), Measurements(path)
+    one.record(key("a"), measured_bytes=100, load_ms=7)
+    other.record(key("b"), measured_bytes=50, load_ms=5)
+    one.record(key("c"), measured_bytes=10)
+    other.record(key("a"), measured_bytes=90, load_ms=9)
+    found = [Measurements(path).get(key(model)) for model in "abc"]
+    assert [(entry.bytes, entry.load_ms) for entry in found if entry] == [(100, 9), (50, 5), (10, 0)]

@@ -243,6 +243,16 @@ def test_a_broken_file_of_answers_is_asked_anew(tmp_path, content: bytes):
     assert KnownAnswers(path).get("a") == known.get("a") is not None
 
 
+def test_workers_of_one_home_keep_the_answers_of_the_others_and_learn_them_at_their_next_own(tmp_path):
+    path = tmp_path / "dry_runs.json"
+    one, other = KnownAnswers(path), KnownAnswers(path)
+    for known, key, kv_bytes in ((one, "a", 1), (other, "b", 2), (one, "c", 3)):
+        known.put(key, DryRun(weight_bytes=1, kv_bytes=kv_bytes, compute_bytes=3, output_bytes=4))
+    for known in (one, KnownAnswers(path)):
+        found = [known.get(key) for key in "abc"]
+        assert [answer.kv_bytes for answer in found if answer] == [1, 2, 3]
+
+
 def test_the_oldest_answers_make_room(monkeypatch):
     monkeypatch.setattr("workers.dry_runs.MAX_ANSWERS", 2)
     known = KnownAnswers(None)

@@ -1,0 +1,40 @@
+"""A file that several processes add to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.shared_file import replace_file, sole_writer
+
+ADD_ONE = """
+import sys
+from pathlib import Path
+from workers.shared_file import replace_file, sole_writer
+
+path = Path(sys.argv[1])
+for _ in range(20):
+    with sole_writer(path):
+        replace_file(path, path.read_bytes() + b"x")
+"""
+
+
+def test_nothing_that_several_processes_add_at_once_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with sole_writer(path):
+        replace_file(path, b"")
+        writers = [subprocess.Popen([sys.executable, "-c", ADD_ONE, str(path)]) for _ in range(3)]
+    assert [writer.wait(30) for writer in writers] == [0, 0, 0]
+    assert path.read_bytes() == b"x" * 60
+
+
+def test_failed_replacement_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "kept").write_text("")
+    with pytest.raises(OSError, match="folder"):
+        replace_file(target, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
