@@ -20,7 +20,7 @@ from tasks import failpoints
 from tasks.celery_app import app as celery_app
 from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting, StoreUnavailable
-from tasks.fleet import ModelOffer, RunnerReport, WorkerReport
+from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerReport
 from tasks.jobs import WorkerId
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
@@ -51,7 +51,7 @@ from workers.settings import WorkerSettings
 from workers.slot_gate import GatedHost, gate
 from workers.spare_runner import SpareRunner
 from workers.subscriptions import CeleryQueues
-from workers.tiers import Tiers
+from workers.tiers import Tiers, disk_of
 from workers.token_sink import FailingSink
 from workers.warm_pool import PoolLimits, WarmPool
 from workers.worker_devices import worker_devices
@@ -102,10 +102,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     spare.replenish()
 
     is_cpu = device.name == CpuDevice.name
-    # On a CPU warm weights are mapped from the very page cache: what is read ahead pushes them out, and the next answer
-    # of a warm model reads them from the disk again.
-    read_ahead_room = (lambda: 0) if is_cpu else CpuDevice().idle_bytes
-    tiers = Tiers(lambda: pool.models, read_ahead_room, lambda: pool.is_loading)
+    tiers = Tiers(lambda: pool.models, CpuDevice().idle_bytes, lambda: pool.is_loading, maps_weights=is_cpu)
 
     def count_load(model: str, load_ms: int, swap_ms: int) -> None:
         tiers.loaded(model, load_ms)
@@ -127,6 +124,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
             known=KnownAnswers(store_settings.home / "dry_runs.json"),
         ),
         clock=clock,
+        disk_of=disk_of,
         limits=PoolLimits(drain_s=settings.evict_drain_s),
         parked_memory=settings.parked_memory if is_cpu else 0,  # it is no GPU's memory
         on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
@@ -250,6 +248,7 @@ class _Identity:
         runners: tuple[RunnerReport, ...],
     ) -> WorkerReport:
         speed = self.tiers.speed()
+        warm = {runner.model for runner in runners if runner.state is RunnerState.READY}
         return WorkerReport(
             id=self.id,
             pid=os.getpid(),
@@ -263,7 +262,10 @@ class _Identity:
             bandwidths=dict(speed.bandwidths),
             init_ms=speed.init_ms,
             cache_bytes=self.tiers.cache_bytes,
-            offers=tuple(msgspec.structs.replace(offer, tier=self.tiers.of(offer.id)) for offer in offers),
+            offers=tuple(
+                msgspec.structs.replace(offer, tier=self.tiers.of(offer.id, is_warm=offer.id in warm))
+                for offer in offers
+            ),
             runners=runners,
             warnings=self.warnings(),
         )

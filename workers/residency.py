@@ -7,6 +7,7 @@ and what still waits for a drain is simply asked for again later.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from workers.eviction import Candidate, NoVictims, Victims, choose_victims
@@ -14,15 +15,17 @@ from workers.eviction import Candidate, NoVictims, Victims, choose_victims
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A model that the placement holds and that is not resident."""
+    """A model that the placement holds and that is not resident. `disk`: that its load would read from, by number; None
+    where it would read none, or nobody can tell."""
 
     model: str
     bytes: int
+    disk: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidencySteps:
-    """What to do now. `refused` maps a model to what stands in its way; `waiting` models wait for bytes."""
+    """What to do now. `refused` maps a model to what stands in its way; `waiting` ones wait for bytes or for a disk."""
 
     load: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
@@ -31,11 +34,18 @@ class ResidencySteps:
 
 
 def plan_residency(
-    *, wanted: Sequence[Wanted], residents: Sequence[Candidate], free_bytes: int, leaving_bytes: int
+    *,
+    wanted: Sequence[Wanted],
+    residents: Sequence[Candidate],
+    free_bytes: int,
+    leaving_bytes: int,
+    disks_in_use: AbstractSet[int] = frozenset(),
 ) -> ResidencySteps:
     """Walk through `wanted` in its order.
 
     `free_bytes` can be used now; `leaving_bytes` come free when runners that are already on their way out are gone.
+    From `disks_in_use` loads read already: of two that read from one disk side by side, each takes as long as both, and
+    nobody is served any sooner. So the next one waits, but not those that the page cache has.
     Every wanted model claims its bytes from both, so that a small load that fits now may overtake a large one that
     waits, without ever eating what the large one waits for.
 
@@ -52,6 +62,7 @@ def plan_residency(
     unclaimed = free_bytes + leaving_bytes
     free = free_bytes
     remaining = list(residents)
+    busy_disks = set(disks_in_use)
     for want in wanted:
         missing = want.bytes - unclaimed
         if missing > 0:
@@ -67,9 +78,10 @@ def plan_residency(
             unclaimed += sum(each.bytes for each in remaining if each.model in answer.models)
             remaining = [each for each in remaining if each.model not in answer.models]
         unclaimed -= want.bytes
-        if want.bytes <= free:
+        if want.bytes <= free and want.disk not in busy_disks:
             free -= want.bytes
             load.append(want.model)
+            busy_disks.update(() if want.disk is None else (want.disk,))
         else:
             waiting.append(want.model)
     return ResidencySteps(load=tuple(load), stop=tuple(stop), waiting=tuple(waiting), refused=refused)

@@ -13,10 +13,11 @@ from workers.runner import Runner
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """Mutable; the pool's lock guards it. `runner` is None until the process is spawned."""
+    """Mutable; the pool's lock guards it. `runner` is None until the process is spawned; `disk`: as in `Wanted`."""
 
     model: ModelFile
     since_ms: int
+    disk: int | None = None
     runner: Runner | None = None
     is_leaving: bool = False
     has_worked: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,22 +74,30 @@ def load_speed(loads: Iterable[Load]) -> LoadSpeed:
 
 
 class Tiers:
-    """Thread-safe. `models` gives what the worker can serve at the moment, `room_bytes` what the page cache may take:
+    """Thread-safe. `models` gives what the worker can serve at the moment, `idle_bytes` what the page cache may take:
     a file that is larger would push out what it has read itself, and others with it. While `is_loading` nothing is
-    read ahead: the disk is for those who wait."""
+    read ahead: the disk is for those who wait.
+
+    `maps_weights`: warm models live in the page cache themselves, as on a CPU. Then nothing is read ahead, which would
+    push them out, so that the next answer reads them from the disk again; and what a warm model has there stays behind
+    it only where there is memory for it and for the one that comes in its place."""
 
     def __init__(
         self,
         models: Callable[[], Sequence[Weights]],
-        room_bytes: Callable[[], int],
+        idle_bytes: Callable[[], int],
         is_loading: Callable[[], bool] = lambda: False,
+        *,
+        maps_weights: bool = False,
     ) -> None:
         self._models = models
-        self._room_bytes = room_bytes
+        self._idle_bytes = idle_bytes
         self._is_loading = is_loading
-        self._cache_bytes = 0
+        self._maps_weights = maps_weights
+        self._seen_idle_bytes = 0
         self._lock = threading.Lock()
         self._tiers: dict[str, str] = {}
+        self._lasting: frozenset[str] = frozenset()  # models whose pages would stay if they left
         self._loads: deque[Load] = deque(maxlen=REMEMBERED_LOADS)
         self._wished: tuple[str, ...] = ()
         self._was_read: set[str] = set()  # for this wish; once is enough, also where the page cache can't hold it
@@ -104,16 +113,18 @@ class Tiers:
         self._due.set()
         self._thread.join(timeout=LOOK_S)
 
-    def of(self, model: str) -> str | None:
-        """`disk` or `page_cache`; None when it is not known."""
+    def of(self, model: str, *, is_warm: bool = False) -> str | None:
+        """`disk` or `page_cache`; None when it is not known. Of a warm model: if it left and came back."""
         with self._lock:
-            return self._tiers.get(model)
+            tier = self._tiers.get(model)
+            return DISK if is_warm and tier == PAGE_CACHE and model not in self._lasting else tier
 
     @property
     def cache_bytes(self) -> int:
-        """Of files that the page cache can hold, as of the last look; 0 before the first one."""
+        """Of files that the page cache can hold, as of the last look; 0 before the first one, and where nothing is
+        read ahead."""
         with self._lock:
-            return self._cache_bytes
+            return 0 if self._maps_weights else self._seen_idle_bytes
 
     def loaded(self, model: str, load_ms: int) -> None:
         """A load has worked; it counts for the tier that its file was seen in last, before the load read it."""
@@ -140,13 +151,18 @@ class Tiers:
         """One look at all files, then the wished ones are read ahead, for as long as loads leave the disk to that."""
         models = {each.id: each for each in self._models()}
         found = {each.id: _tier(each.path) for each in models.values()}
-        room_bytes = _coarse(self._room_bytes())
+        idle_bytes = _coarse(self._idle_bytes())
         with self._lock:
-            self._cache_bytes = room_bytes
+            self._seen_idle_bytes = idle_bytes
             self._tiers = {model: tier for model, tier in found.items() if tier is not None}
+            self._lasting = frozenset(
+                each.id for each in models.values() if not self._maps_weights or each.file_bytes <= idle_bytes
+            )
+            if self._maps_weights:
+                return
             wished = [model for model in self._wished if model not in self._was_read]
         for model in wished:
-            is_readable = found.get(model) == DISK and models[model].file_bytes <= self._room_bytes()
+            is_readable = found.get(model) == DISK and models[model].file_bytes <= self._idle_bytes()
             if is_readable and not self._read(models[model]):
                 return
 
@@ -181,6 +197,16 @@ class Tiers:
             except Exception:
                 log.exception("tiers_failed")  # forecasts get worse, nothing else
             self._due.wait(LOOK_S)
+
+
+def disk_of(path: Path) -> int | None:
+    """The disk that a load of this file would read from, as the system numbers it; None where it would read none, or
+    that can't be told."""
+    if _tier(path) != DISK:
+        return None
+    with suppress(OSError):  # just removed
+        return path.stat().st_dev
+    return None
 
 
 def _coarse(count: int) -> int:

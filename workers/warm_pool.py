@@ -13,8 +13,9 @@ A runner on its way out is never revived, and its model is loaded again only aft
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -101,16 +102,18 @@ class WarmPool:
         limits: PoolLimits,
         parked_memory: int | None = 0,
         needs: Needs | None = None,
+        disk_of: Callable[[Path], int | None] = lambda path: None,
         on_change: Callable[[], None] = lambda: None,
         on_load: Callable[[str, int, int], None] = lambda model, load_ms, swap_ms: None,
     ) -> None:
-        """Without `needs` models are estimated by the formula alone."""
+        """Without `needs` models are estimated by the formula alone. `disk_of`: as `workers.tiers.disk_of`."""
         self._worker_id = worker_id
         self._folder = folder
         self._ledger = ledger
         self._device = device
         self._start_runner = start_runner
         self._clock = clock
+        self._disk_of = disk_of
         self._limits = limits
         self._listener = on_change
         self._count_load = on_load
@@ -271,8 +274,10 @@ class WarmPool:
             if self._is_draining:
                 return
             self._note_wanted()
-            steps = self._plan()
-            arriving = [resident for model in steps.load if (resident := self._admit(self._models[model]))]
+            wanted = self._wanted()
+            steps = self._plan(wanted)
+            disks = {each.model: each.disk for each in wanted}
+            arriving = [resident for model in steps.load if (resident := self._admit(model, disks[model]))]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
             grown = [each for each in self._residents.values() if each.take_remeasuring()]
         for resident in grown:
@@ -310,7 +315,7 @@ class WarmPool:
         known = {model: since_s for model, since_s in self._wanted_since_s.items() if model in held}
         self._wanted_since_s = dict.fromkeys(absent, now_s) | known
 
-    def _plan(self) -> ResidencySteps:
+    def _plan(self, wanted: Sequence[Wanted]) -> ResidencySteps:
         now_ms = self._clock.now_ms()
         held = set(self._placement.hold)
         evicted = [
@@ -330,12 +335,11 @@ class WarmPool:
             if model not in going and model not in evicted
         ]
         steps = plan_residency(
-            wanted=[
-                Wanted(model=model, bytes=self._costs.need(self._models[model]).total_bytes) for model in self._absent()
-            ],
+            wanted=wanted,
             residents=candidates,
             free_bytes=self._ledger.free_bytes,
             leaving_bytes=sum(self._ledger.bytes_of(model) for model in going.union(evicted)),
+            disks_in_use={each.disk for each in self._residents.values() if each.is_loading and each.disk is not None},
         )
         self._refusals = {model: self._refusal(model, reason) for model, reason in steps.refused.items()}
         for model in steps.refused:
@@ -344,17 +348,23 @@ class WarmPool:
             load=steps.load, stop=(*evicted, *steps.stop), waiting=steps.waiting, refused=steps.refused
         )
 
-    def _absent(self) -> list[str]:
-        """Held, known, with no process and no account, and not in a backoff; in the placement's order."""
+    def _wanted(self) -> list[Wanted]:
+        """Held, known, with no process and no account, and not in a backoff; those held longest first, then the
+        smallest."""
         now_s = self._clock.monotonic_s()
-        return [
-            model
+        found = [
+            Wanted(
+                model=model,
+                bytes=self._costs.need(self._models[model]).total_bytes,
+                disk=self._disk_of(self._models[model].path),
+            )
             for model in dict.fromkeys(self._placement.hold)
             if model in self._models
             and model not in self._residents
             and model not in self._unreleased
             and not self._failures.is_pausing(model, self._models[model].identity, now_s)
         ]
+        return sorted(found, key=lambda each: (self._wanted_since_s[each.model], each.bytes, each.model))
 
     def _is_due_for_replacement(self, resident: Resident) -> bool:
         if resident.outdated_since_s is None or resident.runner is None:
@@ -375,15 +385,16 @@ class WarmPool:
             is_settled=resident.state is RunnerState.READY,
         )
 
-    def _admit(self, model: ModelFile) -> Resident | None:
+    def _admit(self, name: str, disk: int | None) -> Resident | None:
         """Reserve before anything is spawned: from here on the model counts as resident, so nobody loads it twice."""
+        model = self._models[name]
         need = self._costs.need(model)
         try:
             self._ledger.reserve(model.id, need, is_pinned=model.is_pinned)
         except ModelDoesNotFit as error:  # a measurement came in since the plan was made: the next one knows it
             log.info("load_postponed", model=model.id, reason=str(error))
             return None
-        resident = Resident(model, self._clock.now_ms())
+        resident = Resident(model, self._clock.now_ms(), disk)
         self._residents[model.id] = resident
         log.info("load_started", model=model.id, reserved_bytes=need.total_bytes, epoch=self._epoch)
         return resident

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,7 +157,10 @@ class PoolBench:
         unusable: tuple[UnusableFile, ...] = (),
         drain_s: float = 0.0,
         parked_mib: int = 0,
+        disks: Mapping[str, int] | None = None,
     ) -> None:
+        """`disks`: of the models whose files are not cached."""
+        self.disks = dict(disks or {})
         self.sink = MemorySink()
         self.clock = ManualClock()
         self.changes = Changes()
@@ -177,6 +180,7 @@ class PoolBench:
             clock=self.clock.clock(),
             limits=PoolLimits(drain_s=drain_s, park_s=5, stop_s=5),
             parked_memory=parked_mib * MIB,
+            disk_of=lambda path: self.disks.get(path.stem),
             on_change=self.changes,
             on_load=self._note_load,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from itertools import combinations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.eviction import Candidate, NoVictims, UseRate, Victims, choose_victims, keep_value
-from workers.residency import Wanted, plan_residency
+from workers.residency import ResidencySteps, Wanted, plan_residency
 
 
 def runner(
@@ -124,8 +125,16 @@ def test_victims_suffice_are_all_needed_and_exist_whenever_possible(
     assert all(freed - movable[model].bytes < need for model in answer.models)
 
 
-def plan(*wanted: Wanted, residents: tuple[Candidate, ...] = (), free: int, leaving: int = 0):
-    return plan_residency(wanted=wanted, residents=residents, free_bytes=free, leaving_bytes=leaving)
+def plan(
+    *wanted: Wanted,
+    residents: tuple[Candidate, ...] = (),
+    free: int,
+    leaving: int = 0,
+    disks_in_use: AbstractSet[int] = frozenset(),
+) -> ResidencySteps:
+    return plan_residency(
+        wanted=wanted, residents=residents, free_bytes=free, leaving_bytes=leaving, disks_in_use=disks_in_use
+    )
 
 
 def want(model: str, size: int) -> Wanted:
@@ -174,8 +183,26 @@ def test_idle_victims_are_preferred_to_busy_ones() -> None:
     assert set(plan(want("a", 40), residents=residents, free=0).stop) == {"idle", "busy"}
 
 
+def test_loads_of_one_disk_go_one_after_the_other_and_others_beside_them() -> None:
+    wanted = [Wanted(model=name, bytes=10, disk=disk) for name, disk in (("a", 1), ("b", 1), ("c", 2), ("d", None))]
+    steps = plan(*wanted, free=40)
+    assert (steps.load, steps.waiting) == (("a", "c", "d"), ("b",))
+    steps = plan(*wanted, free=40, disks_in_use={1})
+    assert (steps.load, steps.waiting) == (("c", "d"), ("a", "b"))
+
+
+def test_load_that_waits_for_its_disk_keeps_its_bytes() -> None:
+    steps = plan(Wanted(model="a", bytes=10, disk=1), want("b", 10), free=10, disks_in_use={1})
+    assert (steps.load, steps.waiting) == ((), ("a",))
+    assert steps.refused == {"b": "nothing is left to evict"}
+
+
 wanted_strategy = st.lists(
-    st.builds(want, st.sampled_from("qrstuv"), st.integers(1, 60)), max_size=5, unique_by=lambda w: w.model
+    st.builds(
+        Wanted, model=st.sampled_from("qrstuv"), bytes=st.integers(1, 60), disk=st.sampled_from((None, None, 1, 2))
+    ),
+    max_size=5,
+    unique_by=lambda w: w.model,
 )
 
 
@@ -188,6 +215,8 @@ def test_plan_never_starts_more_than_is_free_and_accounts_for_every_wish(
     sizes = {each.model: each.bytes for each in wanted}
     by_model = {each.model: each for each in residents}
     assert sum(sizes[model] for model in steps.load) <= free
+    disks = [each.disk for each in wanted if each.model in steps.load and each.disk is not None]
+    assert len(set(disks)) == len(disks)
     groups = (steps.load, steps.waiting, tuple(steps.refused))
     assert sorted(model for group in groups for model in group) == sorted(sizes)
     assert all(not set(one) & set(other) for one, other in combinations(groups, 2))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers.page_cache import cached_share, read_through
-from workers.tiers import Load, LoadSpeed, Tiers, load_speed
+from workers.tiers import Load, LoadSpeed, Tiers, disk_of, load_speed
 
 MIB = 1024**2
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops pages on request")
@@ -117,6 +117,37 @@ def test_loads_without_end_do_not_keep_from_looking_at_the_files(
     tiers.look()
     assert tiers.of("a") == "page_cache"
     assert read == ["a", "b"]
+
+
+def test_warm_model_that_is_mapped_comes_from_the_disk_again_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for name, size in (("small", 10), ("large", 1000)):
+        (tmp_path / name).write_bytes(bytes(size))
+        files.append(File(name, tmp_path / name))
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 1.0)
+    mapped, copied = (Tiers(lambda: files, lambda: 100, maps_weights=is_mapped) for is_mapped in (True, False))
+    for tiers in (mapped, copied):
+        tiers.look()
+    assert [mapped.of(name, is_warm=True) for name in ("small", "large", "nobody")] == ["page_cache", "disk", None]
+    assert mapped.of("large") == copied.of("large", is_warm=True) == "page_cache"
+
+
+def test_nothing_is_read_ahead_where_warm_models_live_in_the_page_cache(tmp_path: Path, read: list[str]) -> None:
+    (tmp_path / "a").write_bytes(bytes(10))
+    tiers = Tiers(lambda: [File("a", tmp_path / "a")], lambda: 1000, maps_weights=True)
+    tiers.prefetch(("a",))
+    tiers.look()
+    assert (tiers.of("a"), tiers.cache_bytes, read) == ("disk", 0, [])
+
+
+def test_only_a_load_of_what_is_not_cached_needs_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(10))
+    shares = iter([0.5, 1.0, None])
+    monkeypatch.setattr("workers.tiers.cached_share", lambda path: next(shares))
+    assert [disk_of(path), disk_of(path), disk_of(path)] == [path.stat().st_dev, None, None]
 
 
 def test_room_of_the_page_cache_is_told_in_coarse_steps() -> None:

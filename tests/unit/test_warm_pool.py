@@ -260,6 +260,24 @@ def test_slow_eviction_does_not_delay_a_load_that_fits(make_bench: MakeBench) ->
     bench.await_gone("a")
 
 
+def test_loads_from_one_disk_go_one_after_the_other_in_the_order_of_wishes(make_bench: MakeBench) -> None:
+    models = [make_model(name, mib=mib) for name, mib in (("b", 90), ("c", 80), ("a", 70), ("cached", 100))]
+    bench = make_bench(*models, disks={"a": 1, "b": 1, "c": 1})
+    bench.place("b")
+    bench.clock.advance(1)
+    bench.place("a", "b", "c", "cached")
+    for name in ("b", "cached"):
+        bench.starter.await_start(name)
+    assert [bench.state(name) for name in "abc"] == [None, RunnerState.STARTING, None]
+    bench.finish_load("b")
+    bench.pool.reconcile()
+    link = bench.starter.await_start("a")  # the smaller one of those that came together
+    assert bench.state("c") is None
+    link.exit(-9)
+    bench.await_gone("a")
+    bench.finish_load("c")
+
+
 def test_pinned_model_is_never_a_victim_and_the_refusal_says_so(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100, pinned=True), make_model("b", mib=100), budget_mib=150)
     bench.warm("a")
