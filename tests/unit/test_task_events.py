@@ -9,10 +9,10 @@ import pytest
 from celery import Celery
 from celery.events.dispatcher import EventDispatcher
 from celery.worker.consumer.events import Events
-from celery.worker.control import enable_events
+from celery.worker.control import Panel
 
 import celeryconfig
-from workers.task_events import EVENT_INTERVAL_S, UnhurriedEvents
+from workers.task_events import EVENT_INTERVAL_S, WANTED_S, UnhurriedEvents
 
 
 class Timer:
@@ -36,7 +36,8 @@ class Consumer:
         )
         self.event_dispatcher.enabled = True
         self.event_dispatcher.producer = SimpleNamespace(publish=self._publish)
-        self.step = UnhurriedEvents(self)
+        self.now_s = 1000.0
+        self.step = UnhurriedEvents(self, clock=lambda: self.now_s)
         self.step.start(self)
 
     def _call_repeatedly(self, interval_s: float, call: Any) -> Timer:
@@ -79,7 +80,31 @@ def test_events_are_off_until_they_are_asked_for(consumer: Consumer):
     dispatcher = consumer.event_dispatcher
     dispatcher.enabled, dispatcher.groups = step.enabled, set(step.groups)
     dispatcher.send("task-received", uuid="1")
-    enable_events(SimpleNamespace(consumer=consumer))
+    ask(consumer)
     dispatcher.send("task-started", uuid="1")
     consumer.timers[0].call()
     assert consumer.sent == [["task-started"]]
+
+
+def ask(consumer: Consumer) -> None:
+    """What Flower's message does in a worker."""
+    assert "ok" in Panel.data["enable_events"](SimpleNamespace(consumer=consumer))
+
+
+def test_events_go_off_when_nobody_asks_any_more_and_on_again_when_somebody_does(consumer: Consumer):
+    dispatcher = consumer.event_dispatcher
+    dispatcher.groups = {"worker"}
+    for _ in range(3):
+        consumer.now_s += WANTED_S
+        ask(consumer)
+        consumer.timers[0].call()
+        dispatcher.send("task-started", uuid="1")
+    consumer.now_s += WANTED_S + 1
+    consumer.timers[0].call()
+    dispatcher.send("task-succeeded", uuid="1")
+    consumer.timers[0].call()
+    assert consumer.sent == [["task-started"]] * 3
+    ask(consumer)
+    dispatcher.send("task-received", uuid="2")
+    consumer.timers[0].call()
+    assert consumer.sent[3:] == [["task-received"]]
