@@ -15,7 +15,7 @@ from tasks.controller.decisions import Decision
 from tasks.files import StoredFile
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport
 from tasks.forecast import QueueRoom
-from tasks.job_filter import ALL_JOBS, JobFilter
+from tasks.job_filter import ALL_JOBS, JobFilter, JobPage
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, Priority
 from tasks.order import Order
@@ -37,7 +37,7 @@ class Jobs(Protocol):
 
     def get(self, job_id: JobId) -> Job: ...
 
-    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]: ...
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> JobPage: ...
 
     def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]: ...
 

@@ -1,11 +1,11 @@
-"""Which jobs a list is to hold. Pure."""
+"""Which jobs a list is to hold, and a page of it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.jobs import Job, JobState
+from tasks.jobs import Job, JobId, JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +28,11 @@ class JobFilter:
 
 
 ALL_JOBS = JobFilter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """It may be short, or empty, although more jobs follow: the work for one page is bounded, not only its length."""
+
+    jobs: Sequence[Job]
+    next_after: JobId | None  # the next page is of the jobs behind this one; None: there is none

@@ -28,6 +28,7 @@ UPLOAD_TIMEOUT_S = 300.0  # of one write or read, not of the whole
 SILENCE_TIMEOUT_S = 45.0  # of a stream; the API sends a comment at least every 10 s
 RECONNECT_FIRST_S = 0.2
 RECONNECT_LONGEST_S = 3.0
+MAX_JOBS_PER_PAGE = 1000  # the API allows no more
 GIVE_UP_AFTER_S = 60.0  # without a single new event
 
 
@@ -143,18 +144,25 @@ class ApiClient:
         dead: bool = False,
         limit: int = 20,
     ) -> list[JsonObject]:
-        params = {
-            "state": state,
-            "model": model,
-            "batch_id": batch_id,
-            "dead": "true" if dead else None,
-            "limit": limit,
-        }
-        params |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-        data: list[JsonObject] = self._json(
-            "GET", "/v1/jobs", params={name: value for name, value in params.items() if value is not None}
-        )["data"]
-        return data
+        """Newest first, over as many pages as `limit` takes."""
+        found: list[JsonObject] = []
+        after: str | None = None
+        while True:
+            params = {
+                "state": state,
+                "model": model,
+                "batch_id": batch_id,
+                "dead": "true" if dead else None,
+                "after": after,
+                "limit": min(limit - len(found), MAX_JOBS_PER_PAGE),
+            }
+            params |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+            given = {name: value for name, value in params.items() if value is not None}
+            page = self._json("GET", "/v1/jobs", params=given)
+            found += page["data"]
+            after = page.get("next_after")
+            if after is None or len(found) >= limit:
+                return found
 
     def cancel(self, job_id: str) -> JsonObject:
         return self._json("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")

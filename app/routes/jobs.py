@@ -93,8 +93,9 @@ async def list_jobs(
     after: str | None = None,
     batch_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JobList:
-    """Filters add up: `state`, `model`, `batch_id`, and `metadata[key]=value`, also several. `after` is the last job of
-    the page before; `has_more` says whether another page follows.
+    """Filters add up: `state`, `model`, `batch_id`, and `metadata[key]=value`, also several. While `has_more`, another
+    page follows; `after` is the `next_after` of the page before. A page may be short, or empty, before the last: one
+    request looks at a bounded number of jobs, and few of them may fit.
 
     A batch lets go of a job a minute after its result is written down; from then on that is in the batch's files alone.
 
@@ -107,14 +108,20 @@ async def list_jobs(
     pairs = metadata_query.metadata_pairs(request.query_params.multi_items())
     wanted = JobFilter(state=state, model=model, batch_id=batch_id, metadata=pairs)
 
+    def listed(job: Job) -> JobObject:
+        return job_object(job, *_place(front, job))
+
     def read() -> JobList:
         jobs = front.backend.jobs
         if dead:
             found = jobs.dead(limit + 1, wanted)
-        else:
-            found = jobs.recent(limit + 1, wanted, None if after is None else JobId(after))
-        data = [job_object(job, *_place(front, job)) for job in found[:limit]]
-        return JobList(data=data, has_more=len(found) > limit)
+            return JobList(data=[listed(job) for job in found[:limit]], has_more=len(found) > limit)
+        page = jobs.recent(limit, wanted, None if after is None else JobId(after))
+        return JobList(
+            data=[listed(job) for job in page.jobs],
+            has_more=page.next_after is not None,
+            next_after=page.next_after,
+        )
 
     return await to_thread.run_sync(read)
 

@@ -104,6 +104,7 @@ class JobList(BaseModel):
     object: Literal["list"] = "list"
     data: list[JobObject]
     has_more: bool
+    next_after: str | None = None  # what to send as `after` for the next page
 
 
 def job_object(job: Job, position: int | None, predicted_wait_s: float | None = None) -> JobObject:

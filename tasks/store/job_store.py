@@ -20,7 +20,7 @@ from tasks.errors import (
     PromptQuarantined,
     QueueFull,
 )
-from tasks.job_filter import ALL_JOBS, JobFilter
+from tasks.job_filter import ALL_JOBS, JobFilter, JobPage
 from tasks.job_request import JobRequest, decode_request, encode_request
 from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
 from tasks.quarantine import Quarantine, request_digest
@@ -36,6 +36,7 @@ from tasks.wakeups import Envelope
 
 RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
 INDEX_SLACK_MS = 24 * 3600 * 1000  # indexes are by creation, retention begins at the end
+MAX_READ_PER_PAGE = 2000  # of a list, whether they fit or not
 FORGET_AFTER_MS = 60_000  # of a forgotten job: whoever reads its stream just now may end
 MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
 
@@ -278,20 +279,24 @@ class JobStore:
         found = zip(job_ids, pipe.execute(), strict=True)
         return [job for job_id, values in found if (job := job_of(job_id, values)) is not None]
 
-    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]:
-        """Newest first, from behind the job `after` on. Filters are applied while reading back in pages, of the
-        shortest index that lists all jobs which could fit; so a rare state costs more reads. Raises JobNotFound for an
-        `after` that is no longer on the list."""
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> JobPage:
+        """Newest first, from behind the job `after` on. Filters are applied while reading back, of the shortest index
+        that lists all jobs which could fit, and over MAX_READ_PER_PAGE jobs at most; so a rare state costs more pages.
+        Raises JobNotFound for an `after` that is no longer on the list."""
         index = self._shortest_index(wanted)
-        page, start = max(limit, 100), 0 if after is None else self._rank(index, after) + 1
-        jobs: list[Job] = []
-        while len(jobs) < limit:
-            ids = self._recent_ids(index, start, page)
-            if not ids:
-                break
-            jobs += filter(wanted.fits, self.get_many(ids))
-            start += page
-        return jobs[:limit]
+        at_once, start = max(limit + 1, 100), 0 if after is None else self._rank(index, after) + 1
+        end = start + max(at_once, MAX_READ_PER_PAGE)
+        fitting: dict[JobId, Job] = {}  # a job that is admitted meanwhile moves all others back: some are read twice
+        while start < end:
+            ids = self._recent_ids(index, start, at_once)
+            fitting |= {job.id: job for job in self.get_many(ids) if wanted.fits(job)}
+            if len(fitting) > limit:
+                jobs = list(fitting.values())[:limit]
+                return JobPage(jobs=jobs, next_after=jobs[-1].id)
+            if len(ids) < at_once:
+                return JobPage(jobs=list(fitting.values()), next_after=None)
+            start += at_once
+        return JobPage(jobs=list(fitting.values()), next_after=ids[-1])
 
     def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]:
         """Dead letters, newest first: failed jobs that may be worth another try. A requeued one leaves the list."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import httpx2
 import pytest
@@ -52,7 +52,7 @@ def admit(jobs: JobStore, attached: Attachments = NOTHING, key: str | None = Non
     return admission.job_id
 
 
-def ids(found: list[Job]) -> list[JobId]:
+def ids(found: Sequence[Job]) -> list[JobId]:
     return [job.id for job in found]
 
 
@@ -61,11 +61,11 @@ def test_jobs_are_found_by_pairs_of_metadata_page_by_page(jobs: JobStore):
     admit(jobs, Attachments(metadata={"team": "blue", "n": "0"}))
     admit(jobs)
     of_red = JobFilter(metadata={"team": "red"})
-    assert sorted(ids(jobs.recent(10, of_red))) == sorted(red)
-    first = ids(jobs.recent(4, of_red))
-    assert sorted(first + ids(jobs.recent(4, of_red, after=first[-1]))) == sorted(red)
-    assert sorted(ids(jobs.recent(9, JobFilter(metadata={"n": "1", "team": "red"})))) == sorted(red[1::2])
-    assert jobs.recent(9, JobFilter(metadata={"team": "green"})) == []
+    assert sorted(ids(jobs.recent(10, of_red).jobs)) == sorted(red)
+    first = ids(jobs.recent(4, of_red).jobs)
+    assert sorted(first + ids(jobs.recent(4, of_red, after=first[-1]).jobs)) == sorted(red)
+    assert sorted(ids(jobs.recent(9, JobFilter(metadata={"n": "1", "team": "red"})).jobs)) == sorted(red[1::2])
+    assert jobs.recent(9, JobFilter(metadata={"team": "green"})).jobs == []
     assert jobs.get(red[0]).metadata == {"team": "red", "n": "0"}
 
 
@@ -74,18 +74,55 @@ def test_only_the_shortest_index_is_read(jobs: JobStore, client: Client):
         admit(jobs, Attachments(metadata={"app": "web", "user": str(n)}))
     wanted = JobFilter(metadata={"app": "web", "user": "7"})
     client.config_resetstat()
-    assert len(jobs.recent(10, wanted)) == 1
+    assert len(jobs.recent(10, wanted).jobs) == 1
     assert client.info("commandstats")["cmdstat_hmget"]["calls"] == 1
+
+
+def test_a_page_is_cut_short_before_too_many_jobs_are_read_for_it(
+    jobs: JobStore, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tasks.store.job_store.MAX_READ_PER_PAGE", 100)
+    (rare, *_) = listed = [admit(jobs) for _ in range(250)]
+    jobs.cancel(rare)
+    client.zadd(keys.JOBS, {rare: 1})  # the last one of all
+    found, after, pages = [], None, 0
+    while pages == 0 or after is not None:
+        client.config_resetstat()
+        page = jobs.recent(5, JobFilter(state=JobState.CANCELLED), after)
+        assert client.info("commandstats")["cmdstat_hmget"]["calls"] <= 100
+        found += ids(page.jobs)
+        pages, after = pages + 1, page.next_after
+    assert (found, pages) == ([rare], 3)
+    everything = jobs.recent(len(listed))
+    assert (len(everything.jobs), everything.next_after) == (250, None)
+
+
+def test_no_job_is_listed_twice_when_another_comes_while_the_list_is_read(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+):
+    for _ in range(150):
+        admit(jobs)
+    for job in jobs.recent(5).jobs:
+        jobs.cancel(job.id)  # so that the first hundred do not fill the page
+    read = jobs.get_many
+
+    def read_while_another_comes(job_ids: Sequence[JobId]) -> list[Job]:
+        admit(jobs)
+        return read(job_ids)
+
+    monkeypatch.setattr(jobs, "get_many", read_while_another_comes)
+    listed = ids(jobs.recent(99, JobFilter(state=JobState.QUEUED)).jobs)
+    assert len(set(listed)) == len(listed) == 99
 
 
 def test_a_batch_lets_go_of_its_jobs_in_every_index(jobs: JobStore, client: Client):
     attached = Attachments(batch_id="batch_1", metadata={"a": "b"})
     ended, open_job = admit(jobs, attached, "batch_1/1"), admit(jobs, attached, "batch_1/2")
-    assert sorted(ids(jobs.recent(9, JobFilter(batch_id="batch_1")))) == sorted([ended, open_job])
+    assert sorted(ids(jobs.recent(9, JobFilter(batch_id="batch_1")).jobs)) == sorted([ended, open_job])
     jobs.cancel(ended)
     jobs.forget({"batch_1/1": ended, "batch_1/2": open_job})
     for wanted in (JobFilter(batch_id="batch_1"), JobFilter(metadata={"a": "b"})):
-        assert ids(jobs.recent(9, wanted)) == [open_job]
+        assert ids(jobs.recent(9, wanted).jobs) == [open_job]
     (index,) = [keys.tagged(tag) for tag in tags(metadata=None, batch_id="batch_1")]
     assert client.zcard(index) == 1
 
@@ -121,6 +158,7 @@ def test_route_takes_pairs_from_the_query(http: httpx2.Client, worker: ScriptedW
         "object": "list",
         "data": [],
         "has_more": False,
+        "next_after": None,
     }
     assert http.get("/v1/jobs", params={"metadata[k]": "x" * 513}).json()["param"] == "metadata"
 
@@ -132,5 +170,5 @@ def test_job_that_a_cached_answer_answers_is_listed_too(jobs: JobStore):
     job_id = new_job_id()
     assert jobs.write_answered(job_id, request, answer, priority=Priority.DEFAULT, attached=attached)
     for wanted in (JobFilter(metadata={"team": "red"}), JobFilter(batch_id="batch_1"), JobFilter()):
-        assert ids(jobs.recent(9, wanted)) == [job_id]
+        assert ids(jobs.recent(9, wanted).jobs) == [job_id]
     assert jobs.get(job_id).state is JobState.SUCCEEDED

@@ -285,8 +285,8 @@ def test_model_that_costs_three_workers_ends_its_jobs_and_leaves(keepwarm: Keepw
     assert (entry.id, entry.suspect.workers) == ("model:demo", ("w1", "w2", "w3"))
     assert [(each.action, each.worker) for each in plan.decisions] == [("evict", "alive"), ("refuse", None)]
     assert plan.placement.workers["alive"].hold == ()
-    errors = {job.error.code for job in keepwarm.jobs.recent(10) if job.error}
-    assert {job.state for job in keepwarm.jobs.recent(10)} == {JobState.FAILED}
+    errors = {job.error.code for job in keepwarm.jobs.recent(10).jobs if job.error}
+    assert {job.state for job in keepwarm.jobs.recent(10).jobs} == {JobState.FAILED}
     assert errors == {"model_quarantined"}
     with pytest.raises(ModelQuarantined, match="3 workers were lost") as refused:
         keepwarm.admit("anything")

@@ -69,7 +69,7 @@ def test_admitted_job_is_queued_and_counted(jobs: JobStore) -> None:
     first, second = admit(jobs), admit(jobs)
     assert jobs.get(first).state is JobState.QUEUED
     assert sorted(jobs.position(jobs.get(job_id)) or 0 for job_id in (first, second)) == [0, 1]
-    assert {job.id for job in jobs.recent(10)} == {first, second}
+    assert {job.id for job in jobs.recent(10).jobs} == {first, second}
 
 
 def test_interactive_job_stands_before_batch_jobs(jobs: JobStore) -> None:
@@ -441,7 +441,7 @@ def test_jobs_are_read_without_their_requests(jobs, client):
     job_id = admit(jobs)
     client.config_resetstat()
     whole = jobs.get(job_id)
-    assert jobs.get_many([job_id, new_job_id()]) == jobs.recent(1) == [whole]
+    assert jobs.get_many([job_id, new_job_id()]) == jobs.recent(1).jobs == [whole]
     with pytest.raises(JobNotFound):
         jobs.get(new_job_id())
     assert "cmdstat_hgetall" not in client.info("commandstats")

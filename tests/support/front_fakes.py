@@ -23,7 +23,7 @@ from tasks.errors import JobNotFound, NotQuarantined
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.forecast import QueueRoom
 from tasks.generation import AnswerFormat
-from tasks.job_filter import ALL_JOBS, JobFilter
+from tasks.job_filter import ALL_JOBS, JobFilter, JobPage
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.order import Order
@@ -225,14 +225,14 @@ class FakeBackend:
             raise JobNotFound(job_id)
         return self.jobs[job_id]
 
-    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> list[Job]:
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> JobPage:
         jobs = [job for job in reversed(self.jobs.values()) if wanted.fits(job)]
         if after is not None:
             jobs = jobs[jobs.index(self.get(after)) + 1 :]
-        return jobs[:limit]
+        return JobPage(jobs=jobs[:limit], next_after=jobs[limit - 1].id if len(jobs) > limit else None)
 
     def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]:
-        return [job for job in self.recent(limit, wanted) if job.state is JobState.FAILED and not job.requeued_as]
+        return [job for job in self.recent(limit, wanted).jobs if job.state is JobState.FAILED and not job.requeued_as]
 
     def cancel(self, job_id: JobId) -> Job:
         job = self.get(job_id)

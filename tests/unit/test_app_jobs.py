@@ -232,7 +232,7 @@ def test_list_is_read_page_by_page(client, fake):
         page = client.get("/v1/jobs", params={"limit": 2, **after}).json()
         seen += [job["id"] for job in page["data"]]
         assert page["has_more"] is has_more
-        after = {"after": seen[-1]}
+        after = {"after": page["next_after"]}
     assert seen == list(reversed(ids))
     assert client.get("/v1/jobs?after=job_gone").status_code == 404
     assert client.get("/v1/jobs?after=job_gone&dead=true").status_code == 400

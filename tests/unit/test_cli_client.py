@@ -188,3 +188,18 @@ def test_each_submission_has_an_idempotency_key_of_its_own():
     client.submit({})
     client.submit({})
     assert len({request.headers["idempotency-key"] for request in api.requests}) == 2
+
+
+def test_a_list_of_jobs_is_read_on_over_short_pages_until_it_is_long_enough():
+    api = FakeApi(
+        httpx2.Response(200, json={"data": [{"id": "job_1"}], "next_after": "job_5"}),
+        httpx2.Response(200, json={"data": [], "next_after": "job_9"}),
+        httpx2.Response(200, json={"data": [{"id": "job_10"}, {"id": "job_11"}], "next_after": "job_11"}),
+    )
+    found = api.client().jobs(state="failed", limit=3)
+    assert [job["id"] for job in found] == ["job_1", "job_10", "job_11"]
+    assert [str(request.url.query, "ascii") for request in api.requests] == [
+        "state=failed&limit=3",
+        "state=failed&after=job_5&limit=2",
+        "state=failed&after=job_9&limit=2",
+    ]
