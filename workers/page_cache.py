@@ -31,13 +31,15 @@ def cached_share(path: Path) -> float | None:
     return num_cached / num_pages
 
 
-def read_through(path: Path, goes_on: Callable[[], bool]) -> bool:
-    """Read the file once, so that its pages are cached; False when `goes_on` ended it. Raises OSError.
+def read_through(path: Path, goes_on: Callable[[float], bool]) -> bool:
+    """Read the file once, so that its pages are cached; False when `goes_on`, which hears the share that was read,
+    ended it. Raises OSError.
 
     Advice to the kernel (POSIX_FADV_WILLNEED) is cut off after a few megabytes."""
     buffer = bytearray(_PIECE_BYTES)
+    size = max(1, path.stat().st_size)
     with path.open("rb", buffering=0) as file:
-        while goes_on():
+        while goes_on(min(1.0, file.tell() / size)):
             if not file.readinto(buffer):
                 return True
     return False

@@ -169,7 +169,7 @@ class Tiers:
     def _read(self, model: Weights) -> bool:
         """False when it was given up, and all others with it."""
 
-        def goes_on() -> bool:
+        def goes_on(_share: float) -> bool:
             for _ in range(MAX_PAUSES):
                 if not self._is_loading() or self._stopping.wait(PAUSE_S):
                     break

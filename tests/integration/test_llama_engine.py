@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +78,17 @@ def test_load_reports_progress_and_sizes(config: EngineConfig):
     assert ready.compute_bytes > 0
 
 
+def test_file_that_is_not_cached_is_read_before_it_is_loaded(config: EngineConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workers.engine.llama_loading.cached_share", lambda path: 0.5)
+    fractions: list[float] = []
+    engine = LlamaEngine(config)
+    engine.load(fractions.append)
+    engine.close()
+    assert fractions[:2] == [0.0, 0.9]
+    assert fractions == sorted(fractions)
+    assert (fractions[2] >= 0.9, fractions[-1]) == (True, 1.0)
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_eight_at_once_say_the_same_as_each_alone(shared: LlamaEngine, fresh: LlamaEngine, sampling: SamplingParams):
     together = run(shared, messages_for(sampling))
@@ -84,6 +97,24 @@ def test_eight_at_once_say_the_same_as_each_alone(shared: LlamaEngine, fresh: Ll
         assert together[message.key].ids == alone.ids
         assert together[message.key].text == alone.text
     assert len({each.text for each in together.values()}) == len(PROMPTS)
+
+
+def test_text_does_not_depend_on_the_cores_that_a_load_leaves(
+    config: EngineConfig, shared: LlamaEngine, tmp_path: Path
+) -> None:
+    expected = {key: heard.text for key, heard in run(shared, messages_for(GREEDY)).items()}
+    path = tmp_path / "cores"
+    engine = loaded(replace(config, threads=2, turns_path=path))
+    texts = {key: heard.text for key, heard in run(engine, messages_for(GREEDY)[:4]).items()}
+    code = "import sys; from pathlib import Path; from workers.engine.turnstile import loading\n"
+    code += f"with loading(Path({str(path)!r})): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as load:
+        assert load.stdout is not None
+        load.stdout.readline()
+        texts |= {key: heard.text for key, heard in run(engine, messages_for(GREEDY)[4:]).items()}
+        load.communicate()
+    engine.close()
+    assert texts == expected
 
 
 @pytest.mark.parametrize(("kv_type", "bytes_per_block"), [("f16", 64), ("q8_0", 34), ("q4_0", 18)])

@@ -27,12 +27,22 @@ print("out", flush=True)
 """
 
 
+LOAD = """
+import sys
+from pathlib import Path
+from workers.engine.turnstile import loading
+with loading(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
 class Holder:
     """Another process at the turnstile, which leaves it when it is told."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, code: str = HOLD) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(path), str(threads)],
+            [sys.executable, "-c", code, str(path), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -54,8 +64,8 @@ class Holder:
 def hold(tmp_path: Path) -> Iterator[Callable[[int], Holder]]:
     holders: list[Holder] = []
 
-    def start(threads: int) -> Holder:
-        holders.append(Holder(tmp_path / "cores", threads))
+    def start(threads: int, code: str = HOLD) -> Holder:
+        holders.append(Holder(tmp_path / "cores", threads, code))
         return holders[-1]
 
     before = signal.getsignal(signal.SIGALRM)
@@ -64,6 +74,11 @@ def hold(tmp_path: Path) -> Iterator[Callable[[int], Holder]]:
     for holder in holders:
         holder.process.kill()
         holder.process.communicate()
+
+
+def granted(turn: Turnstile) -> int:
+    with turn as threads:
+        return threads
 
 
 def seconds_to_pass(turn: Turnstile) -> float:
@@ -114,6 +129,23 @@ def test_who_has_the_cores_may_take_them_again(tmp_path: Path, hold: Callable[[i
         assert not waiting.is_in_within(0.5)
     waiting.wait_in()
     waiting.leave()
+
+
+def test_step_leaves_a_core_to_a_load(tmp_path: Path, hold: Callable[..., Holder]) -> None:
+    turn = Turnstile(tmp_path / "cores", cores=2, threads=2)
+    alone = Turnstile(tmp_path / "cores", cores=2, threads=1)
+    threads = [granted(turn)]
+    loads = [hold(2, code=LOAD), hold(2, code=LOAD)]
+    for load in loads:
+        load.wait_in()
+        threads.append(granted(turn))
+    threads.append(granted(alone))
+    loads[0].leave()
+    threads.append(granted(turn))
+    loads[1].process.kill()
+    loads[1].process.wait()
+    threads.append(granted(turn))
+    assert threads == [2, 1, 1, 1, 1, 2]
 
 
 def test_cores_are_left_as_they_were_found(tmp_path: Path, hold: Callable[[int], Holder]) -> None:

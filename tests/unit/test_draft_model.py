@@ -113,7 +113,7 @@ def world(
         context_length=draft_context,
         vocabulary_size=len(VOCABULARY),
         large_vocabulary_size=len(VOCABULARY),
-        turn=nullcontext(),
+        turn=nullcontext(1),
     )
     loop = StepLoop(
         backends[0],

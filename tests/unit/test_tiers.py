@@ -83,8 +83,8 @@ def test_nothing_is_read_ahead_while_a_load_reads(tmp_path: Path, monkeypatch: p
     loads = iter([True, True, False])
     seen: list[bool] = []
 
-    def reads(path: Path, goes_on: Callable[[], bool]) -> bool:
-        seen.append(goes_on())
+    def reads(path: Path, goes_on: Callable[[float], bool]) -> bool:
+        seen.append(goes_on(0.0))
         assert next(loads, None) is None, "went on before the load was over"
         return True
 
@@ -101,9 +101,9 @@ def test_loads_without_end_do_not_keep_from_looking_at_the_files(
     shares = {"a": 0.0, "b": 0.0}
     read: list[str] = []
 
-    def reads(path: Path, goes_on: Callable[[], bool]) -> bool:
+    def reads(path: Path, goes_on: Callable[[float], bool]) -> bool:
         read.append(path.name)
-        return goes_on()
+        return goes_on(0.0)
 
     monkeypatch.setattr("workers.tiers.cached_share", lambda path: shares[path.name])
     monkeypatch.setattr("workers.tiers.read_through", reads)
@@ -174,8 +174,15 @@ def test_reading_ahead_stops_when_it_is_no_longer_wanted(tmp_path: Path) -> None
     path = tmp_path / "a.gguf"
     path.write_bytes(bytes(9 * MIB))
     answers = iter([True, False])
-    assert read_through(path, lambda: next(answers)) is False
-    assert read_through(path, lambda: True) is True
+    assert read_through(path, lambda share: next(answers)) is False
+    shares: list[float] = []
+
+    def hears(share: float) -> bool:
+        shares.append(share)
+        return True
+
+    assert read_through(path, hears) is True
+    assert shares == [0, 4 / 9, 8 / 9, 1.0]
 
 
 def test_speed_of_a_tier_is_what_its_bytes_cost_beyond_the_quickest_load() -> None:

@@ -34,7 +34,7 @@ class DraftModel:
         context_length: int,
         vocabulary_size: int,
         large_vocabulary_size: int,
-        turn: AbstractContextManager[None],
+        turn: AbstractContextManager[int],
     ) -> None:
         """`turn` is held while a draft is made: its decodes are one step to others on the same cores."""
         self._backend = backend

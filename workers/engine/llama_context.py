@@ -31,3 +31,18 @@ def new_context(model: LlamaModel, params: Any, log: LlamaLog, *, of: str) -> An
     if not pointer:
         raise ModelLoadFailed(f"llama.cpp can't create a context {of}: {log.complaints() or 'it gave no reason'}.")
     return pointer
+
+
+class ContextThreads:
+    """The threads that a context computes with, set where they change: results are the same with any number."""
+
+    def __init__(self, pointer: Any, most: int) -> None:
+        """`most`: what the context was made with."""
+        self._pointer = pointer
+        self._most = self._threads = most
+
+    def use(self, granted: int) -> None:
+        threads = min(granted, self._most)
+        if threads != self._threads:
+            api.llama_set_n_threads(self._pointer, threads, threads)
+            self._threads = threads

@@ -17,6 +17,7 @@ from workers.engine.llama_generating import LlamaContext
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import cuts_any_tail
 from workers.engine.llama_model import LlamaModel, load_model
+from workers.engine.turnstile import loading
 from workers.messages import Ready
 
 _FIRST_COMPARED = 5  # those before are control tokens, which families name as they like; llama.cpp begins here too
@@ -32,18 +33,19 @@ class LlamaDraft:
         large: LlamaModel,
         log: LlamaLog,
         *,
-        turn: AbstractContextManager[None],
+        turn: AbstractContextManager[int],
     ) -> None:
         """Raises ModelLoadFailed, also when it speaks in other tokens than the large model."""
         began_s = time.monotonic()
         config = draft_engine_config(config, draft)
-        self._model = load_model(config, log)
-        try:
-            check_draft(self._model, large, draft)
-            context = LlamaContext(self._model, config, log, turn=turn)
-        except ModelLoadFailed:
-            self._model.close()
-            raise
+        with loading(config.turns_path):
+            self._model = load_model(config, log)
+            try:
+                check_draft(self._model, large, draft)
+                context = LlamaContext(self._model, config, log, turn=turn)
+            except ModelLoadFailed:
+                self._model.close()
+                raise
         self._context = context
         self.model = DraftModel(
             context,

@@ -24,7 +24,7 @@ from workers.engine.base import EngineConfig, EngineFailed, ProgressCallback
 from workers.engine.encoding import EncodeLoop, Encoding, Rows
 from workers.engine.llama_adapters import NO_ADAPTERS, ActiveAdapter, LlamaAdapters
 from workers.engine.llama_batch import LlamaBatch
-from workers.engine.llama_context import context_params, new_context
+from workers.engine.llama_context import ContextThreads, context_params, new_context
 from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
@@ -62,6 +62,7 @@ class EncoderContext:
         self._pointer: Any = encoding_context(model, config, log)
         self._adapter = ActiveAdapter(self._pointer, adapters)
         self._turn = turnstile_for(config)
+        self._threads = ContextThreads(self._pointer, config.threads)
         self._memory: Any = api.llama_get_memory(self._pointer)  # None: an encoder keeps nothing
         self._batch = LlamaBatch(config.context_length)
         is_score = api.llama_pooling_type(self._pointer) == api.LLAMA_POOLING_TYPE_RANK
@@ -71,7 +72,8 @@ class EncoderContext:
     def encode(self, inputs: Items[Items[int]], adapter: str = "") -> Rows:
         self._batch.fill_whole(inputs)
         self._adapter.use(adapter)
-        with self._turn:
+        with self._turn as threads:
+            self._threads.use(threads)
             code = api.llama_decode(self._pointer, self._batch.struct)
         if code != 0:
             raise EngineFailed(f"llama_decode returned {code} for {len(inputs)} inputs.")

@@ -17,7 +17,7 @@ from workers.engine.backend import Interrupted, NoRoom, Slice
 from workers.engine.base import EngineConfig, EngineFailed
 from workers.engine.llama_adapters import NO_ADAPTERS, ActiveAdapter, LlamaAdapters
 from workers.engine.llama_batch import LlamaBatch
-from workers.engine.llama_context import context_params, new_context
+from workers.engine.llama_context import ContextThreads, context_params, new_context
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import LlamaMemory, cuts_any_tail
 from workers.engine.llama_model import LlamaModel
@@ -66,7 +66,7 @@ class LlamaContext:
         log: LlamaLog,
         adapters: LlamaAdapters = NO_ADAPTERS,
         *,
-        turn: AbstractContextManager[None] | None = None,
+        turn: AbstractContextManager[int] | None = None,
     ) -> None:
         """`turn` is taken for each decode; None: the turnstile of the config.
 
@@ -76,6 +76,7 @@ class LlamaContext:
         self._model = model
         self._vocabulary_size = model.vocabulary_size
         self.turn = turnstile_for(config) if turn is None else turn
+        self._threads = ContextThreads(self._pointer, config.threads)
         self._memory = LlamaMemory(
             self._pointer,
             model.pointer,
@@ -107,7 +108,8 @@ class LlamaContext:
     def decode(self, batch: Items[Slice], adapter: str = "") -> Floats:
         outputs = self._batch.fill(batch)
         self._adapter.use(adapter)
-        with self.turn:
+        with self.turn as threads:
+            self._threads.use(threads)
             code = api.llama_decode(self._pointer, self._batch.struct)
         self._memory.decode_has_begun()
         self._wish_to_stop[0] = b"\0"

@@ -12,23 +12,33 @@ from workers.engine.base import EngineConfig, ProgressCallback
 from workers.engine.kv_types import KV_TYPES
 from workers.engine.llama_adapters import LlamaAdapters, load_adapters
 from workers.engine.llama_log import LlamaLog
-from workers.engine.llama_model import LlamaModel, load_model
+from workers.engine.llama_model import LlamaModel, check_file, load_model
+from workers.engine.turnstile import loading
 from workers.messages import Ready
+from workers.page_cache import cached_share, read_through
 
 Use = Callable[[LlamaModel, LlamaAdapters], int]
+
+_CACHED_SHARE = 0.9  # from here on reading ahead of the load only costs a copy
+_READING_SHARE = 0.9  # of a load's progress, where the file comes from the disk
 
 
 def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: Use) -> Ready:
     """`use` gets the model and its adapters, to own them and to build its context on them; it returns the bytes that
     its work will take beside llama.cpp's buffers. An adapter that can't be loaded is left out, and Ready says why.
-    Raises ModelLoadFailed, and what `use` raises."""
+    Raises ModelLoadFailed, and what `use` raises.
+
+    On a CPU, where steps of others leave a load a core, the file is read from the disk before it takes that core."""
     started = time.monotonic()
     if config.kv_type not in KV_TYPES:
         raise ModelLoadFailed(f"kv_type {config.kv_type!r} is not one of {', '.join(KV_TYPES)}.")
     api.llama_backend_init()
-    model = load_model(config, log, progress=progress)
-    adapters = load_adapters(model, config.adapters, log)
-    other_bytes = use(model, adapters)
+    shares_cores = config.gpu_layers == 0
+    rest = _read_from_disk(config, progress) if shares_cores else progress
+    with loading(config.turns_path if shares_cores else None):
+        model = load_model(config, log, progress=rest)
+        adapters = load_adapters(model, config.adapters, log)
+        other_bytes = use(model, adapters)
     buffers, copied = log.buffer_bytes(), log.copied_weight_bytes()
     log.forget()
     return Ready(
@@ -42,3 +52,22 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: U
         adapter_bytes=adapters.num_bytes,
         broken_adapters=adapters.broken,
     )
+
+
+def _read_from_disk(config: EngineConfig, progress: ProgressCallback) -> ProgressCallback:
+    """Bring the file into the page cache, if most of it is not there; the callback for the rest of the load. A file
+    that can't be read is the load's to complain about."""
+    check_file(config.model_path)
+
+    def goes_on(share: float) -> bool:
+        progress(_READING_SHARE * share)
+        return True
+
+    try:
+        share = cached_share(config.model_path)
+        if share is None or share >= _CACHED_SHARE:
+            return progress
+        read_through(config.model_path, goes_on)
+    except OSError:
+        return progress
+    return lambda fraction: progress(_READING_SHARE + (1 - _READING_SHARE) * fraction)
