@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +30,7 @@ demands = st.lists(
     max_size=16,
     unique_by=lambda each: each.arrival,
 )
+SMALLEST = PrefillPace.SMALLEST_CHUNK
 beginnings = st.lists(st.integers(0, 1), max_size=200)
 
 
@@ -142,7 +145,8 @@ def test_prefill_takes_a_few_times_as_long_as_the_step_of_those_who_wait_for_it(
     assert pace.chunk(generating=1, waiting=1) == PrefillPace.FIRST_CHUNK
     pace.measured(0, 4, 0.05)
     pace.measured(128, 0, 0.256)  # 2 ms per token
-    assert pace.chunk(generating=1, waiting=1) == 100
+    assert pace.chunk(generating=4, waiting=1) == 100
+    assert pace.chunk(generating=1, waiting=1) == 88  # three tokens less
     assert pace.chunk(generating=0, waiting=1) == 500
     assert pace.chunk(generating=0, waiting=1, is_brief=True) == 125
 
@@ -158,7 +162,7 @@ def test_what_the_others_cost_is_not_counted_against_the_prompt():
     pace = PrefillPace(512)
     pace.measured(0, 8, 0.05)
     pace.measured(100, 8, 0.25)
-    assert pace.chunk(generating=1, waiting=1) == 100
+    assert pace.chunk(generating=8, waiting=1) == 100
 
 
 def test_no_step_takes_longer_than_a_cancel_may_wait():
@@ -182,16 +186,55 @@ def test_chunk_never_falls_below_a_useful_size():
 
 
 def test_several_prompts_may_take_so_many_times_longer_until_it_is_a_long_gap():
-    pace = PrefillPace(512)
-    pace.measured(0, 1, 0.01)  # a step of those who generate
+    pace = PrefillPace(2000)
+    pace.measured(0, 1, 0.01)  # a step of one that generates
     pace.measured(100, 0, 0.1)  # 1 ms per prompt token
     assert pace.chunk(generating=1, waiting=1) == 40
-    assert pace.chunk(generating=6, waiting=3) == 120
-    assert pace.chunk(generating=9, waiting=9) == 250  # LONGEST_BESIDE_S
-    assert pace.chunk(generating=20, waiting=30) == 375  # half as long again for half as many again
-    assert pace.chunk(generating=1, waiting=50) == 512  # LONGEST_S, but for the batch's capacity
-    assert pace.chunk(generating=0, waiting=3) == 512
+    assert pace.chunk(generating=1, waiting=3) == 120
     assert pace.chunk(generating=1, waiting=0) == 40  # batch work
+    pace.measured(0, 16, 0.1)
+    assert pace.chunk(generating=16, waiting=2) == 500  # LONGEST_BESIDE_S for each
+    assert pace.chunk(generating=16, waiting=3) == 750
+    assert pace.chunk(generating=16, waiting=50) == 1000  # LONGEST_S
+    assert pace.chunk(generating=0, waiting=3) == 1000
+    assert PrefillPace(512).chunk(generating=0, waiting=3) == PrefillPace.FIRST_CHUNK
+
+
+def test_prompt_takes_a_few_times_as_long_as_a_step_of_as_many_as_generate_now():
+    """The newest step without a prompt was of one sequence; since then, many have got their first token."""
+    pace = PrefillPace(512)
+    pace.measured(100, 0, 0.8)  # 8 ms per prompt token
+    pace.measured(0, 1, 0.02)
+    assert pace.chunk(generating=1, waiting=1) == SMALLEST
+    assert pace.chunk(generating=11, waiting=1) == 50  # four times 20 + 10 * 8 ms
+    pace.measured(100, 11, 0.9)  # of which the eleven are 100 ms
+    assert pace.chunk(generating=11, waiting=1) == 50
+
+
+@given(st.integers(1, 16), st.floats(1e-4, 1), st.integers(32, 512), st.floats(1e-4, 10), st.lists(st.integers(1, 16)))
+def test_prompt_may_take_longer_beside_more_who_generate_but_not_more_than_in_proportion(
+    measured, step_s, tokens, prompt_s, generating
+):
+    pace = PrefillPace(10**6)
+    pace.measured(tokens, 0, prompt_s)
+    pace.measured(0, measured, step_s)
+    chunks = [pace.chunk(generating=each, waiting=1) for each in sorted(generating)]
+    assert chunks == sorted(chunks)
+    for few, many in combinations(sorted(generating), 2):
+        least = max(SMALLEST, int(PrefillPace.IMPERCEPTIBLE_S * tokens / prompt_s))
+        at_most = (pace.chunk(generating=few, waiting=1) + 1) * many / few
+        assert pace.chunk(generating=many, waiting=1) <= max(least, at_most)
+
+
+@given(st.lists(st.tuples(st.integers(0, 600), st.integers(1, 16), st.floats(1e-4, 5)), min_size=1), st.integers(0, 16))
+def test_however_many_wait_a_round_takes_no_longer_than_the_longest_gap(measurements, waiting):
+    """By what a prompt token is known to take, but for the smallest chunk."""
+    pace = PrefillPace(10**6)
+    for prompt_tokens, others, seconds in measurements:
+        pace.measured(prompt_tokens, others, seconds)
+    alone = pace.chunk(generating=0, waiting=1)  # LONGEST_S
+    for generating in range(1, 17):
+        assert SMALLEST <= pace.chunk(generating=generating, waiting=waiting) <= max(alone, SMALLEST)
 
 
 def test_part_is_worth_a_step_when_its_tokens_take_a_few_times_as_long_as_a_step_without():
@@ -225,6 +268,23 @@ def test_gap_between_busy_slots_is_filled_first():
 
 def test_neighbour_of_a_busy_slot_is_preferred():
     assert choose_slot({0, 2, 3}, {4}, [0, 0, 0, 7, 0]) == 3
+
+
+def test_slot_between_busy_runs_is_preferred_to_one_beyond_them():
+    assert choose_slot({0, 4, 5, 9}, {1, 2, 3, 6, 7, 8}, [0, 0, 0, 0, 7, 5, 0, 0, 0, 0]) == 5
+
+
+@given(
+    st.sets(st.integers(0, 15), min_size=1), st.lists(st.integers(0, 9), min_size=16, max_size=16), st.integers(1, 16)
+)
+def test_as_many_newcomers_as_the_gaps_hold_leave_one_run_of_busy_slots(busy, used_at, newcomers):
+    gaps = set(range(min(busy), max(busy))) - busy
+    for number in range(min(newcomers, 16 - len(busy))):
+        slot = choose_slot(set(range(16)) - busy, busy, used_at)
+        assert slot in gaps or number >= len(gaps)
+        busy = busy | {slot}
+    if newcomers >= len(gaps):
+        assert max(busy) - min(busy) + 1 == len(busy)
 
 
 def test_longest_idle_slot_is_taken_otherwise():

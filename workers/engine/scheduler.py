@@ -125,7 +125,8 @@ class PrefillPace:
     def __init__(self, chunk: int) -> None:
         self._chunk = chunk
         self._token_s: float | None = None  # seconds per prompt token; in averages the newest measurement counts half
-        self._generation_s = 0.0  # seconds per step without a prompt
+        self._generation_s = 0.0  # seconds per step without a prompt,
+        self._generating = 0  # of so many sequences
         self._empty_s: float | None = None  # what of that is not for its tokens
 
     def chunk(self, *, generating: int, waiting: int, is_brief: bool = False) -> int:
@@ -135,9 +136,8 @@ class PrefillPace:
             return min(self._chunk, self.FIRST_CHUNK)
         budget_s = self.LONGEST_BESIDE_S if is_brief else self.LONGEST_S
         if generating:
-            fair_s = self.GENERATION_STEPS * self._generation_s
-            longest_s = self.LONGEST_BESIDE_S * max(1.0, waiting / generating)
-            burst_s = min(longest_s, fair_s * waiting)
+            fair_s = self.GENERATION_STEPS * self._step_s(generating)
+            burst_s = min(self.LONGEST_BESIDE_S, fair_s) * waiting
             budget_s = min(budget_s, max(self.IMPERCEPTIBLE_S, fair_s, burst_s))
         return min(self._chunk, max(self.SMALLEST_CHUNK, int(budget_s / self._token_s)))
 
@@ -150,15 +150,27 @@ class PrefillPace:
     def measured(self, prompt_tokens: int, others: int, seconds: float) -> None:
         """A step with so many prompt tokens, and one token of so many generating sequences, took so long."""
         if not prompt_tokens:
-            self._generation_s = (self._generation_s + seconds) / 2 if self._generation_s else seconds
+            self._generation_s = (self._step_s(others) + seconds) / 2 if self._generating else seconds
+            self._generating = others
             if others > 1 and self._token_s is not None:  # one alone is a matter of vectors, and tells nothing
                 empty_s = max(0.0, seconds - others * self._token_s)
                 self._empty_s = empty_s if self._empty_s is None else (self._empty_s + empty_s) / 2
         elif prompt_tokens >= min(self.SMALLEST_CHUNK, self._chunk):  # else mostly the cost of a step
             if others:
-                seconds = max(seconds - self._generation_s, seconds / 2)
+                seconds = max(seconds - self._step_s(others), seconds / 2)
             token_s = max(seconds, 1e-6) / prompt_tokens
             self._token_s = token_s if self._token_s is None else (self._token_s + token_s) / 2
+
+    def _step_s(self, generating: int) -> float:
+        """Seconds of a step without a prompt. The newest may have been of fewer or more: what one costs in a prompt is
+        what one more costs here, and a token in company is never dearer than among fewer."""
+        if not self._generating:
+            return 0.0
+        more_s = (generating - self._generating) * (self._token_s or 0.0)
+        in_proportion_s = self._generation_s * generating / self._generating
+        if more_s < 0:
+            return max(self._generation_s + more_s, in_proportion_s)
+        return min(self._generation_s + more_s, in_proportion_s)
 
 
 def gives_way(running: Items[Sequence], newcomer: Sequence) -> bool:
@@ -171,12 +183,14 @@ def choose_slot(free: AbstractSet[int], busy: AbstractSet[int], used_at: Items[i
 
     1. between or beside busy slots: llama.cpp decodes each run of consecutive sequence ids on its own (four sequences
        in one run took 307 µs a step, in four runs 696),
-    2. the one that has been idle longest, the lowest first.
+    2. between the lowest and the highest busy slot, so that runs which are apart grow together,
+    3. the one that has been idle longest, the lowest first.
     """
+    lowest, highest = min(busy, default=0), max(busy, default=0)
 
-    def rank(slot: int) -> tuple[int, int, int]:
+    def rank(slot: int) -> tuple[int, bool, int, int]:
         neighbours = (slot - 1 in busy) + (slot + 1 in busy)
-        return (-neighbours, used_at[slot], slot)
+        return (-neighbours, not lowest < slot < highest, used_at[slot], slot)
 
     return min(free, key=rank)
 
