@@ -276,6 +276,37 @@ def test_of_a_burst_of_prompts_most_have_their_first_token_long_before_the_last_
     assert max(gaps_s) <= PrefillPace.LONGEST_S
 
 
+def test_of_a_burst_on_a_slow_device_the_last_prompt_waits_for_few_steps_of_those_before_it():
+    """Also when the newest step without a prompt was of one sequence, and took a tenth of what one of all takes."""
+    now, token_s, step_s, clients = [0.0], 0.006, 0.01, 16
+
+    class PacedBackend(FakeBackend):
+        def decode(self, batch, adapter: str = "") -> Floats:
+            now[0] += step_s + token_s * sum(len(part.tokens) for part in batch)
+            return super().decode(batch, adapter)
+
+    backend = PacedBackend(clients, FakeBehaviour())
+    loop = StepLoop(backend, slots=clients, context_length=1000, prefill_chunk=512, monotonic_s=lambda: now[0])
+    add(loop, 0, "m" * 100, max_tokens=20)
+    add(loop, 1, "n" * 100, max_tokens=30)
+    run_loop(loop)  # what steps and tokens cost is known
+    for key in range(clients):
+        add(loop, key, chr(65 + key) * 18, max_tokens=32)
+    began = now[0]
+    first_s: dict[int, float] = {}
+    latest_s: dict[int, float] = {}
+    gaps_s, tokens_before_last = [], 0
+    while loop.has_work:
+        for output in loop.step():
+            first_s.setdefault(output.key, now[0] - began)
+            gaps_s.append(now[0] - latest_s.get(output.key, now[0]))
+            latest_s[output.key] = now[0]
+            tokens_before_last += len(first_s) < clients
+    assert tokens_before_last <= 3 * clients
+    assert max(first_s.values()) < 1.25 * (step_s + clients * 18 * token_s)  # than all at once
+    assert max(gaps_s) <= PrefillPace.LONGEST_S + step_s
+
+
 def test_who_generates_waits_no_longer_for_prompts_because_others_run_under_another_adapter():
     now = [0.0]
 

@@ -109,9 +109,9 @@ class PrefillPace:
 
     While others wait for their next token, a prompt may take GENERATION_STEPS times as long as their step takes anyway:
     then it gets four fifths of the device, whatever the device. Several prompts may take as many times longer, up to
-    LONGEST_BESIDE_S, and beyond it where more wait for their first token than for their next. A gap of IMPERCEPTIBLE_S
-    is nobody's loss, so that much is always allowed. And no step takes longer than LONGEST_S, so that a cancel and the
-    proof of life don't wait.
+    LONGEST_BESIDE_S each: every step between them keeps them all waiting, and its batch is not full yet. But nobody
+    waits longer than LONGEST_S for the next token. A gap of IMPERCEPTIBLE_S is nobody's loss, so that much is always
+    allowed. And no step takes longer than LONGEST_S, so that a cancel and the proof of life don't wait.
     """
 
     GENERATION_STEPS = 4
@@ -136,8 +136,9 @@ class PrefillPace:
             return min(self._chunk, self.FIRST_CHUNK)
         budget_s = self.LONGEST_BESIDE_S if is_brief else self.LONGEST_S
         if generating:
-            fair_s = self.GENERATION_STEPS * self._step_s(generating)
-            burst_s = min(self.LONGEST_BESIDE_S, fair_s) * waiting
+            step_s = self._step_s(generating)
+            fair_s = self.GENERATION_STEPS * step_s
+            burst_s = min(min(self.LONGEST_BESIDE_S, fair_s) * waiting, self.LONGEST_S - step_s)
             budget_s = min(budget_s, max(self.IMPERCEPTIBLE_S, fair_s, burst_s))
         return min(self._chunk, max(self.SMALLEST_CHUNK, int(budget_s / self._token_s)))
 
