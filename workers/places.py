@@ -1,4 +1,4 @@
-"""Places of attempts in one runner, by priority. Pure: no lock, no clock; the runner's lock guards it.
+"""Places of attempts in one runner, by priority. Pure: no lock, no clock; the lock of its lifecycle guards it.
 
 The engine parks batch sequences for all others, so that these count only each other: as many urgent attempts as there
 are slots have a place, whatever batch work is there.

@@ -1,0 +1,142 @@
+"""The state of one runner, and who has a place in it. Knows neither the process nor what runs in the places.
+
+One lock guards the state, its times and the places, since a place is to be had in a ready runner only. No other lock is
+ever taken under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from tasks.fleet import RUNNER_NEXT, RunnerReport, RunnerState
+from tasks.jobs import Priority
+from workers.clock import Clock
+from workers.places import Places
+
+GONE = frozenset({RunnerState.STOPPED, RunnerState.CRASHED})
+
+
+class RunnerLifecycle:
+    """States as in `tasks.fleet.RUNNER_NEXT`. `on_change` is called without the lock, from any thread: when the state
+    has changed, and when places have run out or are to be had again."""
+
+    def __init__(self, *, slots: int, clock: Clock, on_change: Callable[[], None]) -> None:
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._state = RunnerState.STARTING
+        self._since_ms = self._idle_since_ms = clock.now_ms()
+        self._places = Places(slots)
+        self._settled = threading.Event()
+        self.stop_wanted = threading.Event()  # it never opens any more, and its end is no crash
+
+    # ---- what it is
+
+    @property
+    def state(self) -> RunnerState:
+        return self._state
+
+    @property
+    def is_settled(self) -> bool:
+        return self._settled.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that hold a place, whether they have begun or not."""
+        return self._places.in_flight
+
+    def room(self, priority: Priority) -> int:
+        """Places for attempts of this priority."""
+        with self._lock:
+            return self._places.room(priority) if self._state is RunnerState.READY else 0
+
+    def report(
+        self, *, pid: int, model: str, bytes_held: int, progress: float, state: RunnerState | None = None
+    ) -> RunnerReport:
+        """`state`: in place of its own."""
+        with self._lock:
+            return RunnerReport(
+                pid=pid,
+                model=model,
+                state=state or self._state,
+                bytes=bytes_held,
+                slots=self._places.slots,
+                in_flight=self.in_flight,
+                batch_in_flight=self._places.batch_in_flight,
+                since_ms=self._since_ms,
+                idle_since_ms=None if self.in_flight else self._idle_since_ms,
+                progress=progress,
+            )
+
+    # ---- places
+
+    def take_place(self, priority: Priority) -> bool:
+        """False when it is full for this priority, or not ready."""
+        with self._lock:
+            before = self._places.openness
+            if self._state is not RunnerState.READY or not self._places.take(priority):
+                return False
+            has_changed = self._places.openness != before
+        if has_changed:
+            self._on_change()
+        return True
+
+    def give_back_place(self, priority: Priority) -> None:
+        with self._idle:
+            before = self._places.openness
+            self._places.give_back(priority)
+            has_changed = self._state is RunnerState.READY and self._places.openness != before
+            if self.in_flight == 0:
+                self._idle_since_ms = self._clock.now_ms()
+                self._idle.notify_all()
+        if has_changed:
+            self._on_change()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """True when no place is taken any more, or it is settled."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self.in_flight == 0 or self._settled.is_set(), timeout_s)
+
+    # ---- transitions
+
+    def open(self) -> bool:
+        """Starting → ready. False when it is gone by now, or shall be."""
+        with self._lock:
+            opened = self._state is RunnerState.STARTING and not self.stop_wanted.is_set()
+            if opened:
+                self._move_to(RunnerState.READY)
+        self._on_change()
+        return opened
+
+    def drain(self) -> None:
+        """Ready → draining; nothing in any other state."""
+        with self._lock:
+            if self._state is not RunnerState.READY:
+                return
+            self._move_to(RunnerState.DRAINING)
+        self._on_change()
+
+    def end(self, state: Literal[RunnerState.STOPPED, RunnerState.CRASHED]) -> None:
+        """The process is gone. Nobody is told before `settle`."""
+        with self._lock:
+            self._move_to(state)
+
+    def settle(self) -> None:
+        """It has ended, and everything that was in flight has its outcome."""
+        self._settled.set()
+        with self._idle:
+            self._idle.notify_all()
+        self._on_change()
+
+    def wait_settled(self, timeout_s: float | None = None) -> bool:
+        return self._settled.wait(timeout_s)
+
+    def _move_to(self, state: RunnerState) -> None:
+        """The one place that changes the state; the caller holds the lock."""
+        if state not in RUNNER_NEXT[self._state]:
+            raise AssertionError(f"A runner never goes from {self._state} to {state}.")
+        self._state = state
+        self._since_ms = self._clock.now_ms()
