@@ -1,4 +1,4 @@
-"""The parent handle of a runner: slots, batches, endings and watchdogs, against a scripted process."""
+"""The parent handle of a runner at work: slots, batches and their outcomes, against a scripted process."""
 
 from __future__ import annotations
 
@@ -7,71 +7,31 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.errors import ModelLoadFailed
 from tasks.fleet import RunnerState
 from tasks.jobs import JobError, JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Lost, Parked
 from tasks.store.token_writer import Chunk
 from tasks.store.verdict import Verdict
 from tasks.stream_events import Tokens
-from tests.support.scripted_runner import Changes, ManualClock, MemorySink, Running, ScriptedLink, make_attempt
-from workers.messages import Cancel, Done, LoadFailed, LoadProgress, Rejected, Shutdown, Step, TokenOut
-from workers.runner import Runner, RunnerLimits, RunnerSlot
-
-
-class Bench:
-    """One runner with two slots and everything around it."""
-
-    def __init__(self) -> None:
-        self.oom_kills = 3  # the kernel's counter, as it stood at the start
-        self.link = ScriptedLink()
-        self.sink = MemorySink()
-        self.clock = ManualClock()
-        self.changes = Changes()
-        self.runner = Runner(
-            model="m",
-            link=self.link,
-            slots=2,
-            sink=self.sink,
-            limits=RunnerLimits(stall_s=30, load_stall_s=60, publish_s=5),
-            clock=self.clock.clock(),
-            on_change=self.changes,
-            oom_kills=lambda: self.oom_kills,
-        )
-        self.runner.start()
-
-    def open(self) -> None:
-        self.link.load()
-        self.runner.wait_loaded()
-        assert self.runner.open()
-
-    def slot(self) -> RunnerSlot:
-        slot = self.runner.take_slot(Priority.DEFAULT)
-        assert slot is not None
-        return slot
-
-    def run(self, job_id: str = "job_1", **fields: object) -> tuple[Running, int]:
-        """An attempt that has reached the runner, and its key."""
-        before = len([message for message in self.link.sent if type(message).__name__ == "Generate"])
-        running = Running(self.slot(), make_attempt(job_id, **fields), self.sink)  # type: ignore[arg-type]
-        return running, self.link.await_generate(before + 1).key
+from tests.support.runner_bench import RunnerBench
+from tests.support.scripted_runner import Running, make_attempt
+from workers.messages import Cancel, Done, LoadProgress, Rejected, Step, TokenOut
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
+def bench() -> Iterator[RunnerBench]:
+    bench = RunnerBench()
     yield bench
-    bench.link.exit(0)
-    assert bench.runner.wait_gone(10)
+    bench.close()
 
 
 @pytest.fixture
-def ready(bench: Bench) -> Bench:
+def ready(bench: RunnerBench) -> RunnerBench:
     bench.open()
     return bench
 
 
-def test_runner_is_ready_only_when_its_owner_opens_it(bench: Bench) -> None:
+def test_runner_is_ready_only_when_its_owner_opens_it(bench: RunnerBench) -> None:
     bench.link.say(LoadProgress(0.5))
     bench.link.load()
     assert bench.runner.wait_loaded().slots == 2
@@ -81,7 +41,7 @@ def test_runner_is_ready_only_when_its_owner_opens_it(bench: Bench) -> None:
     assert bench.runner.report(7).state is RunnerState.READY
 
 
-def test_the_first_output_is_waited_for_and_the_end_ends_that_too(ready: Bench) -> None:
+def test_the_first_output_is_waited_for_and_the_end_ends_that_too(ready: RunnerBench) -> None:
     _, key = ready.run()
     ready.link.say(Step(1, ()))
     assert not ready.runner.wait_answering(0)
@@ -89,13 +49,13 @@ def test_the_first_output_is_waited_for_and_the_end_ends_that_too(ready: Bench) 
     assert ready.runner.wait_answering(10)
 
 
-def test_who_waits_for_an_output_does_not_wait_for_a_dead_runner(ready: Bench) -> None:
+def test_who_waits_for_an_output_does_not_wait_for_a_dead_runner(ready: RunnerBench) -> None:
     assert not ready.runner.wait_answering(0)
     ready.link.exit(-signal.SIGKILL)
     assert ready.runner.wait_answering(10)
 
 
-def test_slots_are_counted_and_come_back(ready: Bench) -> None:
+def test_slots_are_counted_and_come_back(ready: RunnerBench) -> None:
     first, second = ready.slot(), ready.slot()
     assert ready.runner.take_slot(Priority.DEFAULT) is None
     assert ready.runner.free_slots == 0
@@ -106,19 +66,7 @@ def test_slots_are_counted_and_come_back(ready: Bench) -> None:
     assert ready.runner.in_flight == 0
 
 
-def test_change_is_reported_when_slots_become_full_and_free(ready: Bench) -> None:
-    before = ready.changes.count
-    first = ready.slot()
-    assert ready.changes.count == before
-    second = ready.slot()
-    assert ready.changes.count == before + 1
-    second.give_back()
-    assert ready.changes.count == before + 2
-    first.give_back()
-    assert ready.changes.count == before + 2
-
-
-def test_urgent_work_shares_the_places_of_batch_work_and_of_nothing_else(ready: Bench) -> None:
+def test_urgent_work_shares_the_places_of_batch_work_and_of_nothing_else(ready: RunnerBench) -> None:
     before = ready.changes.count
     batch = [ready.runner.take_slot(Priority.BATCH) for _ in range(3)]
     assert [slot is not None for slot in batch] == [True, True, False]
@@ -137,7 +85,7 @@ def test_urgent_work_shares_the_places_of_batch_work_and_of_nothing_else(ready: 
     assert ready.changes.count == before + 3
 
 
-def test_attempt_is_published_and_finished_with_the_whole_text(ready: Bench) -> None:
+def test_attempt_is_published_and_finished_with_the_whole_text(ready: RunnerBench) -> None:
     running, key = ready.run(last_seq=4, emitted_text="Once ", forced_ids=(7,))
     ready.link.step(TokenOut(key, "upon", (8,)))
     ready.link.finish(key)
@@ -149,7 +97,7 @@ def test_attempt_is_published_and_finished_with_the_whole_text(ready: Bench) -> 
     assert ready.runner.in_flight == 0
 
 
-def test_forced_prefix_travels_to_the_runner(ready: Bench) -> None:
+def test_forced_prefix_travels_to_the_runner(ready: RunnerBench) -> None:
     running, key = ready.run(emitted_text="Once ", forced_ids=(7, 9), last_seq=1)
     message = ready.link.await_generate()
     assert (message.forced_ids, message.emitted_text) == ((7, 9), "Once ")
@@ -157,7 +105,7 @@ def test_forced_prefix_travels_to_the_runner(ready: Bench) -> None:
     running.outcome()
 
 
-def test_everything_read_at_once_is_one_batch_with_one_chunk_per_sequence(ready: Bench) -> None:
+def test_everything_read_at_once_is_one_batch_with_one_chunk_per_sequence(ready: RunnerBench) -> None:
     (one, key_1), (two, key_2) = ready.run("job_1"), ready.run("job_2")
     ready.link.say(
         Step(1, (TokenOut(key_1, "a", (1,)), TokenOut(key_2, "x", (2,)))),
@@ -174,7 +122,7 @@ def test_everything_read_at_once_is_one_batch_with_one_chunk_per_sequence(ready:
     assert [chunk.event for chunk in ready.sink.chunks] == [Tokens("ab", (1, 3)), Tokens("xy", (2, 4))]
 
 
-def test_last_words_of_a_sequence_that_ended_go_out_with_its_end(ready: Bench) -> None:
+def test_last_words_of_a_sequence_that_ended_go_out_with_its_end(ready: RunnerBench) -> None:
     (one, key_1), (two, key_2) = ready.run("job_1"), ready.run("job_2")
     ready.link.say(
         Step(1, (TokenOut(key_1, "a", (1,)), TokenOut(key_2, "x", (2,)))),
@@ -193,7 +141,7 @@ def test_last_words_of_a_sequence_that_ended_go_out_with_its_end(ready: Bench) -
     assert isinstance(two.outcome(), Cancelled)
 
 
-def test_words_of_a_sequence_that_was_stopped_are_published_before_its_outcome(ready: Bench) -> None:
+def test_words_of_a_sequence_that_was_stopped_are_published_before_its_outcome(ready: RunnerBench) -> None:
     running, key = ready.run()
     ready.link.say(
         Step(1, (TokenOut(key, "a", (1,)), Done(key=key, finish_reason=None, prompt_tokens=1, completion_tokens=1)))
@@ -202,7 +150,7 @@ def test_words_of_a_sequence_that_was_stopped_are_published_before_its_outcome(r
     assert ready.sink.text_of("job_1") == "a"
 
 
-def test_tokens_that_arrive_during_a_slow_publish_wait_for_the_next_chunk(ready: Bench) -> None:
+def test_tokens_that_arrive_during_a_slow_publish_wait_for_the_next_chunk(ready: RunnerBench) -> None:
     running, key = ready.run()
     ready.sink.gate.clear()
     ready.link.step(TokenOut(key, "a", (1,)))
@@ -216,7 +164,7 @@ def test_tokens_that_arrive_during_a_slow_publish_wait_for_the_next_chunk(ready:
     assert [chunk.seq for chunk in ready.sink.chunks] == [1, 2]
 
 
-def test_rejected_request_fails_for_good(ready: Bench) -> None:
+def test_rejected_request_fails_for_good(ready: RunnerBench) -> None:
     running, key = ready.run()
     error = JobError(code="context_length_exceeded", message="too long")
     ready.link.say(Rejected(key=key, error=error))
@@ -224,7 +172,7 @@ def test_rejected_request_fails_for_good(ready: Bench) -> None:
     assert ready.runner.in_flight == 0
 
 
-def test_cancel_ends_the_attempt_with_the_text_so_far(ready: Bench) -> None:
+def test_cancel_ends_the_attempt_with_the_text_so_far(ready: RunnerBench) -> None:
     running, key = ready.run()
     ready.link.step(TokenOut(key, "abc", (1,)))
     assert ready.runner.cancel(JobId("job_1"))
@@ -234,11 +182,7 @@ def test_cancel_ends_the_attempt_with_the_text_so_far(ready: Bench) -> None:
     assert outcome.usage is not None
 
 
-def test_cancel_of_a_job_that_is_elsewhere_is_false(ready: Bench) -> None:
-    assert not ready.runner.cancel(JobId("job_9"))
-
-
-def test_cancel_verdict_of_the_store_ends_the_attempt(ready: Bench) -> None:
+def test_cancel_verdict_of_the_store_ends_the_attempt(ready: RunnerBench) -> None:
     running, key = ready.run()
     ready.sink.verdicts["job_1"] = Verdict.CANCEL
     ready.link.step(TokenOut(key, "a", (1,)))
@@ -248,7 +192,7 @@ def test_cancel_verdict_of_the_store_ends_the_attempt(ready: Bench) -> None:
     assert ready.link.await_sent(Cancel) == [Cancel(key)]
 
 
-def test_lost_verdict_stops_at_once_and_publishes_nothing_more(ready: Bench) -> None:
+def test_lost_verdict_stops_at_once_and_publishes_nothing_more(ready: RunnerBench) -> None:
     ready.link.is_deaf = True
     running, key = ready.run()
     ready.sink.verdicts["job_1"] = Verdict.LOST
@@ -262,7 +206,7 @@ def test_lost_verdict_stops_at_once_and_publishes_nothing_more(ready: Bench) -> 
     assert ready.runner.running_attempts() == []
 
 
-def test_newer_attempt_of_a_job_displaces_the_older_one(ready: Bench) -> None:
+def test_newer_attempt_of_a_job_displaces_the_older_one(ready: RunnerBench) -> None:
     older, _ = ready.run("job_1", number=1)
     newer, key = ready.run("job_1", number=2)
     assert older.outcome() == Lost()
@@ -270,7 +214,7 @@ def test_newer_attempt_of_a_job_displaces_the_older_one(ready: Bench) -> None:
     assert isinstance(newer.outcome(), Finished)
 
 
-def test_natural_end_wins_over_a_late_cancel(ready: Bench) -> None:
+def test_natural_end_wins_over_a_late_cancel(ready: RunnerBench) -> None:
     ready.link.is_deaf = True
     running, key = ready.run()
     ready.runner.cancel(JobId("job_1"))
@@ -278,7 +222,7 @@ def test_natural_end_wins_over_a_late_cancel(ready: Bench) -> None:
     assert isinstance(running.outcome(), Finished)
 
 
-def test_deadline_expires_a_running_attempt(ready: Bench) -> None:
+def test_deadline_expires_a_running_attempt(ready: RunnerBench) -> None:
     running, _ = ready.run(deadline_ms=ready.clock.clock().now_ms() + 500)
     ready.clock.advance(1)
     ready.link.tick()
@@ -287,7 +231,7 @@ def test_deadline_expires_a_running_attempt(ready: Bench) -> None:
     assert outcome.is_expired
 
 
-def test_attempt_past_its_deadline_never_reaches_the_runner(ready: Bench) -> None:
+def test_attempt_past_its_deadline_never_reaches_the_runner(ready: RunnerBench) -> None:
     outcome = ready.slot().run(make_attempt(deadline_ms=1))
     assert isinstance(outcome, Cancelled)
     assert outcome.is_expired
@@ -295,134 +239,7 @@ def test_attempt_past_its_deadline_never_reaches_the_runner(ready: Bench) -> Non
     assert ready.runner.in_flight == 0
 
 
-def test_parking_stops_all_sequences_and_keeps_their_tokens(ready: Bench) -> None:
-    running, key = ready.run()
-    ready.link.step(TokenOut(key, "abc", (1,)))
-    ready.runner.begin_drain()
-    assert ready.runner.state is RunnerState.DRAINING
-    assert not ready.runner.wait_idle(0)
-    ready.runner.park_all()
-    assert running.outcome() == Parked()
-    assert ready.sink.text_of("job_1") == "abc"
-    assert ready.runner.wait_idle(10)
-
-
-def test_slot_taken_before_a_drain_and_used_after_parking_is_parked(ready: Bench) -> None:
-    slot = ready.slot()
-    ready.runner.begin_drain()
-    ready.runner.park_all()
-    assert slot.run(make_attempt()) == Parked()
-    assert ready.link.sent == []
-
-
-def test_draining_runner_takes_no_new_work(ready: Bench) -> None:
-    ready.runner.begin_drain()
-    assert ready.runner.take_slot(Priority.DEFAULT) is None
-
-
-def test_crash_makes_every_attempt_retryable_at_once(ready: Bench) -> None:
-    (one, _), (two, _) = ready.run("job_1"), ready.run("job_2")
-    ready.link.exit(-signal.SIGSEGV)
-    for running in (one, two):
-        outcome = running.outcome()
-        assert isinstance(outcome, Failed)
-        assert outcome.is_retryable
-        assert outcome.error.code == "runner_crashed"
-        assert "-11" in outcome.error.message
-    assert ready.runner.state is RunnerState.CRASHED
-    assert ready.runner.in_flight == 0
-
-
-@pytest.mark.parametrize(
-    ("kills", "code", "expected"),
-    [
-        (4, -signal.SIGKILL, "runner_out_of_memory"),
-        (3, -signal.SIGKILL, "runner_crashed"),  # somebody else's SIGKILL
-        (4, -signal.SIGSEGV, "runner_crashed"),  # another process ran out of memory meanwhile
-    ],
-)
-def test_out_of_memory_is_told_from_a_crash(ready: Bench, kills: int, code: int, expected: str) -> None:
-    running, _ = ready.run()
-    ready.oom_kills = kills
-    ready.link.exit(code)
-    outcome = running.outcome()
-    assert isinstance(outcome, Failed)
-    assert (outcome.error.code, outcome.is_retryable) == (expected, True)
-
-
-def test_tokens_that_arrived_before_a_crash_are_published(ready: Bench) -> None:
-    running, key = ready.run()
-    ready.link.step(TokenOut(key, "abc", (1,)))
-    ready.link.exit(1)
-    assert isinstance(running.outcome(), Failed)
-    assert ready.sink.text_of("job_1") == "abc"
-
-
-def test_cancelled_attempt_stays_cancelled_when_the_runner_dies_first(ready: Bench) -> None:
-    ready.link.is_deaf = True
-    running, _ = ready.run()
-    ready.runner.cancel(JobId("job_1"))
-    ready.link.exit(-9)
-    assert isinstance(running.outcome(), Cancelled)
-
-
-def test_slot_of_a_dead_runner_gives_a_retryable_failure(ready: Bench) -> None:
-    slot = ready.slot()
-    ready.link.exit(-9)
-    assert ready.runner.wait_gone(10)
-    outcome = slot.run(make_attempt())
-    assert isinstance(outcome, Failed)
-    assert outcome.is_retryable
-
-
-def test_work_of_a_runner_that_is_stopped_on_purpose_is_parked(ready: Bench) -> None:
-    running, _ = ready.run()
-    slot = ready.slot()
-    ready.runner.stop(10)
-    assert running.outcome() == Parked()
-    assert slot.run(make_attempt("job_2")) == Parked()
-
-
-def test_death_during_the_load_is_a_failed_load(bench: Bench) -> None:
-    bench.link.exit(-9)
-    with pytest.raises(ModelLoadFailed, match="exit code -9"):
-        bench.runner.wait_loaded()
-
-
-def test_silence_during_work_is_a_stall(ready: Bench) -> None:
-    running, _ = ready.run()
-    ready.clock.advance(31)
-    ready.link.tick()
-    outcome = running.outcome()
-    assert isinstance(outcome, Failed)
-    assert outcome.error.code == "runner_stalled"
-    assert outcome.is_retryable
-    assert ready.runner.state is RunnerState.CRASHED
-
-
-def test_work_of_a_process_that_can_not_even_be_killed_is_given_up(ready: Bench) -> None:
-    ready.link.is_unkillable = True
-    running, _ = ready.run()
-    ready.clock.advance(31)
-    ready.link.tick()
-    assert ready.link.was_killed.wait(10)
-    ready.clock.advance(5)
-    ready.link.tick()
-    outcome = running.outcome()
-    assert isinstance(outcome, Failed)
-    assert outcome.error.code == "runner_stalled"
-
-
-def test_silence_without_work_is_no_stall(ready: Bench) -> None:
-    ready.clock.advance(1000)
-    ready.link.tick()
-    running, key = ready.run()
-    ready.link.tick()
-    ready.link.finish(key)
-    assert isinstance(running.outcome(), Finished)
-
-
-def test_steps_are_the_proof_of_life(ready: Bench) -> None:
+def test_steps_are_the_proof_of_life(ready: RunnerBench) -> None:
     running, key = ready.run()
     assert [attempt.steps for attempt in ready.runner.running_attempts()] == [0]
     ready.link.say(Step(1, ()), Step(2, (TokenOut(key, "a", (1,)),)))
@@ -432,17 +249,7 @@ def test_steps_are_the_proof_of_life(ready: Bench) -> None:
     running.outcome()
 
 
-def test_store_outage_is_bridged_without_losing_or_doubling_tokens(ready: Bench) -> None:
-    ready.sink.failures_left = 2
-    running, key = ready.run()
-    ready.link.step(TokenOut(key, "abc", (1,)))
-    ready.link.finish(key)
-    assert isinstance(running.outcome(), Finished)
-    assert ready.sink.text_of("job_1") == "abc"
-    assert [chunk.seq for chunk in ready.sink.chunks] == [1]
-
-
-def test_long_store_outage_makes_the_attempt_retryable(ready: Bench) -> None:
+def test_long_store_outage_makes_the_attempt_retryable(ready: RunnerBench) -> None:
     running, key = ready.run()
     ready.sink.gate.clear()
     ready.sink.failures_left = 1000
@@ -453,49 +260,3 @@ def test_long_store_outage_makes_the_attempt_retryable(ready: Bench) -> None:
     outcome = running.outcome()
     assert isinstance(outcome, Failed)
     assert (outcome.error.code, outcome.is_retryable) == ("store_unavailable", True)
-
-
-def test_failed_load_carries_the_reason(bench: Bench) -> None:
-    bench.link.say(LoadFailed("unknown architecture"))
-    bench.link.exit(3)
-    with pytest.raises(ModelLoadFailed, match="unknown architecture"):
-        bench.runner.wait_loaded()
-    assert bench.runner.wait_gone(10)
-    assert bench.runner.state is RunnerState.CRASHED
-
-
-def test_load_without_progress_is_killed(bench: Bench) -> None:
-    bench.clock.advance(61)
-    bench.link.tick()
-    with pytest.raises(ModelLoadFailed, match="no progress"):
-        bench.runner.wait_loaded()
-    assert bench.link.exit_code() == -signal.SIGKILL
-
-
-def test_idle_runner_is_asked_to_exit(ready: Bench) -> None:
-    ready.runner.stop(10)
-    assert ready.link.await_sent(Shutdown)
-    assert ready.runner.state is RunnerState.STOPPED
-    assert ready.runner.failure is None
-
-
-def test_runner_that_ignores_shutdown_is_killed(ready: Bench) -> None:
-    ready.link.is_deaf = True
-    ready.runner.stop(0)
-    assert ready.runner.wait_gone(10)
-    assert ready.link.exit_code() == -signal.SIGKILL
-    assert ready.runner.state is RunnerState.STOPPED
-
-
-def test_loading_runner_is_killed_when_stopped(bench: Bench) -> None:
-    bench.runner.stop(10)
-    assert bench.runner.state is RunnerState.STOPPED
-    with pytest.raises(ModelLoadFailed):
-        bench.runner.wait_loaded()
-
-
-def test_runner_that_was_stopped_while_loading_never_opens(bench: Bench) -> None:
-    bench.link.load()
-    bench.runner.wait_loaded()
-    bench.runner.stop(10)
-    assert not bench.runner.open()
