@@ -260,3 +260,14 @@ def test_long_store_outage_makes_the_attempt_retryable(ready: RunnerBench) -> No
     outcome = running.outcome()
     assert isinstance(outcome, Failed)
     assert (outcome.error.code, outcome.is_retryable) == ("store_unavailable", True)
+
+
+def test_work_that_makes_steps_is_no_stall_however_long_it_takes(ready: RunnerBench) -> None:
+    running, key = ready.run()
+    for number in (1, 2):
+        ready.clock.advance(20)
+        ready.link.say(Step(number, (TokenOut(key, "a", (1,)),)))
+        assert ready.sink.await_calls(number)
+    ready.link.finish(key)
+    assert isinstance(running.outcome(), Finished)
+    assert ready.runner.failure is None

@@ -192,3 +192,14 @@ def test_runner_that_was_stopped_while_loading_never_opens(bench: RunnerBench) -
     bench.runner.wait_loaded()
     bench.runner.stop(10)
     assert not bench.runner.open()
+
+
+def test_stop_does_not_wait_for_a_store_that_is_away(ready: RunnerBench) -> None:
+    ready.sink.failures_left = 1000
+    running, key = ready.run()
+    ready.link.step(TokenOut(key, "abc", (1,)))
+    assert ready.sink.await_calls(1)
+    ready.runner.stop(10)
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.is_retryable) == ("store_unavailable", True)
