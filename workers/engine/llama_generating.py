@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Sequence as Items
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +23,7 @@ from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import LlamaMemory, cuts_any_tail
 from workers.engine.llama_model import LlamaModel
 from workers.engine.sampling import Floats
+from workers.engine.thread_pace import ThreadPace
 from workers.engine.turnstile import turnstile_for
 from workers.engine.vocabulary import Vocabulary
 
@@ -77,6 +79,7 @@ class LlamaContext:
         self._vocabulary_size = model.vocabulary_size
         self.turn = turnstile_for(config) if turn is None else turn
         self._threads = ContextThreads(self._pointer, config.threads)
+        self._pace = ThreadPace(config.threads, time.monotonic)
         self._memory = LlamaMemory(
             self._pointer,
             model.pointer,
@@ -108,9 +111,8 @@ class LlamaContext:
     def decode(self, batch: Items[Slice], adapter: str = "") -> Floats:
         outputs = self._batch.fill(batch)
         self._adapter.use(adapter)
-        with self.turn as threads:
-            self._threads.use(threads)
-            code = api.llama_decode(self._pointer, self._batch.struct)
+        with self.turn as granted:
+            code = self._compute(granted)
         self._memory.decode_has_begun()
         self._wish_to_stop[0] = b"\0"
         if code == 1:  # the state was restored
@@ -122,6 +124,17 @@ class LlamaContext:
         if not outputs:
             return np.empty((0, self._vocabulary_size), dtype=np.float32)
         return self._rows_at(api.llama_get_logits(self._pointer), outputs)
+
+    def _compute(self, granted: int) -> int:
+        """llama_decode, with the number of threads that is best right now."""
+        tokens = int(self._batch.struct.n_tokens)
+        threads = self._pace.threads(tokens, granted)
+        self._threads.use(threads)
+        started_s = time.monotonic()
+        code = int(api.llama_decode(self._pointer, self._batch.struct))
+        if code == 0:
+            self._pace.measured(tokens, threads, granted, time.monotonic() - started_s)
+        return code
 
     def _rows_at(self, pointer: Any, count: int) -> Floats:
         """llama.cpp's buffer stays where it is until more rows are wanted, so its view is kept."""
