@@ -78,7 +78,7 @@ def examine(model: ModelFile) -> Finding:
     with TemporaryDirectory() as logs:
         starter = RunnerStarter(
             sink=_Nowhere(),
-            spare=SpareRunner("llama_cpp", keeps=False),
+            source=SpareRunner("llama_cpp", keeps=False),
             clock=Clock(),
             log_dir=Path(logs),
             kind="llama_cpp",

@@ -86,7 +86,7 @@ def served_model(path: Path, slots: int) -> ModelFile:
 def engine_config(model: ModelFile, threads: int) -> EngineConfig:
     """What a worker with these settings gives its runner."""
     starter = RunnerStarter(
-        spare=SpareRunner("llama_cpp", keeps=False),
+        source=SpareRunner("llama_cpp", keeps=False),
         sink=_Nowhere(),
         clock=Clock(),
         log_dir=Path(),

@@ -45,7 +45,9 @@ from workers.load_notices import LoadNotices
 from workers.measurements import Measurements
 from workers.model_files import FolderScanner
 from workers.needs import Needs
+from workers.nursery import Nursery
 from workers.reconciler import Reconciler
+from workers.runner_launch import RunnerSource
 from workers.runner_starter import RunnerStarter
 from workers.settings import WorkerSettings
 from workers.slot_gate import GatedHost, gate
@@ -98,10 +100,9 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     budget = settings.memory_budget or default_budget(device)
     keeps_spare = device.spare_bytes <= budget * SPARE_SHARE
     budget -= device.spare_bytes if keeps_spare else 0
-    spare = SpareRunner(settings.engine, keeps=keeps_spare)
-    spare.replenish()
-
     is_cpu = device.name == CpuDevice.name
+    source = _source(settings, is_cpu=is_cpu, keeps_spare=keeps_spare)
+    source.replenish()
     tiers = Tiers(lambda: pool.models, CpuDevice().idle_bytes, lambda: pool.is_loading, maps_weights=is_cpu)
 
     def count_load(model: str, load_ms: int, swap_ms: int) -> None:
@@ -109,7 +110,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         with suppress(StoreUnavailable):  # a figure less
             fleet.count_load(model, load_ms, swap_ms)
 
-    starter = _starter(settings, spare, store_settings.home / "logs", writer, clock)
+    starter = _starter(settings, source, store_settings.home / "logs", writer, clock)
     folder = scanner.scan()
     pool = WarmPool(
         worker_id=worker_id,
@@ -179,17 +180,23 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         run_celery_worker(celery_app, worker_id, queues, on_shutdown=drain)
     finally:
         pool.close()
-        spare.close()
+        source.close()
         for part in (tiers, watch, hints, keeper, reconciler):
             part.stop()
         log.info("worker_stopped", worker=worker_id)
 
 
+def _source(settings: WorkerSettings, *, is_cpu: bool, keeps_spare: bool) -> RunnerSource:
+    """Fork runners where no driver of a GPU is loaded and no thread of a system's library is there before the fork."""
+    can_fork = sys.platform == "linux" and is_cpu and settings.gpu_layers == 0
+    return Nursery(settings.engine) if can_fork and keeps_spare else SpareRunner(settings.engine, keeps=keeps_spare)
+
+
 def _starter(
-    settings: WorkerSettings, spare: SpareRunner, log_dir: Path, writer: TokenWriter, clock: Clock
+    settings: WorkerSettings, source: RunnerSource, log_dir: Path, writer: TokenWriter, clock: Clock
 ) -> RunnerStarter:
     return RunnerStarter(
-        spare=spare,
+        source=source,
         sink=FailingSink(writer) if failpoints.is_armed() else writer,
         clock=clock,
         log_dir=log_dir,

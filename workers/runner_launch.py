@@ -2,7 +2,8 @@
 
 The child gets one end of a socket pair and reads its RunnerConfig from it as one JSON frame (same 4-byte length as
 every other frame), as soon as it has imported its engine: it may be started before its model is known
-(`workers.spare_runner`). It leads a session of its own, so that a Ctrl-C in the worker's terminal doesn't reach it.
+(`workers.spare_runner`), or be forked from a process that has imported the engine long ago (`workers.nursery`). It
+leads a session of its own, so that a Ctrl-C in the worker's terminal doesn't reach it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -36,25 +37,81 @@ class RunnerConfig:
     fake: FakeBehaviour = field(default_factory=FakeBehaviour)  # read by kind "fake" only
 
 
-def spawn(kind: EngineKind) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a runner that waits for its `send_config`.
+class ChildProcess(Protocol):
+    """The process of a runner, whoever started it. A Popen is one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it lives."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+Child = tuple[ChildProcess, socket.socket]
+
+
+class RunnerSource(Protocol):
+    """Where a worker's runners come from. Thread-safe."""
+
+    def start(self, config: RunnerConfig) -> Child:
+        """A process that loads this model. Raises OSError."""
+        ...
+
+    def replenish(self) -> None:
+        """Make ready for the next start, when there is time for it."""
+        ...
+
+    def close(self) -> None:
+        """End what waits here; runners that were started go on."""
+        ...
+
+
+def spawn(
+    kind: EngineKind, module: str = "workers.runner_process", **variables: str
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a runner that waits for its `send_config`, or another module that serves a socket.
 
     Closing the socket ends the process. The caller reaps it (`Popen.wait`). Raises OSError."""
     parent_end, child_end = socket.socketpair()
     try:
         with child_end:
             process = subprocess.Popen(
-                [sys.executable, "-m", "workers.runner_process", "--fd", str(child_end.fileno()), "--kind", kind],
+                [sys.executable, "-m", module, "--fd", str(child_end.fileno()), "--kind", kind],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.STDOUT,  # the worker's own, until the config names the runner's log
                 pass_fds=(child_end.fileno(),),
                 start_new_session=True,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # ggml would run gdb on an abort
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", **variables},  # ggml would run gdb on an abort
             )
     except BaseException:
         parent_end.close()
         raise
     return process, parent_end
+
+
+def spawn_with(config: RunnerConfig) -> Child:
+    """A new process that loads this model. Raises OSError."""
+    child = spawn(config.kind)
+    try:
+        send_config(child[1], config)
+    except OSError:
+        discard(child)
+        raise
+    return child
+
+
+def discard(child: Child) -> None:
+    process, connection = child
+    connection.close()
+    process.kill()
+    process.wait()
 
 
 def send_config(connection: socket.socket, config: RunnerConfig) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from workers.framing import BrokenFrame, FrameDecoder, encode_frame
 from workers.messages import FromRunner, ToRunner
+from workers.runner_launch import ChildProcess
 
 READ_BYTES = 256 * 1024
 
@@ -52,7 +53,7 @@ class RunnerLink(Protocol):
 class ProcessLink:
     """A real runner: a process and our end of its socket pair."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, *, send_timeout_s: float) -> None:
+    def __init__(self, process: ChildProcess, sock: socket.socket, *, send_timeout_s: float) -> None:
         self._process = process
         self._socket = sock
         self._socket.setblocking(False)

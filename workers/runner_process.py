@@ -59,20 +59,34 @@ Send = Callable[[FromRunner], None]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    parser = argparse.ArgumentParser(prog="python -m workers.runner_process", description=__doc__)
+    kind, connection = take_over("workers.runner_process", arguments)
+    setproctitle.setproctitle("keepwarm runner: spare")
+    import_engine(kind)
+    run(await_config(connection), connection)
+
+
+def take_over(module: str, arguments: list[str] | None) -> tuple[EngineKind, socket.socket]:
+    """What every process begins with that `runner_launch.spawn` starts."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the worker")
     parser.add_argument("--kind", choices=get_args(EngineKind), required=True, help="engine to import")
     options = parser.parse_args(arguments)
-    connection = socket.socket(fileno=options.fd)
     faulthandler.enable()  # a crash in native code leaves its Python stack in the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    setproctitle.setproctitle("keepwarm runner: spare")
-    import_engine(options.kind)
+    return options.kind, socket.socket(fileno=options.fd)
+
+
+def await_config(connection: socket.socket) -> RunnerConfig:
+    """Ends the process when the worker has gone before."""
     try:
-        config = receive_config(connection)
+        return receive_config(connection)
     except (EOFError, OSError):
         exit_now(EXIT_OK)
+
+
+def run(config: RunnerConfig, connection: socket.socket) -> NoReturn:
+    """Be the runner of this model."""
     setproctitle.setproctitle(f"keepwarm runner: {config.model}")
     redirect_output(config.log_path)
     RunnerProcess(config, connection).run()

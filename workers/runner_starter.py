@@ -15,14 +15,13 @@ from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.kv_types import STEADY
 from workers.model_files import ModelFile
 from workers.runner import Runner, RunnerLimits
-from workers.runner_launch import EngineKind, RunnerConfig
+from workers.runner_launch import EngineKind, RunnerConfig, RunnerSource
 from workers.runner_link import ProcessLink
-from workers.spare_runner import SpareRunner
 from workers.token_sink import TokenSink
 
 SLOWEST_LOAD_BYTES_PER_S = 20_000_000  # a disk that is slower than this counts as stalled
 SEND_TIMEOUT_S = 30.0
-FIRST_ANSWER_S = 0.5  # for so long a new spare leaves the cores to the first answer of what was just loaded
+FIRST_ANSWER_S = 0.5  # for so long the cores are left to the first answer of what was just loaded
 WEIGHT_BYTES_PER_THREAD = 16 * 1024**2  # below this much work a further thread does not pay
 
 
@@ -30,7 +29,7 @@ WEIGHT_BYTES_PER_THREAD = 16 * 1024**2  # below this much work a further thread 
 class RunnerStarter:
     """Everything that all runners of a worker have in common."""
 
-    spare: SpareRunner
+    source: RunnerSource
     sink: TokenSink
     clock: Clock
     log_dir: Path  # one file per model, appended
@@ -51,7 +50,7 @@ class RunnerStarter:
     def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
         """Raises OSError when the process can't be started."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        process, connection = self.spare.start(self.config_for(model))
+        process, connection = self.source.start(self.config_for(model))
         runner = Runner(
             model=model.id,
             link=ProcessLink(process, connection, send_timeout_s=SEND_TIMEOUT_S),
@@ -65,14 +64,16 @@ class RunnerStarter:
             fingerprint=model.fingerprint,
         )
         runner.start()
-        threading.Thread(target=self._replenish_after, args=(runner,), name=f"spare-{model.id}", daemon=True).start()
+        threading.Thread(
+            target=self._replenish_after, args=(runner,), name=f"replenish-{model.id}", daemon=True
+        ).start()
         return runner
 
     def _replenish_after(self, runner: Runner) -> None:
         with contextlib.suppress(KeepwarmError):  # the pool hears of it too
             runner.wait_loaded()
             runner.wait_answering(FIRST_ANSWER_S)
-        self.spare.replenish()
+        self.source.replenish()
 
     def _threads(self, weight_bytes: int) -> int:
         """Threads of a runner meet at a barrier after every operation, where they spin. A small model has too little

@@ -8,21 +8,17 @@ that it takes no time from them.
 from __future__ import annotations
 
 import contextlib
-import socket
-import subprocess
 import threading
 
 import structlog
 
-from workers.runner_launch import EngineKind, RunnerConfig, send_config, spawn
+from workers.runner_launch import Child, EngineKind, RunnerConfig, discard, send_config, spawn, spawn_with
 
 log = structlog.get_logger(__name__)
 
-Child = tuple[subprocess.Popen[bytes], socket.socket]
-
 
 class SpareRunner:
-    """Thread-safe. With `keeps` False there is never a spare, and every start waits for its process."""
+    """A `RunnerSource`. With `keeps` False there is never a spare, and every start waits for its process."""
 
     def __init__(self, kind: EngineKind, *, keeps: bool) -> None:
         self._kind = kind
@@ -39,14 +35,8 @@ class SpareRunner:
             with contextlib.suppress(OSError):  # it has died meanwhile
                 send_config(spare[1], config)
                 return spare
-            _discard(spare)
-        child = spawn(self._kind)
-        try:
-            send_config(child[1], config)
-        except OSError:
-            _discard(child)
-            raise
-        return child
+            discard(spare)
+        return spawn_with(config)
 
     def replenish(self) -> None:
         """Start the next spare, if there is none."""
@@ -63,11 +53,4 @@ class SpareRunner:
             self._is_closed = True
             spare, self._spare = self._spare, None
         if spare is not None:
-            _discard(spare)
-
-
-def _discard(child: Child) -> None:
-    process, connection = child
-    connection.close()
-    process.kill()
-    process.wait()
+            discard(spare)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from workers.engine.base import EngineConfig
 from workers.framing import FrameDecoder, FrameReader
 from workers.messages import Ready
-from workers.runner_launch import RunnerConfig
+from workers.runner_launch import Child, ChildProcess, RunnerConfig
 from workers.spare_runner import SpareRunner
 
 LIMIT_S = 30
@@ -25,7 +24,7 @@ def spare() -> Iterator[SpareRunner]:
     spare.close()
 
 
-def load(spare: SpareRunner, folder: Path, model: str = "m") -> tuple[subprocess.Popen[bytes], socket.socket]:
+def load(spare: SpareRunner, folder: Path, model: str = "m") -> Child:
     engine = EngineConfig(model_path=folder, context_length=64, slots=1, threads=1)
     process, connection = spare.start(
         RunnerConfig(model=model, engine=engine, log_path=folder / f"{model}.log", kind="fake")
@@ -35,7 +34,7 @@ def load(spare: SpareRunner, folder: Path, model: str = "m") -> tuple[subprocess
     return process, connection
 
 
-def end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+def end(process: ChildProcess, connection: socket.socket) -> None:
     connection.close()
     assert process.wait(LIMIT_S) == 0
 

@@ -62,7 +62,7 @@ class Worker:
             device=CpuDevice(),
             measurements=self.measurements,
             start_runner=RunnerStarter(
-                spare=SpareRunner(kind, keeps=False),
+                source=SpareRunner(kind, keeps=False),
                 sink=self.sink,
                 clock=Clock(),
                 log_dir=folder / "logs",

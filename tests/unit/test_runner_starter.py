@@ -16,7 +16,7 @@ from workers.spare_runner import SpareRunner
 
 def starter(*, threads: int = 8, gpu_layers: int = 0, parked_memory: int | None = None) -> RunnerStarter:
     return RunnerStarter(
-        spare=SpareRunner("fake", keeps=False),
+        source=SpareRunner("fake", keeps=False),
         sink=MemorySink(),
         clock=ManualClock().clock(),
         log_dir=Path("unused"),
