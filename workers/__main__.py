@@ -101,7 +101,9 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     keeps_spare = device.spare_bytes <= budget * SPARE_SHARE
     budget -= device.spare_bytes if keeps_spare else 0
     is_cpu = device.name == CpuDevice.name
-    source = _source(settings, is_cpu=is_cpu, keeps_spare=keeps_spare)
+    source: RunnerSource = SpareRunner(settings.engine, keeps=keeps_spare)
+    if keeps_spare and can_fork(settings, is_cpu=is_cpu):
+        source, device = Nursery(settings.engine), CpuDevice(forks_runners=True)
     source.replenish()
     tiers = Tiers(lambda: pool.models, CpuDevice().idle_bytes, lambda: pool.is_loading, maps_weights=is_cpu)
 
@@ -186,10 +188,9 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         log.info("worker_stopped", worker=worker_id)
 
 
-def _source(settings: WorkerSettings, *, is_cpu: bool, keeps_spare: bool) -> RunnerSource:
-    """Fork runners where no driver of a GPU is loaded and no thread of a system's library is there before the fork."""
-    can_fork = sys.platform == "linux" and is_cpu and settings.gpu_layers == 0
-    return Nursery(settings.engine) if can_fork and keeps_spare else SpareRunner(settings.engine, keeps=keeps_spare)
+def can_fork(settings: WorkerSettings, *, is_cpu: bool) -> bool:
+    """Elsewhere a system's library has threads before the fork, or layers go to a GPU whose driver survives none."""
+    return sys.platform == "linux" and is_cpu and settings.gpu_layers == 0
 
 
 def _starter(

@@ -25,7 +25,10 @@ log = structlog.get_logger(__name__)
 BUDGET_SHARE = 0.8  # of what is available at start; the rest is for the system and for what no formula knows
 CPU_OVERHEAD_BYTES = 26 * 1024**2  # interpreter and libraries
 TOKEN_TABLE_BYTES = 256  # of main memory per entry of the vocabulary: llama.cpp's tables and the engine's pieces
-SPARE_BYTES = 32 * 1024**2  # private memory of a runner that has imported its engine and knows no model yet
+SHARED_BYTES = 17 * 1024**2  # of them, what a runner that was forked goes on sharing with its nursery
+SPARE_BYTES = (
+    28 * 1024**2
+)  # private memory of a process that has imported the engine and knows no model: spare, nursery
 CUDA_OVERHEAD_BYTES = 512 * 1024**2  # CUDA context, kernels and cuBLAS workspace
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 
@@ -68,7 +71,7 @@ class Device(Protocol):
 
     @property
     def spare_bytes(self) -> int:
-        """What a runner takes that has no model yet."""
+        """What a process takes that has imported the engine and has no model."""
         ...
 
     @property
@@ -120,14 +123,16 @@ def find_device(wanted: str, *, gpu_layers: int, main_gpu: int, shares: Sequence
 
 
 class CpuDevice:
-    """Main memory, within the limits of the process's control groups."""
+    """Main memory, within the limits of the process's control groups.
+
+    What forked runners share with their nursery is the nursery's: it counts once, whoever comes and goes."""
 
     name = "cpu"
-    runner_overhead_bytes = CPU_OVERHEAD_BYTES
     spare_bytes = SPARE_BYTES
     token_table_bytes = TOKEN_TABLE_BYTES
 
-    def __init__(self, *, proc: Path = Path("/proc")) -> None:
+    def __init__(self, *, forks_runners: bool = False, proc: Path = Path("/proc")) -> None:
+        self.runner_overhead_bytes = CPU_OVERHEAD_BYTES - (SHARED_BYTES if forks_runners else 0)
         self._proc = proc
 
     def total_bytes(self) -> int:
@@ -164,10 +169,14 @@ class CpuDevice:
         return not (self._proc / str(pid)).exists() if sys.platform == "linux" else not psutil.pid_exists(pid)
 
     def _private_bytes(self, pid: int) -> int:
-        """Anonymous memory, swapped out or not, with shared pages counted in part."""
+        """Anonymous memory, swapped out or not, without the pages that others still share since a fork.
+
+        /proc tells only bounds of those. Dirty shared pages may be the weights', of a file that was written lately; and
+        each sharer's part of the shared ones is half at most. For one runner and its nursery that is exact."""
         fields = _fields_kib(self._proc / str(pid) / "smaps_rollup")
-        anonymous = fields.get("Pss_Anon", fields.get("Anonymous", 0))
-        return (anonymous + fields.get("SwapPss", fields.get("Swap", 0))) * 1024
+        anonymous = fields.get("Anonymous", 0)
+        shared = min(fields.get("Shared_Dirty", 0), 2 * (anonymous - fields.get("Pss_Anon", anonymous)))
+        return (anonymous - shared + fields.get("SwapPss", fields.get("Swap", 0))) * 1024
 
     def _mapped_bytes(self, pid: int, mapping: ModelMapping) -> int:
         """Address ranges that map the model's files; llama.cpp unmaps what it has copied elsewhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -20,6 +21,7 @@ from tests.support.generating import Heard, request
 from tests.support.tiny_model import write_tiny_model
 from workers import nursery_requests
 from workers.adoption import AdoptedProcess
+from workers.devices import CpuDevice, ModelMapping
 from workers.engine.base import EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.framing import FrameDecoder, FrameReader, FrameWriter
@@ -107,6 +109,12 @@ def await_end(pid: int) -> None:
         os.close(descriptor)
 
 
+def pss_anon_bytes(pid: int) -> int:
+    found = re.search(r"^Pss_Anon: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 def test_forked_runner_answers_with_the_real_engine(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf")
     nursery = Nursery("llama_cpp")
@@ -135,6 +143,21 @@ def test_forked_runner_is_our_child_with_a_session_a_title_and_its_own_descripto
     assert open_files.pop("0") == "/dev/null"
     assert open_files.pop("1") == open_files.pop("2") == str(tmp_path / "fable.log")
     assert [target.partition(":")[0] for target in open_files.values()] == ["socket"]
+    assert runner.end() == 0
+
+
+def test_bytes_of_a_forked_runner_and_its_nursery_add_up_to_what_they_take_together(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    device, nothing = CpuDevice(), ModelMapping(paths=(), weight_bytes=0)
+    assert nursery.pid is not None
+    assert Loaded(nursery, config_for(tmp_path)).end() == 0
+    alone = device.runner_bytes(nursery.pid, nothing)
+    runner = Loaded(nursery, config_for(tmp_path))
+    taken = device.runner_bytes(runner.process.pid, nothing)
+    together = pss_anon_bytes(nursery.pid) + pss_anon_bytes(runner.process.pid)
+    assert alone and taken
+    assert alone + taken == pytest.approx(together, rel=0.05)
     assert runner.end() == 0
 
 

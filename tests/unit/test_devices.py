@@ -26,6 +26,7 @@ SMAPS = """00400000-7fff0000 ---p 00000000 00:00 0    [rollup]
 Rss:               90000 kB
 Pss:               60000 kB
 Pss_Anon:          40000 kB
+Shared_Dirty:      {shared_dirty} kB
 Anonymous:         41000 kB
 Swap:               2000 kB
 SwapPss:            1000 kB
@@ -41,7 +42,7 @@ MAPS = """55d0c0000000-55d0c0001000 r--p 00000000 08:01 1    /usr/bin/python
 def proc(tmp_path: Path) -> Path:
     process = tmp_path / "42"
     process.mkdir()
-    (process / "smaps_rollup").write_text(SMAPS)
+    (process / "smaps_rollup").write_text(SMAPS.format(shared_dirty=1500))
     (process / "maps").write_text(MAPS)
     return tmp_path
 
@@ -50,13 +51,23 @@ def proc(tmp_path: Path) -> Path:
 def test_runner_takes_its_private_bytes_and_the_mapped_weights_once(proc: Path) -> None:
     mapping = ModelMapping(paths=(Path("/models/with space.gguf"),), weight_bytes=999)
     taken = CpuDevice(proc=proc).runner_bytes(42, mapping)
-    assert taken == (40000 + 1000) * 1024 + 5 * 1024**2
+    assert taken == (39500 + 1000) * 1024 + 5 * 1024**2
 
 
 @linux_only
 def test_weights_that_are_not_mapped_are_not_counted_twice(proc: Path) -> None:
     mapping = ModelMapping(paths=(Path("/models/other.gguf"),), weight_bytes=999)
-    assert CpuDevice(proc=proc).runner_bytes(42, mapping) == 41000 * 1024
+    assert CpuDevice(proc=proc).runner_bytes(42, mapping) == (39500 + 1000) * 1024
+
+
+@linux_only
+def test_dirty_pages_of_a_shared_file_are_not_taken_for_pages_shared_since_a_fork(proc: Path) -> None:
+    (proc / "42" / "smaps_rollup").write_text(SMAPS.format(shared_dirty=30_000))
+    assert CpuDevice(proc=proc).runner_bytes(42, NO_MAPPING) == (39000 + 1000) * 1024
+
+
+def test_forked_runner_is_expected_to_take_less() -> None:
+    assert CpuDevice(forks_runners=True).runner_overhead_bytes < CpuDevice().runner_overhead_bytes
 
 
 @linux_only
