@@ -87,7 +87,7 @@ def engine_config(model: ModelFile, threads: int) -> EngineConfig:
     """What a worker with these settings gives its runner."""
     starter = RunnerStarter(
         source=SpareRunner("llama_cpp", keeps=False),
-        sink=_Nowhere(),
+        sink=Nowhere(),
         clock=Clock(),
         log_dir=Path(),
         kind="llama_cpp",
@@ -102,7 +102,7 @@ def engine_config(model: ModelFile, threads: int) -> EngineConfig:
     return starter.config_for(model).engine
 
 
-class _Nowhere:
+class Nowhere:
     """A starter needs a sink; nothing is started here."""
 
     def append(self, chunks: Sequence[Chunk]) -> Sequence[Verdict]:
