@@ -50,6 +50,9 @@ ToRunner = Generate | Encode | Cancel | Shutdown
 # ---- runner → worker
 
 
+READ_SHARE = 0.9  # of a load's progress: from here on it reads nothing from the disk any more
+
+
 class LoadProgress(msgspec.Struct, frozen=True, tag=True):
     """0 to 1; sent at most every 100 ms while the weights load."""
 

@@ -40,6 +40,12 @@ class Resident:
         return self.state is RunnerState.STARTING
 
     @property
+    def busy_disk(self) -> int | None:
+        """That its load reads from right now."""
+        has_read = self.runner is not None and self.runner.has_read
+        return self.disk if self.is_loading and not has_read else None
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Models that its process serves, or will serve, beside its own."""
         return tuple(each.id for each in self.model.adapters if each.id not in self.broken_adapters)

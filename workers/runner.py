@@ -147,6 +147,11 @@ class Runner:
 
     # ---- load
 
+    @property
+    def has_read(self) -> bool:
+        """Whether its load needs the disk no longer."""
+        return self._lifecycle.has_read
+
     def wait_loaded(self) -> Ready:
         """Block until the model is loaded. Raises the reason when it isn't: ModelLoadFailed or RunnerCrashed."""
         return self._reader.wait_loaded()

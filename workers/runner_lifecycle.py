@@ -20,7 +20,7 @@ GONE = frozenset({RunnerState.STOPPED, RunnerState.CRASHED})
 
 class RunnerLifecycle:
     """States as in `tasks.fleet.RUNNER_NEXT`. `on_change` is called without the lock, from any thread: when the state
-    has changed, and when places have run out or are to be had again."""
+    has changed, when a load has read its file, and when places have run out or are to be had again."""
 
     def __init__(self, *, slots: int, clock: Clock, on_change: Callable[[], None]) -> None:
         self._clock = clock
@@ -31,6 +31,7 @@ class RunnerLifecycle:
         self._since_ms = self._idle_since_ms = clock.now_ms()
         self._places = Places(slots)
         self._settled = threading.Event()
+        self._has_read = False
         self.stop_wanted = threading.Event()  # it never opens any more, and its end is no crash
 
     # ---- what it is
@@ -38,6 +39,11 @@ class RunnerLifecycle:
     @property
     def state(self) -> RunnerState:
         return self._state
+
+    @property
+    def has_read(self) -> bool:
+        """Whether its load needs the disk no longer."""
+        return self._has_read
 
     @property
     def is_settled(self) -> bool:
@@ -101,6 +107,12 @@ class RunnerLifecycle:
             return self._idle.wait_for(lambda: self.in_flight == 0 or self._settled.is_set(), timeout_s)
 
     # ---- transitions
+
+    def note_read(self) -> None:
+        """The load has read its file. The reader thread alone may call this."""
+        if not self._has_read:
+            self._has_read = True
+            self._on_change()
 
     def open(self) -> bool:
         """Starting → ready. False when it is gone by now, or shall be."""

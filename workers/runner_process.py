@@ -35,6 +35,7 @@ from workers.engine.base import Engine, EngineFailed, Prepared
 from workers.engine.sequence import Sequence
 from workers.framing import BrokenFrame, FrameReader, FrameWriter, RequestDecoder
 from workers.messages import (
+    READ_SHARE,
     Cancel,
     Encode,
     Fatal,
@@ -283,15 +284,19 @@ def is_quickly_prepared(message: Request) -> bool:
 
 
 class ThrottledProgress:
-    """Sends load progress at most every PROGRESS_INTERVAL_S, and always the end."""
+    """Sends load progress at most every PROGRESS_INTERVAL_S, and always the end of the file and of the load."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._sent_at = -PROGRESS_INTERVAL_S
+        self._milestones = [READ_SHARE, 1.0]
 
     def __call__(self, fraction: float) -> None:
         now = time.monotonic()
-        if fraction >= 1 or now - self._sent_at >= PROGRESS_INTERVAL_S:
+        has_passed = False
+        while self._milestones and fraction >= self._milestones[0]:
+            has_passed = bool(self._milestones.pop(0))
+        if has_passed or now - self._sent_at >= PROGRESS_INTERVAL_S:
             self._sent_at = now
             self._send(LoadProgress(fraction))
 

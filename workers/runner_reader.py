@@ -25,6 +25,7 @@ from workers.clock import Clock
 from workers.flight import Ending, Flight
 from workers.flights import Flights
 from workers.messages import (
+    READ_SHARE,
     Done,
     Encoded,
     Fatal,
@@ -134,6 +135,8 @@ class RunnerReader:
                 ends.append(message)
             case LoadProgress(fraction=fraction):
                 self._watchdog.note_progress(fraction)
+                if fraction >= READ_SHARE:
+                    self._lifecycle.note_read()
             case Ready():
                 self.ready = message
                 self._loaded.set()

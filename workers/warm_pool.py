@@ -339,7 +339,7 @@ class WarmPool:
             residents=candidates,
             free_bytes=self._ledger.free_bytes,
             leaving_bytes=sum(self._ledger.bytes_of(model) for model in going.union(evicted)),
-            disks_in_use={each.disk for each in self._residents.values() if each.is_loading and each.disk is not None},
+            disks_in_use={disk for each in self._residents.values() if (disk := each.busy_disk) is not None},
         )
         self._refusals = {model: self._refusal(model, reason) for model, reason in steps.refused.items()}
         for model in steps.refused:

@@ -15,7 +15,7 @@ from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_pool import PoolBench, make_model
 from tests.support.scripted_runner import MIB, Running, make_attempt
 from workers.estimate import need_of_measured
-from workers.messages import LoadFailed, TokenOut
+from workers.messages import READ_SHARE, LoadFailed, LoadProgress, TokenOut
 from workers.model_files import ModelFile, ModelFolder, UnusableFile
 from workers.runner import RunnerSlot
 from workers.warm_pool import OUTDATED_GRACE_S
@@ -272,9 +272,18 @@ def test_loads_from_one_disk_go_one_after_the_other_in_the_order_of_wishes(make_
     bench.finish_load("b")
     bench.pool.reconcile()
     link = bench.starter.await_start("a")  # the smaller one of those that came together
+    link.say(LoadProgress(READ_SHARE - 0.01))
+    bench.pool.reconcile()
     assert bench.state("c") is None
+    link.say(LoadProgress(READ_SHARE))
+
+    def has_begun() -> bool:
+        bench.pool.reconcile()
+        return bench.state("c") is not None
+
+    bench.changes.wait_until(has_begun)
+    assert bench.state("a") is RunnerState.STARTING
     link.exit(-9)
-    bench.await_gone("a")
     bench.finish_load("c")
 
 

@@ -14,13 +14,12 @@ from workers.engine.llama_adapters import LlamaAdapters, load_adapters
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel, check_file, load_model
 from workers.engine.turnstile import loading
-from workers.messages import Ready
+from workers.messages import READ_SHARE, Ready
 from workers.page_cache import cached_share, read_through
 
 Use = Callable[[LlamaModel, LlamaAdapters], int]
 
 _CACHED_SHARE = 0.9  # from here on reading ahead of the load only costs a copy
-_READING_SHARE = 0.9  # of a load's progress, where the file comes from the disk
 
 
 def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: Use) -> Ready:
@@ -60,7 +59,7 @@ def _read_from_disk(config: EngineConfig, progress: ProgressCallback) -> Progres
     check_file(config.model_path)
 
     def goes_on(share: float) -> bool:
-        progress(_READING_SHARE * share)
+        progress(READ_SHARE * share)
         return True
 
     try:
@@ -70,4 +69,4 @@ def _read_from_disk(config: EngineConfig, progress: ProgressCallback) -> Progres
         read_through(config.model_path, goes_on)
     except OSError:
         return progress
-    return lambda fraction: progress(_READING_SHARE + (1 - _READING_SHARE) * fraction)
+    return lambda fraction: progress(READ_SHARE + (1 - READ_SHARE) * fraction)
