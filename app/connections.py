@@ -19,6 +19,7 @@ import msgspec
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.closing import Closing
 from app.connection_watch import MAX_LINGERING, RESERVE, TICK_S, Watch
 from app.error_handlers import ErrorFacts
 from app.middleware import route_of
@@ -54,9 +55,11 @@ def connections_within_reach(wished: int) -> int:
     return min(wished, fitting)
 
 
-def protocol_class(limits: ConnectionLimits, on_refused: Callable[[str], None]) -> type[GuardedProtocol]:
+def protocol_class(
+    limits: ConnectionLimits, closing: Closing, on_refused: Callable[[str], None]
+) -> type[GuardedProtocol]:
     """For one server: uvicorn makes protocols from a class alone. `on_refused` takes the code of every refusal."""
-    members = {"limits": limits, "watch": Watch[GuardedProtocol](on_refused)}
+    members = {"limits": limits, "closing": closing, "watch": Watch[GuardedProtocol](on_refused)}
     return type("GuardedProtocol", (GuardedProtocol,), members)
 
 
@@ -64,6 +67,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
     limits: ConnectionLimits
+    closing: Closing
     watch: Watch[GuardedProtocol]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -157,7 +161,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._raw.abort()
             return
         self.uptake.look(TICK_S)
-        if self.uptake.stalled_s >= self.limits.stall_s:
+        # A task that waits for room to send hears nothing of the end: cut before it is, it ends the client's job.
+        stall_s = min(TICK_S, self.limits.stall_s) if self.closing.is_due else self.limits.stall_s
+        if self.uptake.stalled_s >= stall_s:
             self._cut_off()
             return
         if self._since is None:

@@ -69,7 +69,7 @@ def server_config(app: FastAPI, grace_s: int) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=protocol_class(limits, front.metrics.connection_refused),
+        http=protocol_class(limits, front.closing, front.metrics.connection_refused),
         ws="none",
         access_log=False,  # RequestFrame logs requests
         log_config=None,  # uvicorn's records take the road of ours

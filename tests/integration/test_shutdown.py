@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import msgspec
 import openai
 import pytest
 from openai import OpenAI
@@ -107,3 +109,21 @@ def test_wait_for_a_job_answers_with_what_is_known(fake: FakeBackend, server: Fr
         wait_until(lambda: fake.num_followers == 1, "the job is waited for", 10)
         server.begin_to_stop()
         assert (waiting.result().status_code, waiting.result().json()["state"]) == (200, "running")
+
+
+def test_job_of_a_client_that_neither_reads_nor_leaves_is_cancelled():
+    """More than the buffers on the way to it hold has been sent, so its stream hears nothing else."""
+    much = [Tokens("x" * 2**18, (1,)) for _ in range(48)]
+    fake = FakeBackend(batches=numbered(*much), stays_open=True)
+    body = msgspec.json.encode(chat(stream=True))
+    with FrontServer(create_app(ApiSettings(), fake.backend())) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(10)
+        client.connect(server.address)
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        assert client.recv(16).startswith(b"HTTP/1.1 200")
+        server.begin_to_stop()
+        wait_until(lambda: len(fake.cancelled) == 1, "the job is cancelled", 5)
