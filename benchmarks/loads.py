@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.system import Nowhere, served_model
-from workers.clock import Clock
+from benchmarks.system import bare_starter, served_model
 from workers.devices import CpuDevice, ModelMapping
 from workers.model_files import ModelFile
 from workers.nursery import Nursery
@@ -77,20 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def take_turn(source: RunnerSource, model: ModelFile, loads: int) -> Turn:
     with TemporaryDirectory(prefix="keepwarm-loads-") as logs:
-        starter = RunnerStarter(
-            source=source,
-            sink=Nowhere(),
-            clock=Clock(),
-            log_dir=Path(logs),
-            kind="llama_cpp",
-            threads=1,
-            turns_path=None,
-            gpu_layers=0,
-            main_gpu=0,
-            use_extra_bufts=True,
-            stall_s=LIMIT_S,
-            load_stall_s=LIMIT_S,
-        )
+        starter = bare_starter(source, log_dir=Path(logs), threads=1, limit_s=LIMIT_S)
         source.replenish()
         try:
             settle()

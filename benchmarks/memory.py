@@ -15,22 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import description
+from benchmarks.system import bare_starter
 from tasks.encoding import EncodingRequest
 from tasks.fleet import ModelKind
 from tasks.generation import GenerationRequest
 from tasks.job_request import JobRequest
 from tasks.jobs import Priority, new_job_id
 from tasks.ports import Attempt, Finished, Outcome
-from tasks.store.token_writer import Chunk
-from tasks.store.verdict import Verdict
-from workers.clock import Clock
 from workers.devices import CpuDevice, ModelMapping
 from workers.dry_runs import dry_run
 from workers.engine.kv_types import STEADY
 from workers.model_files import FolderScanner, ModelFile
 from workers.needs import formula_need, overhead_bytes
 from workers.runner import Runner
-from workers.runner_starter import RunnerStarter
 from workers.spare_runner import SpareRunner
 
 MIB = 1024**2
@@ -76,20 +73,8 @@ def main(arguments: Sequence[str]) -> int:
 def examine(model: ModelFile) -> Finding:
     device = CpuDevice()
     with TemporaryDirectory() as logs:
-        starter = RunnerStarter(
-            sink=_Nowhere(),
-            source=SpareRunner("llama_cpp", keeps=False),
-            clock=Clock(),
-            log_dir=Path(logs),
-            kind="llama_cpp",
-            threads=1,
-            turns_path=None,
-            gpu_layers=0,
-            main_gpu=0,
-            use_extra_bufts=True,
-            stall_s=600,
-            load_stall_s=600,
-        )
+        source = SpareRunner("llama_cpp", keeps=False)
+        starter = bare_starter(source, log_dir=Path(logs), threads=1, limit_s=600)
         dry = dry_run(starter.config_for(model).engine)
         runner = starter(model, need_bytes=0, on_change=lambda: None)
         try:
@@ -149,13 +134,6 @@ def _work(runner: Runner, model: ModelFile, number: int) -> Outcome:
             deadline_ms=None,
         )
     )
-
-
-class _Nowhere:
-    """A TokenSink that keeps nothing."""
-
-    def append(self, chunks: Sequence[Chunk]) -> Sequence[Verdict]:
-        return [Verdict.OK] * len(chunks)
 
 
 def _table(findings: Sequence[Finding]) -> Table:

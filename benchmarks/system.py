@@ -17,6 +17,7 @@ from tests.support.stack import Stack, wait_until
 from workers.clock import Clock
 from workers.engine.base import EngineConfig
 from workers.model_files import FolderScanner, ModelFile
+from workers.runner_launch import RunnerSource
 from workers.runner_starter import RunnerStarter
 from workers.spare_runner import SpareRunner
 
@@ -85,21 +86,26 @@ def served_model(path: Path, slots: int) -> ModelFile:
 
 def engine_config(model: ModelFile, threads: int) -> EngineConfig:
     """What a worker with these settings gives its runner."""
-    starter = RunnerStarter(
-        source=SpareRunner("llama_cpp", keeps=False),
+    source = SpareRunner("llama_cpp", keeps=False)
+    return bare_starter(source, log_dir=Path(), threads=threads).config_for(model).engine
+
+
+def bare_starter(source: RunnerSource, *, log_dir: Path, threads: int, limit_s: float = 0.0) -> RunnerStarter:
+    """Runners on the CPU, without a store and without others beside them."""
+    return RunnerStarter(
+        source=source,
         sink=Nowhere(),
         clock=Clock(),
-        log_dir=Path(),
+        log_dir=log_dir,
         kind="llama_cpp",
         threads=threads,
         turns_path=None,
         gpu_layers=0,
         main_gpu=0,
         use_extra_bufts=True,
-        stall_s=0,
-        load_stall_s=0,
+        stall_s=limit_s,
+        load_stall_s=limit_s,
     )
-    return starter.config_for(model).engine
 
 
 class Nowhere:

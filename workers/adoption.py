@@ -16,8 +16,6 @@ from collections.abc import Iterator
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 FIRST_LOOK_S, LAST_LOOK_S = 0.001, 0.02  # pauses between two looks at a process that is awaited
-
-
 LOST_EXIT_CODE = 255  # it has ended, and somebody else has seen how
 
 

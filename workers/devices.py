@@ -26,9 +26,7 @@ BUDGET_SHARE = 0.8  # of what is available at start; the rest is for the system 
 CPU_OVERHEAD_BYTES = 26 * 1024**2  # interpreter and libraries
 TOKEN_TABLE_BYTES = 256  # of main memory per entry of the vocabulary: llama.cpp's tables and the engine's pieces
 SHARED_BYTES = 17 * 1024**2  # of them, what a runner that was forked goes on sharing with its nursery
-SPARE_BYTES = (
-    28 * 1024**2
-)  # private memory of a process that has imported the engine and knows no model: spare, nursery
+SPARE_BYTES = 28 * 1024**2  # private memory of a process that has imported the engine and knows no model
 CUDA_OVERHEAD_BYTES = 512 * 1024**2  # CUDA context, kernels and cuBLAS workspace
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 

@@ -16,7 +16,7 @@ import structlog
 
 from workers.adoption import AdoptedProcess, NoAdoption, adopting, reap_group
 from workers.nursery_requests import EXIT_UNFIT, request
-from workers.runner_launch import Child, EngineKind, RunnerConfig, discard, send_config, spawn, spawn_with
+from workers.runner_launch import Child, EngineKind, RunnerConfig, spawn, spawn_with, told
 
 log = structlog.get_logger(__name__)
 
@@ -45,14 +45,7 @@ class Nursery:
     def start(self, config: RunnerConfig) -> Child:
         """A process that loads this model. Raises OSError, also when the nursery can't fork."""
         child = self._forked()
-        if child is None:
-            return spawn_with(config)
-        try:
-            send_config(child[1], config)
-        except OSError:
-            discard(child)
-            raise
-        return child
+        return spawn_with(config) if child is None else told(child, config)
 
     def replenish(self) -> None:
         """Start a nursery if there is none."""

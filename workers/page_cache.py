@@ -11,6 +11,7 @@ from pathlib import Path
 _SAMPLE_BYTES = 64 * 1024**2  # looked at per window: a large file is asked about in a few of them
 _WINDOWS = 8
 _PIECE_BYTES = 4 * 1024**2
+_CACHED_SHARE = 0.9
 
 
 def cached_share(path: Path) -> float | None:
@@ -29,6 +30,12 @@ def cached_share(path: Path) -> float | None:
             num_cached += sum(page & 1 for page in pages.raw)
             num_pages += len(pages.raw)
     return num_cached / num_pages
+
+
+def is_cached(path: Path) -> bool | None:
+    """Whether a load would read next to nothing of it from the disk; None where nobody can tell. Raises OSError."""
+    share = cached_share(path)
+    return None if share is None else share >= _CACHED_SHARE
 
 
 def read_through(path: Path, goes_on: Callable[[float], bool]) -> bool:

@@ -98,7 +98,11 @@ def spawn(
 
 def spawn_with(config: RunnerConfig) -> Child:
     """A new process that loads this model. Raises OSError."""
-    child = spawn(config.kind)
+    return told(spawn(config.kind), config)
+
+
+def told(child: Child, config: RunnerConfig) -> Child:
+    """The same child, which now loads this model. One that doesn't listen is discarded: raises OSError."""
     try:
         send_config(child[1], config)
     except OSError:

@@ -289,14 +289,13 @@ class ThrottledProgress:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._sent_at = -PROGRESS_INTERVAL_S
-        self._milestones = [READ_SHARE, 1.0]
+        self._before = 0.0
 
     def __call__(self, fraction: float) -> None:
         now = time.monotonic()
-        has_passed = False
-        while self._milestones and fraction >= self._milestones[0]:
-            has_passed = bool(self._milestones.pop(0))
-        if has_passed or now - self._sent_at >= PROGRESS_INTERVAL_S:
+        is_milestone = any(self._before < each <= fraction for each in (READ_SHARE, 1.0))
+        self._before = fraction
+        if is_milestone or now - self._sent_at >= PROGRESS_INTERVAL_S:
             self._sent_at = now
             self._send(LoadProgress(fraction))
 

@@ -12,7 +12,7 @@ import threading
 
 import structlog
 
-from workers.runner_launch import Child, EngineKind, RunnerConfig, discard, send_config, spawn, spawn_with
+from workers.runner_launch import Child, EngineKind, RunnerConfig, discard, spawn, spawn_with, told
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +33,7 @@ class SpareRunner:
             spare, self._spare = self._spare, None
         if spare is not None:
             with contextlib.suppress(OSError):  # it has died meanwhile
-                send_config(spare[1], config)
-                return spare
-            discard(spare)
+                return told(spare, config)
         return spawn_with(config)
 
     def replenish(self) -> None:

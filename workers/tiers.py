@@ -16,12 +16,11 @@ from typing import Protocol
 
 import structlog
 
-from workers.page_cache import cached_share, read_through
+from workers.page_cache import is_cached, read_through
 
 log = structlog.get_logger(__name__)
 
 DISK, PAGE_CACHE = "disk", "page_cache"
-CACHED_SHARE = 0.9  # from here on a load reads next to nothing
 LOOK_S = 5.0
 REMEMBERED_LOADS = 32
 FEWEST_LOADS = 3  # before a bandwidth is believed
@@ -217,9 +216,9 @@ def _coarse(count: int) -> int:
 
 def _tier(path: Path) -> str | None:
     try:
-        share = cached_share(path)
+        cached = is_cached(path)
     except OSError:  # just removed
         return None
-    if share is None:
+    if cached is None:
         return None
-    return PAGE_CACHE if share >= CACHED_SHARE else DISK
+    return PAGE_CACHE if cached else DISK

@@ -79,7 +79,7 @@ def test_load_reports_progress_and_sizes(config: EngineConfig):
 
 
 def test_file_that_is_not_cached_is_read_before_it_is_loaded(config: EngineConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("workers.engine.llama_loading.cached_share", lambda path: 0.5)
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: 0.5)
     fractions: list[float] = []
     engine = LlamaEngine(config)
     engine.load(fractions.append)

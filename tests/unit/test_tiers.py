@@ -47,7 +47,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(path.stem)
         return True
 
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: 0.0)
     monkeypatch.setattr("workers.tiers.read_through", reads)
     return read
 
@@ -78,7 +78,7 @@ def test_file_for_which_there_is_no_room_is_not_read_ahead(tmp_path: Path, read:
 def test_nothing_is_read_ahead_while_a_load_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(MIB))
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 0.0)
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: 0.0)
     monkeypatch.setattr("workers.tiers.PAUSE_S", 0.0)
     loads = iter([True, True, False])
     seen: list[bool] = []
@@ -105,7 +105,7 @@ def test_loads_without_end_do_not_keep_from_looking_at_the_files(
         read.append(path.name)
         return goes_on(0.0)
 
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: shares[path.name])
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: shares[path.name])
     monkeypatch.setattr("workers.tiers.read_through", reads)
     monkeypatch.setattr("workers.tiers.PAUSE_S", 0.0)
     for name in shares:
@@ -126,7 +126,7 @@ def test_warm_model_that_is_mapped_comes_from_the_disk_again_where_memory_is_sho
     for name, size in (("small", 10), ("large", 1000)):
         (tmp_path / name).write_bytes(bytes(size))
         files.append(File(name, tmp_path / name))
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: 1.0)
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: 1.0)
     mapped, copied = (Tiers(lambda: files, lambda: 100, maps_weights=is_mapped) for is_mapped in (True, False))
     for tiers in (mapped, copied):
         tiers.look()
@@ -146,7 +146,7 @@ def test_only_a_load_of_what_is_not_cached_needs_a_disk(tmp_path: Path, monkeypa
     path = tmp_path / "a"
     path.write_bytes(bytes(10))
     shares = iter([0.5, 1.0, None])
-    monkeypatch.setattr("workers.tiers.cached_share", lambda path: next(shares))
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: next(shares))
     assert [disk_of(path), disk_of(path), disk_of(path)] == [path.stat().st_dev, None, None]
 
 

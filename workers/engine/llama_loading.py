@@ -15,11 +15,9 @@ from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel, check_file, load_model
 from workers.engine.turnstile import loading
 from workers.messages import READ_SHARE, Ready
-from workers.page_cache import cached_share, read_through
+from workers.page_cache import is_cached, read_through
 
 Use = Callable[[LlamaModel, LlamaAdapters], int]
-
-_CACHED_SHARE = 0.9  # from here on reading ahead of the load only costs a copy
 
 
 def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: Use) -> Ready:
@@ -63,8 +61,7 @@ def _read_from_disk(config: EngineConfig, progress: ProgressCallback) -> Progres
         return True
 
     try:
-        share = cached_share(config.model_path)
-        if share is None or share >= _CACHED_SHARE:
+        if is_cached(config.model_path) in (True, None):  # reading ahead of the load would only cost a copy
             return progress
         read_through(config.model_path, goes_on)
     except OSError:
