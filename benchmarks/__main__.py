@@ -1,10 +1,16 @@
-"""`python -m benchmarks`: list the benchmarks. `python -m benchmarks NAME [options]` runs one, `all` runs every one."""
+"""`python -m benchmarks`: list the benchmarks. `python -m benchmarks NAME [options]` runs one, `all` runs every one.
+
+Results are on standard output. Of the product's log, warnings alone are shown, on standard error.
+"""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from pathlib import Path
+
+from tasks.logs import configure_logs
 
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef main(" in path.read_text("utf-8"))
 NAMES.remove("__main__")
@@ -20,6 +26,7 @@ def main(arguments: list[str]) -> int:
     if name != "all" and name not in NAMES:
         print(f"There is no benchmark {name!r}; there are: {', '.join(NAMES)}.", file=sys.stderr)
         return 2
+    configure_logs(logging.WARNING)
     return max(run(each, options) for each in (NAMES if name == "all" else [name]))
 
 
