@@ -132,7 +132,7 @@ class KnownAnswers:
                 self._take(newest)
                 replace_file(path, msgspec.json.format(msgspec.json.encode(self._answers)))
         except OSError as error:
-            log.warning("dry_runs_not_saved", path=str(path), error=str(error))
+            log.warning("dry_runs_not_saved", path=str(path), error=str(error), now="the next dry run writes them all")
 
 
 @functools.cache

@@ -100,7 +100,12 @@ class Measurements:
                 self._add(newest)
                 replace_file(self._path, msgspec.json.format(msgspec.json.encode(list(self._entries.values()))))
         except OSError as error:
-            log.warning("measurements_not_saved", path=str(self._path), error=str(error))
+            log.warning(
+                "measurements_not_saved",
+                path=str(self._path),
+                error=str(error),
+                now="the next measurement writes them all",
+            )
 
 
 def _read(path: Path) -> list[Measurement]:

@@ -9,6 +9,7 @@ import pytest
 
 from tasks.fleet import ModelKind
 from workers.measurements import MAX_ENTRIES, MeasurementKey, Measurements
+from workers.shared_file import sole_writer
 
 
 def key(model: str = "m", **changes: object) -> MeasurementKey:
@@ -102,3 +103,16 @@ def test_workers_of_one_home_keep_what_the_others_measured(path: Path) -> None:
     other.record(key("a"), measured_bytes=90, load_ms=9)
     found = [Measurements(path).get(key(model)) for model in "abc"]
     assert [(entry.bytes, entry.load_ms) for entry in found if entry] == [(100, 9), (50, 5), (10, 0)]
+
+
+def test_measurement_made_while_another_worker_hangs_over_the_file_is_written_with_the_next_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.shared_file.TURN_LIMIT_S", 0)
+    measurements = Measurements(path)
+    with sole_writer(path):
+        measurements.record(key("a"), measured_bytes=1)
+    assert not path.exists()
+    measurements.record(key("b"), measured_bytes=2)
+    written = Measurements(path)
+    assert [found.bytes for name in "ab" if (found := written.get(key(name)))] == [1, 2]
