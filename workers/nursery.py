@@ -21,10 +21,11 @@ from workers.runner_launch import Child, EngineKind, RunnerConfig, spawn, spawn_
 log = structlog.get_logger(__name__)
 
 ANSWER_S = 30.0  # for so long a request waits for a nursery that is importing, or has no core
+NEXT_LOADS = "loads start processes of their own"
 
 
-class NurseryLost(Exception):
-    """It is dead or hangs, or this system doesn't let us adopt what it forks."""
+class CannotFork(Exception):
+    """The nursery lives, and the system gives it no further process."""
 
 
 class Nursery:
@@ -43,7 +44,7 @@ class Nursery:
         return self._process.pid if self._process else None
 
     def start(self, config: RunnerConfig) -> Child:
-        """A process that loads this model. Raises OSError, also when the nursery can't fork."""
+        """A process that loads this model: forked, or started when that fails. Raises OSError."""
         child = self._forked()
         return spawn_with(config) if child is None else told(child, config)
 
@@ -52,13 +53,13 @@ class Nursery:
         with self._lock:
             self._gone_groups = {group for group in self._gone_groups if not reap_group(group)}
             if self._process is not None and self._process.poll() is not None:
-                self._bury()
+                self._lose("it has died")
             if self._is_over or self._process is not None:
                 return
             try:  # OpenBLAS would start threads when it is imported
                 self._process, self._requests = spawn(self._kind, "workers.nursery_process", OPENBLAS_NUM_THREADS="1")
-            except OSError as error:  # the next load starts its own process
-                log.warning("no_nursery", reason=str(error))
+            except OSError as error:
+                log.warning("no_nursery", reason=str(error), now=f"{NEXT_LOADS} until one can be started")
 
     def close(self) -> None:
         self._is_over = True
@@ -76,42 +77,52 @@ class Nursery:
                 return None
             ours, theirs = socket.socketpair()
             try:
-                with theirs:
-                    return self._ask(self._requests, theirs), ours
-            except NurseryLost as lost:
-                ours.close()
-                log.warning("nursery_lost", reason=str(lost))
-                self._bury()
-                return None
-            except BaseException:
-                ours.close()
-                raise
+                return _ask(self._requests, ours, theirs)
+            except CannotFork as error:
+                log.warning("nursery_cannot_fork", pid=self.pid, reason=str(error), now="this load starts a process")
+            except NoAdoption as error:
+                self._lose(str(error), for_good=True)
+            except TimeoutError:
+                self._lose(f"it has not answered for {ANSWER_S:g} s")
+            except (EOFError, OSError) as error:
+                self._lose(str(error))
+            return None
 
-    def _ask(self, requests: socket.socket, theirs: socket.socket) -> AdoptedProcess:
-        """Raises NurseryLost, and OSError when it lives and can't fork."""
-        requests.settimeout(ANSWER_S)
-        try:
-            with adopting():
-                answer = request(requests, theirs)
-            if answer > 0:
-                return AdoptedProcess(answer)
-        except NoAdoption as error:
+    def _lose(self, reason: str, *, for_good: bool = False) -> None:
+        """Bury it and say why. The caller holds the lock."""
+        is_closing = self._is_over
+        exit_code = self._bury()
+        if exit_code == EXIT_UNFIT:
+            reason, for_good = "importing the engine starts threads here", True
+        if for_good:
             self._is_over = True
-            raise NurseryLost(str(error)) from error
-        except (EOFError, OSError) as error:
-            raise NurseryLost(str(error)) from error
-        raise OSError(-answer, f"The nursery can't fork a runner: {os.strerror(-answer)}")
+            log.warning("no_nursery", reason=reason, now=f"{NEXT_LOADS}, and take longer")
+        elif not is_closing:
+            log.warning("nursery_lost", reason=reason, exit_code=exit_code, now=f"{NEXT_LOADS} until there is another")
 
-    def _bury(self) -> None:
-        """The caller holds the lock."""
+    def _bury(self) -> int | None:
+        """How it ended, if there was one. The caller holds the lock."""
         process, requests = self._process, self._requests
         self._process = self._requests = None
         if process is None or requests is None:
-            return
+            return None
         requests.close()
         process.kill()
-        if process.wait() == EXIT_UNFIT:
-            self._is_over = True
-            log.warning("no_nursery", reason="importing the engine starts threads here; every load takes longer")
+        exit_code = process.wait()
         if not reap_group(process.pid):
             self._gone_groups.add(process.pid)
+        return exit_code
+
+
+def _ask(requests: socket.socket, ours: socket.socket, theirs: socket.socket) -> Child:
+    """A runner that has `theirs`. Raises CannotFork, NoAdoption, EOFError, OSError; TimeoutError when it hangs."""
+    requests.settimeout(ANSWER_S)
+    try:
+        with theirs, adopting():
+            answer = request(requests, theirs)
+        if answer < 0:
+            raise CannotFork(os.strerror(-answer))
+        return AdoptedProcess(answer), ours
+    except BaseException:
+        ours.close()
+        raise

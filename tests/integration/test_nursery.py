@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -10,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.generating import Heard, request
 from tests.support.tiny_model import write_tiny_model
@@ -50,12 +53,21 @@ sys.stdin.read()
 """
 
 
+Inject = Callable[[str], None]
+
+
 @pytest.fixture
-def nursery() -> Iterator[Nursery]:
+def nursery_later() -> Iterator[Nursery]:
+    """Not started yet."""
     nursery = Nursery("fake")
-    nursery.replenish()
     yield nursery
     nursery.close()
+
+
+@pytest.fixture
+def nursery(nursery_later: Nursery) -> Nursery:
+    nursery_later.replenish()
+    return nursery_later
 
 
 def config_for(folder: Path, *, kind: EngineKind = "fake", model: str = "m", path: Path | None = None) -> RunnerConfig:
@@ -254,16 +266,135 @@ def test_closed_nursery_is_gone_and_its_runners_go_on(tmp_path: Path) -> None:
     assert runner.end() == 0
 
 
-def test_fork_that_fails_is_an_error_of_the_load_and_the_nursery_lives(
+@pytest.fixture
+def inject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inject:
+    """Have this code run first in every nursery that is started from here on. `NURSERY` is its pid."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+
+    def write(fault: str) -> None:
+        lines = ("import os, sys", "NURSERY = os.getpid()", "if 'workers.nursery_process' in sys.orig_argv:")
+        (folder / "sitecustomize.py").write_text("\n".join(lines) + textwrap.indent(fault, "    "))
+
+    return write
+
+
+# No further process for this user while a file is there: in the nursery, or in the process in between.
+FORK_FAILS = """
+import resource
+from pathlib import Path
+fork = os.fork
+def fork_at_the_limit():
+    if not Path({flag!r}).exists() or (os.getpid() == NURSERY) != {in_nursery}:
+        return fork()
+    limits = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, limits[1]))
+    is_root = os.getuid() == 0
+    if is_root:  # the limit is for others
+        os.setresuid(65534, 65534, 0)
+    try:
+        return fork()
+    finally:
+        if is_root:
+            os.setresuid(0, 0, 0)
+        resource.setrlimit(resource.RLIMIT_NPROC, limits)
+os.fork = fork_at_the_limit
+"""
+
+HAS_THREAD = """
+import threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
+DIES = """
+os.{at} = lambda *arguments: os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("in_nursery", [True, False])
+def test_load_starts_its_own_process_while_the_nursery_cannot_fork(
+    inject: Inject, nursery_later: Nursery, tmp_path: Path, in_nursery: bool
+) -> None:
+    nursery, flag = nursery_later, tmp_path / "flag"
+    inject(FORK_FAILS.format(flag=str(flag), in_nursery=in_nursery))
+    nursery.replenish()
+    flag.touch()
+    with capture_logs() as logs:
+        during = Loaded(nursery, config_for(tmp_path, model="during"))
+    flag.unlink()
+    after = Loaded(nursery, config_for(tmp_path, model="after"))
+    assert [runner.is_forked for runner in (during, after)] == [False, True]
+    assert [(line["event"], line["pid"], line["reason"]) for line in logs] == [
+        ("nursery_cannot_fork", nursery.pid, os.strerror(errno.EAGAIN))
+    ]
+    assert [runner.end() for runner in (during, after)] == [0, 0]
+
+
+def test_nursery_with_threads_serves_nobody_and_is_not_started_again(
+    inject: Inject, nursery_later: Nursery, tmp_path: Path
+) -> None:
+    nursery = nursery_later
+    inject(HAS_THREAD)
+    nursery.replenish()
+    with capture_logs() as logs:
+        runner = Loaded(nursery, config_for(tmp_path))
+        nursery.replenish()
+    assert (runner.is_forked, nursery.pid) == (False, None)
+    assert [(line["event"], line["reason"]) for line in logs] == [
+        ("no_nursery", "importing the engine starts threads here")
+    ]
+    assert runner.end() == 0
+
+
+@pytest.mark.parametrize("at", ["pipe", "waitpid"])  # before it has forked a runner, and behind that
+def test_load_whose_nursery_dies_under_it_starts_its_own_process_and_leaves_no_other(
+    inject: Inject, nursery_later: Nursery, tmp_path: Path, at: str
+) -> None:
+    nursery = nursery_later
+    inject(DIES.format(at=at))
+    nursery.replenish()
+    first = nursery.pid
+    assert first is not None
+    with capture_logs() as logs:
+        runner = Loaded(nursery, config_for(tmp_path))
+    assert not runner.is_forked
+    assert [(line["event"], line["exit_code"]) for line in logs] == [("nursery_lost", 9)]
+    with contextlib.suppress(ChildProcessError):  # the runner that nobody asked for any more, until it has ended
+        os.waitid(os.P_PGID, first, os.WEXITED | os.WNOWAIT)
+    nursery.replenish()
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_PGID, first, os.WEXITED | os.WNOWAIT)
+    assert runner.end() == 0
+
+
+def test_load_gives_up_a_nursery_that_does_not_answer(
     nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("workers.nursery.request", lambda requests, connection: -errno.EAGAIN)
-        with pytest.raises(BlockingIOError, match="can't fork"):
-            nursery.start(config_for(tmp_path))
-    runner = Loaded(nursery, config_for(tmp_path))
-    assert runner.is_forked
-    assert runner.end() == 0
+    monkeypatch.setattr("workers.nursery.ANSWER_S", 0.1)
+    first = nursery.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    with capture_logs() as logs:
+        during = Loaded(nursery, config_for(tmp_path, model="during"))
+    assert not psutil.pid_exists(first)
+    monkeypatch.undo()
+    nursery.replenish()
+    after = Loaded(nursery, config_for(tmp_path, model="after"))
+    assert [runner.is_forked for runner in (during, after)] == [False, True]
+    assert [(line["event"], line["reason"]) for line in logs] == [("nursery_lost", "it has not answered for 0.1 s")]
+    assert [runner.end() for runner in (during, after)] == [0, 0]
+
+
+def test_nursery_that_died_between_loads_is_told_of_and_replaced(nursery: Nursery) -> None:
+    first = nursery.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    with capture_logs() as logs:
+        nursery.replenish()
+    assert nursery.pid not in (None, first)
+    assert [(line["event"], line["exit_code"]) for line in logs] == [("nursery_lost", -signal.SIGKILL)]
 
 
 def test_answer_tells_a_pid_or_an_error() -> None:
