@@ -37,10 +37,6 @@ class Jobs(Protocol):
 
     def get(self, job_id: JobId) -> Job: ...
 
-    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> JobPage: ...
-
-    def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]: ...
-
     def cancel(self, job_id: JobId) -> Job: ...
 
     def leave(self, job_id: JobId, client: JobId) -> None:
@@ -49,6 +45,14 @@ class Jobs(Protocol):
         ...
 
     def position(self, job: Job) -> int | None: ...
+
+
+class JobLists(Protocol):
+    """Blocking, as all of these."""
+
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: str | None = None) -> JobPage: ...
+
+    def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]: ...
 
 
 class FleetState(Protocol):
@@ -250,6 +254,7 @@ class TokenStreams(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     jobs: Jobs
+    job_lists: JobLists
     fleet: FleetState
     dispatcher: Submitter
     streams: TokenStreams
@@ -277,6 +282,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.store.file_store import FileStore
     from tasks.store.fleet_store import FleetStore
     from tasks.store.gauges import AdmissionGauges
+    from tasks.store.job_lists import JobLists as StoredLists
     from tasks.store.job_store import JobStore
     from tasks.store.outbox_store import OutboxStore
     from tasks.store.policy_store import PolicyStore
@@ -291,6 +297,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     wakeups = Wakeups(create_celery_app(settings))
     return Backend(
         jobs=jobs,
+        job_lists=StoredLists(client),
         fleet=fleet,
         dispatcher=Dispatcher(
             jobs,

@@ -9,6 +9,7 @@
     │   ├── CannotResume          the published tokens are no prefix that this model could continue
     │   ├── GrammarFailed         the answer can't be kept to its grammar
     │   ├── JobNotRepeatable
+    │   ├── UnknownPlace
     │   ├── PromptQuarantined
     │   ├── DeadlineCannotBeMet
     │   ├── BatchNotCancellable
@@ -177,6 +178,17 @@ class DeadlineCannotBeMet(InvalidRequest):
         self.ahead = ahead
         self.predicted_wait_s = round(predicted_wait_s, 1)
         self.deadline_in_s = round(deadline_in_s, 1)
+
+
+class UnknownPlace(InvalidRequest):
+    """Nothing is on the list (any more) behind which it could go on."""
+
+    code = "unknown_place"
+
+    def __init__(self, after: str) -> None:
+        super().__init__(
+            f"after: {after[:64]!r} is not on this list, or no longer. Begin anew without it.", param="after"
+        )
 
 
 class BatchNotCancellable(InvalidRequest):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.jobs import Job, JobId, JobState
+from tasks.jobs import Job, JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,4 +35,4 @@ class JobPage:
     """It may be short, or empty, although more jobs follow: the work for one page is bounded, not only its length."""
 
     jobs: Sequence[Job]
-    next_after: JobId | None  # the next page is of the jobs behind this one; None: there is none
+    next_after: str | None  # the next page is of the jobs behind this; None: there is none

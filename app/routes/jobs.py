@@ -94,8 +94,8 @@ async def list_jobs(
     batch_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JobList:
     """Filters add up: `state`, `model`, `batch_id`, and `metadata[key]=value`, also several. While `has_more`, another
-    page follows; `after` is the `next_after` of the page before. A page may be short, or empty, before the last: one
-    request looks at a bounded number of jobs, and few of them may fit.
+    page follows; `after` is the `next_after` of the page before, which holds also when its jobs are gone. A page may be
+    short, or empty, before the last: one request looks at a bounded number of jobs, and few of them may fit.
 
     A batch lets go of a job a minute after its result is written down; from then on that is in the batch's files alone.
 
@@ -112,11 +112,11 @@ async def list_jobs(
         return job_object(job, *_place(front, job))
 
     def read() -> JobList:
-        jobs = front.backend.jobs
+        lists = front.backend.job_lists
         if dead:
-            found = jobs.dead(limit + 1, wanted)
+            found = lists.dead(limit + 1, wanted)
             return JobList(data=[listed(job) for job in found[:limit]], has_more=len(found) > limit)
-        page = jobs.recent(limit, wanted, None if after is None else JobId(after))
+        page = lists.recent(limit, wanted, after)
         return JobList(
             data=[listed(job) for job in page.jobs],
             has_more=page.next_after is not None,

@@ -20,7 +20,7 @@ from tasks.batches import (
     new_batch_id,
     states_before,
 )
-from tasks.errors import BatchNotCancellable, BatchNotFound, TooManyBatches
+from tasks.errors import BatchNotCancellable, BatchNotFound, TooManyBatches, UnknownPlace
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings
 from tasks.store import keys
@@ -88,12 +88,12 @@ class BatchStore:
     def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
         """Up to `limit` batches behind the one called `after`, newest first, and whether more follow.
 
-        Raises BatchNotFound."""
+        Raises UnknownPlace."""
         start = 0
         if after is not None:
             rank = self._client.zrevrank(keys.BATCHES, after)
             if rank is None:
-                raise BatchNotFound(after)
+                raise UnknownPlace(after)
             start = rank + 1
         found: list[Batch] = []
         while len(found) <= limit:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from tasks.errors import FileMissing, FilesFull
+from tasks.errors import FileMissing, FilesFull, UnknownPlace
 from tasks.files import StoredFile
 from tasks.store import keys
 from tasks.store.connection import Client, load_script, now_ms, translated
@@ -56,13 +56,13 @@ class FileStore:
     def page(
         self, *, after: str | None, limit: int, order: Literal["asc", "desc"], purpose: str | None
     ) -> tuple[list[StoredFile], bool]:
-        """Up to `limit` files behind the one called `after`, and whether more follow. Raises FileMissing."""
+        """Up to `limit` files behind the one called `after`, and whether more follow. Raises UnknownPlace."""
         is_newest_first = order == "desc"
         start = 0
         if after is not None:
             rank = (self._client.zrevrank if is_newest_first else self._client.zrank)(keys.FILES, after)
             if rank is None:
-                raise FileMissing(after)
+                raise UnknownPlace(after)
             start = rank + 1
         found: list[StoredFile] = []
         while len(found) <= limit:

@@ -1,4 +1,4 @@
-"""Job records: admit, read, list, end before a worker took them. Synchronous; async callers use a thread."""
+"""Job records: admit, read, end before a worker took them. Synchronous; async callers use a thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tasks.errors import (
     PromptQuarantined,
     QueueFull,
 )
-from tasks.job_filter import ALL_JOBS, JobFilter, JobPage
 from tasks.job_request import JobRequest, decode_request, encode_request
 from tasks.jobs import Job, JobError, JobId, JobState, Priority, WorkerId
 from tasks.quarantine import Quarantine, request_digest
@@ -36,7 +35,6 @@ from tasks.wakeups import Envelope
 
 RETRY_AFTER_FULL_S = 5  # the caller knows better when service rates are measured
 INDEX_SLACK_MS = 24 * 3600 * 1000  # indexes are by creation, retention begins at the end
-MAX_READ_PER_PAGE = 2000  # of a list, whether they fit or not
 FORGET_AFTER_MS = 60_000  # of a forgotten job: whoever reads its stream just now may end
 MIN_IDEMPOTENCY_MS = 24 * 3600 * 1000  # a key outlives the retry loops of clients, also of a job that waits for hours
 
@@ -269,64 +267,6 @@ class JobStore:
         if payload is None:
             raise JobNotFound(job_id)
         return decode_request(payload)
-
-    @translated
-    def get_many(self, job_ids: Sequence[JobId]) -> list[Job]:
-        """Records that still exist, in the order asked for."""
-        pipe = self._client.pipeline(transaction=False)
-        for job_id in job_ids:
-            pipe.hmget(keys.job(job_id), FIELDS)
-        found = zip(job_ids, pipe.execute(), strict=True)
-        return [job for job_id, values in found if (job := job_of(job_id, values)) is not None]
-
-    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> JobPage:
-        """Newest first, from behind the job `after` on. Filters are applied while reading back, of the shortest index
-        that lists all jobs which could fit, and over MAX_READ_PER_PAGE jobs at most; so a rare state costs more pages.
-        Raises JobNotFound for an `after` that is no longer on the list."""
-        index = self._shortest_index(wanted)
-        at_once, start = max(limit + 1, 100), 0 if after is None else self._rank(index, after) + 1
-        end = start + max(at_once, MAX_READ_PER_PAGE)
-        fitting: dict[JobId, Job] = {}  # a job that is admitted meanwhile moves all others back: some are read twice
-        while start < end:
-            ids = self._recent_ids(index, start, at_once)
-            fitting |= {job.id: job for job in self.get_many(ids) if wanted.fits(job)}
-            if len(fitting) > limit:
-                jobs = list(fitting.values())[:limit]
-                return JobPage(jobs=jobs, next_after=jobs[-1].id)
-            if len(ids) < at_once:
-                return JobPage(jobs=list(fitting.values()), next_after=None)
-            start += at_once
-        return JobPage(jobs=list(fitting.values()), next_after=ids[-1])
-
-    def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]:
-        """Dead letters, newest first: failed jobs that may be worth another try. A requeued one leaves the list."""
-        return list(filter(wanted.fits, self.get_many(self._dead_ids())))[:limit]
-
-    @translated
-    def _shortest_index(self, wanted: JobFilter) -> str:
-        indexes = [keys.tagged(tag) for tag in tags(metadata=wanted.metadata, batch_id=wanted.batch_id)]
-        if len(indexes) < 2:
-            return indexes[0] if indexes else keys.JOBS
-        pipe = self._client.pipeline(transaction=False)
-        for index in indexes:
-            pipe.zcard(index)
-        return min(zip(pipe.execute(), indexes, strict=True))[1]
-
-    @translated
-    def _dead_ids(self) -> list[JobId]:
-        return [JobId(job_id.decode()) for job_id in self._client.zrevrange(keys.DEAD, 0, -1)]
-
-    @translated
-    def _rank(self, index: str, job_id: JobId) -> int:
-        rank = self._client.zrevrank(index, job_id)
-        if rank is None:
-            raise JobNotFound(job_id)
-        return int(rank)
-
-    @translated
-    def _recent_ids(self, index: str, start: int, count: int) -> list[JobId]:
-        ids = self._client.zrevrange(index, start, start + count - 1)
-        return [JobId(job_id.decode()) for job_id in ids]
 
     @translated
     def position(self, job: Job) -> int | None:

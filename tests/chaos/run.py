@@ -15,7 +15,7 @@ from tasks.jobs import Job, JobId, JobState, Priority
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.connection import Client, connect, store_errors
-from tasks.store.job_store import JobStore
+from tasks.store.job_lists import JobLists
 from tests.chaos.checker import (
     SUCCEEDED_ONLY,
     Evidence,
@@ -250,7 +250,7 @@ class _Run:
 def read_records(settings: StoreSettings, submissions: Iterable[Submission]) -> dict[str, Record]:
     """What the store has of these jobs."""
     client = connect(settings)
-    jobs = JobStore(client, settings).get_many([JobId(each.job_id) for each in submissions])
+    jobs = JobLists(client).get_many([JobId(each.job_id) for each in submissions])
     return {str(job.id): _record(job, client.xrange(keys.stream(job.id))) for job in jobs}
 
 

@@ -243,7 +243,7 @@ def test_pages_of_the_list_come_from_the_store(client, worker):
     assert ([job["id"] for job in first["data"]], first["has_more"]) == (ids[:0:-1], True)
     rest = client.get(f"/v1/jobs?limit=2&after={first['next_after']}").json()
     assert ([job["id"] for job in rest["data"]], rest["has_more"], rest["next_after"]) == (ids[:1], False, None)
-    assert client.get("/v1/jobs?after=job_gone").status_code == 404
+    assert client.get("/v1/jobs?after=job_gone").json()["code"] == "unknown_place"
 
 
 def test_list_and_pool_come_from_the_store(client, worker):

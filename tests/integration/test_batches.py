@@ -225,8 +225,10 @@ def test_a_batch_is_created_read_listed_and_cancelled(sdk: OpenAI, around: Surro
     assert sdk.batches.cancel(batches[0].id).cancelling_at is not None  # once more is no error
     with pytest.raises(openai.NotFoundError, match="No such Batch object"):
         sdk.batches.retrieve("batch_nothing")
-    with pytest.raises(openai.NotFoundError):
-        sdk.batches.list(after="batch_nothing")
+    for listed in (sdk.batches, sdk.files):
+        with pytest.raises(openai.BadRequestError, match="'nothing' is not on this list") as refused:
+            listed.list(after="nothing")
+        assert (refused.value.code, refused.value.param) == ("unknown_place", "after")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tasks.store.backlog_store import BacklogStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
+from tasks.store.job_lists import JobLists
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsQuarantined, LeaseStore
 from tasks.store.policy_store import PolicyStore
@@ -45,6 +46,7 @@ class Keepwarm:
 
     def __post_init__(self) -> None:
         self.jobs = JobStore(self.client, self.settings)
+        self.lists = JobLists(self.client)
         self.leases = LeaseStore(self.client, self.settings)
         self.writer = TokenWriter(self.client)
         self.fleet = FleetStore(self.client)
@@ -137,7 +139,7 @@ def test_prompt_that_kills_twice_fails_at_once_and_is_refused(keepwarm: Keepwarm
     assert job.error is not None
     assert (job.state, job.error.code, job.last_error) == (JobState.FAILED, "prompt_quarantined", failures[1])
     assert failures[1].message in job.error.message
-    assert [dead.id for dead in keepwarm.jobs.dead(10)] == [job_id]
+    assert [dead.id for dead in keepwarm.lists.dead(10)] == [job_id]
     with pytest.raises(PromptQuarantined, match="keepwarm quarantine lift prompt:") as refused:
         keepwarm.admit(seed=2)  # the seed is no part of it
     assert refused.value.cause == failures[1].code
@@ -285,8 +287,8 @@ def test_model_that_costs_three_workers_ends_its_jobs_and_leaves(keepwarm: Keepw
     assert (entry.id, entry.suspect.workers) == ("model:demo", ("w1", "w2", "w3"))
     assert [(each.action, each.worker) for each in plan.decisions] == [("evict", "alive"), ("refuse", None)]
     assert plan.placement.workers["alive"].hold == ()
-    errors = {job.error.code for job in keepwarm.jobs.recent(10).jobs if job.error}
-    assert {job.state for job in keepwarm.jobs.recent(10).jobs} == {JobState.FAILED}
+    errors = {job.error.code for job in keepwarm.lists.recent(10).jobs if job.error}
+    assert {job.state for job in keepwarm.lists.recent(10).jobs} == {JobState.FAILED}
     assert errors == {"model_quarantined"}
     with pytest.raises(ModelQuarantined, match="3 workers were lost") as refused:
         keepwarm.admit("anything")

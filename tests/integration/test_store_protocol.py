@@ -15,6 +15,7 @@ from tasks.store import keys
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
+from tasks.store.job_lists import JobLists
 from tasks.store.job_store import FORGET_AFTER_MS, JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.records import FIELDS
@@ -35,6 +36,11 @@ def request(text: str = "hello", seed: int = 1) -> GenerationRequest:
 @pytest.fixture
 def client(store_settings: StoreSettings) -> Client:
     return connect(store_settings)
+
+
+@pytest.fixture
+def lists(client: Client) -> JobLists:
+    return JobLists(client)
 
 
 @pytest.fixture
@@ -65,11 +71,11 @@ def expire_lease(client: Client, job_id: JobId) -> None:
     client.zadd(keys.RUNNING, {job_id: 1})
 
 
-def test_admitted_job_is_queued_and_counted(jobs: JobStore) -> None:
+def test_admitted_job_is_queued_and_counted(jobs: JobStore, lists: JobLists) -> None:
     first, second = admit(jobs), admit(jobs)
     assert jobs.get(first).state is JobState.QUEUED
     assert sorted(jobs.position(jobs.get(job_id)) or 0 for job_id in (first, second)) == [0, 1]
-    assert {job.id for job in jobs.recent(10).jobs} == {first, second}
+    assert {job.id for job in lists.recent(10).jobs} == {first, second}
 
 
 def test_interactive_job_stands_before_batch_jobs(jobs: JobStore) -> None:
@@ -195,7 +201,9 @@ def test_last_chunk_is_written_with_the_end_once_and_in_order(
     assert jobs.get(job_id).last_seq == 3
 
 
-def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobStore, leases: LeaseStore) -> None:
+def test_broken_attempts_end_in_the_dead_letter_list(
+    client: Client, jobs: JobStore, lists: JobLists, leases: LeaseStore
+) -> None:
     job_id = admit(jobs)
     for number in (1, 2, 3):
         attempt = leases.claim(job_id, MODEL, W1)
@@ -206,8 +214,8 @@ def test_broken_attempts_end_in_the_dead_letter_list(client: Client, jobs: JobSt
     assert (job.state, job.error) == (JobState.FAILED, BROKEN)
     assert (job.failures, job.last_error, job.workers) == (3, BROKEN, (W1, W1, W1))
     assert FleetStore(client).broken_attempts() == {(BROKEN.code, MODEL): 3}
-    assert [dead.id for dead in jobs.dead(10)] == [job_id]
-    assert jobs.dead(10, JobFilter(model="other")) == []
+    assert [dead.id for dead in lists.dead(10)] == [job_id]
+    assert lists.dead(10, JobFilter(model="other")) == []
     week_ms = 7 * 24 * 3600 * 1000
     for key in (keys.job(job_id), keys.stream(job_id)):
         assert week_ms - 10_000 < client.pttl(key) <= week_ms
@@ -222,11 +230,11 @@ def test_broken_attempt_is_on_record_while_the_job_goes_on(jobs: JobStore, lease
     assert (job.failures, job.last_error, job.error, job.workers) == (1, BROKEN, None, (W1, W2))
 
 
-def test_job_of_a_model_that_cannot_be_served_is_a_dead_letter(client: Client, jobs: JobStore) -> None:
+def test_job_of_a_model_that_cannot_be_served_is_a_dead_letter(client: Client, jobs: JobStore, lists: JobLists) -> None:
     failed, expired = admit(jobs), admit(jobs)
     jobs.end_waiting(failed, JobState.FAILED, BROKEN)
     jobs.end_waiting(expired, JobState.EXPIRED, BROKEN)
-    assert [job.id for job in jobs.dead(10)] == [failed]
+    assert [job.id for job in lists.dead(10)] == [failed]
     assert client.pttl(keys.job(failed)) > client.pttl(keys.job(expired)) > 0
 
 
@@ -242,7 +250,7 @@ def repeat(jobs: JobStore, job_id: JobId) -> JobId:
     ).job_id
 
 
-def test_requeued_job_is_a_new_one_and_leaves_the_dead_letters(jobs: JobStore) -> None:
+def test_requeued_job_is_a_new_one_and_leaves_the_dead_letters(jobs: JobStore, lists: JobLists) -> None:
     dead = admit(jobs)
     jobs.end_waiting(dead, JobState.FAILED, BROKEN)
     again = repeat(jobs, dead)
@@ -251,7 +259,7 @@ def test_requeued_job_is_a_new_one_and_leaves_the_dead_letters(jobs: JobStore) -
     assert (jobs.get(again).requeued_from, jobs.get(dead).requeued_as) == (dead, again)
     assert jobs.get(dead).state is JobState.FAILED
     assert jobs.request_of(again) == request()
-    assert jobs.dead(10) == []
+    assert lists.dead(10) == []
     jobs.end_waiting(again, JobState.FAILED, BROKEN)
     assert repeat(jobs, dead) not in {again, dead}  # the repetition failed as well: another one
 
@@ -293,7 +301,7 @@ def test_job_that_comes_just_when_its_models_line_was_found_empty_stays_in_sight
 
 
 def test_dead_letters_beyond_the_bound_are_forgotten_first(
-    client: Client, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+    client: Client, jobs: JobStore, lists: JobLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.store.backlog_store.MAX_DEAD_LETTERS", 1)
     old, new = admit(jobs), admit(jobs)
@@ -302,10 +310,10 @@ def test_dead_letters_beyond_the_bound_are_forgotten_first(
     jobs.end_waiting(new, JobState.FAILED, BROKEN)
     hour_ms = 3_600_000
     assert BacklogStore(client).trim_dead(older_than_ms=9_999_999_999_999, retention_ms=hour_ms) == 1
-    assert [job.id for job in jobs.dead(10)] == [new]
+    assert [job.id for job in lists.dead(10)] == [new]
     assert client.pttl(keys.job(old)) <= hour_ms < client.pttl(keys.job(new))
     assert BacklogStore(client).trim_dead(older_than_ms=-1_000, retention_ms=hour_ms) == 0
-    assert jobs.dead(10) == []
+    assert lists.dead(10) == []
 
 
 def test_idempotency_key_of_a_record_that_is_gone_is_free_again(client: Client, jobs: JobStore) -> None:
@@ -437,11 +445,11 @@ def test_job_that_was_answered_from_the_cache_is_written_once_when_the_reply_get
     assert (jobs.get(job_id).last_seq, jobs.get(job_id).result.text) == (2, "Hi")
 
 
-def test_jobs_are_read_without_their_requests(jobs, client):
+def test_jobs_are_read_without_their_requests(jobs, lists, client):
     job_id = admit(jobs)
     client.config_resetstat()
     whole = jobs.get(job_id)
-    assert jobs.get_many([job_id, new_job_id()]) == jobs.recent(1).jobs == [whole]
+    assert lists.get_many([job_id, new_job_id()]) == lists.recent(1).jobs == [whole]
     with pytest.raises(JobNotFound):
         jobs.get(new_job_id())
     assert "cmdstat_hgetall" not in client.info("commandstats")

@@ -310,7 +310,7 @@ def test_many_threads_one_after_the_other_can_all_write(publisher: Publisher) ->
         thread = threading.Thread(target=publisher.publish, args=(1,))
         thread.start()
         thread.join()
-    (last,) = publisher.jobs.get_many([publisher.job_id])
+    last = publisher.jobs.get(publisher.job_id)
     assert last.last_seq == 150
 
 

@@ -19,7 +19,7 @@ from app.settings import ApiSettings
 from tasks.answer_cache import CacheOutcome
 from tasks.batches import BatchFigures
 from tasks.controller.decisions import Decision
-from tasks.errors import JobNotFound, NotQuarantined
+from tasks.errors import JobNotFound, NotQuarantined, UnknownPlace
 from tasks.fleet import Fleet, LoadCounts, ModelOffer, QueueReport, RunnerReport, RunnerState, WorkerReport
 from tasks.forecast import QueueRoom
 from tasks.generation import AnswerFormat
@@ -166,6 +166,7 @@ class FakeBackend:
     def backend(self) -> Backend:
         return Backend(
             jobs=self,
+            job_lists=self,
             fleet=self,
             dispatcher=self,
             streams=self,
@@ -225,10 +226,12 @@ class FakeBackend:
             raise JobNotFound(job_id)
         return self.jobs[job_id]
 
-    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: JobId | None = None) -> JobPage:
+    def recent(self, limit: int, wanted: JobFilter = ALL_JOBS, after: str | None = None) -> JobPage:
         jobs = [job for job in reversed(self.jobs.values()) if wanted.fits(job)]
         if after is not None:
-            jobs = jobs[jobs.index(self.get(after)) + 1 :]
+            if after not in self.jobs:
+                raise UnknownPlace(after)
+            jobs = jobs[jobs.index(self.jobs[JobId(after)]) + 1 :]
         return JobPage(jobs=jobs[:limit], next_after=jobs[limit - 1].id if len(jobs) > limit else None)
 
     def dead(self, limit: int, wanted: JobFilter = ALL_JOBS) -> list[Job]:
