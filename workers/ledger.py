@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from tasks.errors import ModelDoesNotFit
@@ -84,6 +85,12 @@ class Ledger:
         with self._lock:
             if model in self._accounts and measured_bytes > self._accounts[model].bytes:
                 self._commit(model, measured_bytes)
+
+    def set_pinned(self, models: AbstractSet[str]) -> None:
+        """These are pinned from now on, and no others."""
+        with self._lock:
+            accounts = self._accounts.items()
+            self._accounts = {model: replace(account, is_pinned=model in models) for model, account in accounts}
 
     def release(self, model: str) -> None:
         """Give the bytes back; a model without an account is no error, so that every path may release."""

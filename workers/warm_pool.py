@@ -260,6 +260,7 @@ class WarmPool:
             self._folder = folder
             self._models = models
             self._bases = _bases(models)  # replaced, never changed: read without the lock
+            self._ledger.set_pinned({model.id for model in models.values() if model.is_pinned})
             for resident in self._residents.values():
                 current = self._models.get(resident.model.id)
                 if current is not None and current.loads_like(resident.model):

@@ -76,6 +76,14 @@ def test_account_may_grow_but_never_shrinks() -> None:
     assert ledger.used_bytes == 60
 
 
+def test_pins_follow_the_settings_of_accounts_that_are_there() -> None:
+    ledger = Ledger(100)
+    ledger.reserve("a", need(10), is_pinned=True)
+    ledger.reserve("b", need(10))
+    ledger.set_pinned({"b", "elsewhere"})
+    assert [(each.model, each.is_pinned) for each in ledger.accounts()] == [("a", False), ("b", True)]
+
+
 def test_second_account_of_a_model_is_a_mistake() -> None:
     ledger = Ledger(100)
     ledger.reserve("a", need(10))

@@ -388,6 +388,25 @@ def test_pin_counts_without_a_reload(make_bench: MakeBench) -> None:
     assert bench.starter.count("a") == 1
 
 
+def test_pin_that_is_taken_back_frees_its_bytes_for_others_without_a_reload(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100, pinned=True), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    assert "held by pinned a" in (bench.failure("b") or "")
+    bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100), make_model("b", mib=100))))
+    assert bench.failure("b") is None
+    bench.place("b")
+    bench.await_gone("a")
+    bench.finish_load("b")
+    assert bench.starter.count("a") == 1
+
+
+def test_pin_of_a_warm_model_is_told_of_those_that_no_longer_fit(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100, pinned=True), make_model("b", mib=100))))
+    assert "held by pinned a" in (bench.failure("b") or "")
+
+
 def test_runner_that_can_not_be_spawned_is_a_failed_load(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100))
     bench.starter.error = OSError("no more processes")
