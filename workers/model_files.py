@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tasks.errors import InvalidSetting
 from tasks.fleet import CachePolicy, ModelKind
@@ -25,6 +26,8 @@ DEFAULT_CONTEXT_LENGTH = 4096  # tokens; a model's trained context can be far la
 DEFAULT_INPUT_LENGTH = 2048  # of embedding models and rerankers, whose buffers grow with the square of it
 MAX_LAYERS = 4096
 MAX_FIGURE = 2**31  # embedding, heads, vocabulary: beyond this the header is nonsense
+
+Named = TypeVar("Named", "ModelFile", "AdapterFile", "UnusableFile")
 
 _ID = re.compile(r"[a-z0-9._-]+")
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})", re.IGNORECASE)
@@ -122,12 +125,14 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnusableFile:
-    """A *.gguf file that can't be served, and why."""
+    """A *.gguf file that can't be served, and why. Clients may ask for it all the same: its fallback answers them."""
 
     id: str
     path: Path
     file_bytes: int
     reason: str
+    aliases: tuple[str, ...] = ()
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +194,11 @@ class FolderScanner:
         used: dict[tuple[Path, str], GgufHeader] = {}
         # Adapters come last: they need the models that they are for.
         for files in sorted(_file_sets(self._folder), key=lambda each: _wishes(overrides, each).base is not None):
-            model_id = files.stem.lower()
+            model_id, wishes = files.stem.lower(), _wishes(overrides, files)
             try:
                 if model_id in models or model_id in unusable or model_id in adapters:
+                    wishes = ModelOverrides()  # they are of the other file
                     raise BrokenModelFile(f"another file has the same id '{model_id}'; rename one of them")
-                wishes = _wishes(overrides, files)
                 if wishes.base is None:
                     models[model_id] = self._describe(model_id, files, wishes, used)
                 else:
@@ -201,14 +206,19 @@ class FolderScanner:
                     adapters[model_id] = self._adapter(model_id, files, wishes, base, used)
             except (BrokenModelFile, OSError) as error:
                 taken = models.keys() | unusable.keys() | adapters.keys()
-                entry = _unusable(_free_id(model_id, taken), files, error)
+                entry = _unusable(_free_id(model_id, taken), files, error, wishes)
                 unusable[entry.id] = entry
         self._headers = used
         wishes_for_drafts = {key: entry.draft for key, entry in overrides.items()}
         for model_id, reason in add_drafts(models, wishes_for_drafts, adapters.keys()).items():
             gone = models.pop(model_id)
             unusable[model_id] = UnusableFile(
-                id=model_id, path=gone.path, file_bytes=gone.file_bytes, reason=f"{gone.path.name}: {reason}"
+                id=model_id,
+                path=gone.path,
+                file_bytes=gone.file_bytes,
+                reason=f"{gone.path.name}: {reason}",
+                aliases=gone.aliases,
+                fallback=gone.fallback,
             )
         for adapter in sorted(adapters.values(), key=lambda each: each.id):
             if adapter.base in models:
@@ -219,13 +229,15 @@ class FolderScanner:
                     path=adapter.path,
                     file_bytes=adapter.file_bytes,
                     reason=f"{adapter.path.name}: its base '{adapter.base}' can't be served",
+                    aliases=adapter.aliases,
+                    fallback=adapter.fallback,
                 )
                 del adapters[adapter.id]
-        _check_names([*models.values(), *adapters.values()])
-        _check_fallbacks(models, adapters)
+        owners = _owners([*models.values(), *adapters.values()], unusable.values())
+        _check_fallbacks(models, adapters, unusable, owners)
         return ModelFolder(
-            models=tuple(models[key] for key in sorted(models)),
-            unusable=tuple(unusable[key] for key in sorted(unusable)),
+            models=tuple(_with_ids_of_fallbacks(models[key], owners) for key in sorted(models)),
+            unusable=tuple(_with_own_names(unusable[key], owners) for key in sorted(unusable)),
             unmatched=tuple(sorted(overrides.keys() - models.keys() - adapters.keys() - unusable.keys())),
         )
 
@@ -361,7 +373,7 @@ def _free_id(model_id: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def _unusable(model_id: str, files: _FileSet, error: Exception) -> UnusableFile:
+def _unusable(model_id: str, files: _FileSet, error: Exception, wishes: ModelOverrides) -> UnusableFile:
     size = 0
     for path in files.paths:
         try:
@@ -369,7 +381,14 @@ def _unusable(model_id: str, files: _FileSet, error: Exception) -> UnusableFile:
         except OSError:
             continue
     reason = f"it can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-    return UnusableFile(id=model_id, path=files.paths[0], file_bytes=size, reason=f"{files.paths[0].name}: {reason}")
+    return UnusableFile(
+        id=model_id,
+        path=files.paths[0],
+        file_bytes=size,
+        reason=f"{files.paths[0].name}: {reason}",
+        aliases=tuple(wishes.aliases),
+        fallback=wishes.fallback,
+    )
 
 
 def _shape(headers: Sequence[GgufHeader]) -> ModelShape:
@@ -425,41 +444,76 @@ def _context_length(model_id: str, kind: ModelKind, trained: int, wished: int | 
     return wished
 
 
-def _check_names(models: Iterable[ModelFile | AdapterFile]) -> None:
-    """Ids and aliases share one namespace, in any case."""
-    named = list(models)
-    owner: dict[str, str] = {model.id: model.id for model in named}
+def _owners(models: Iterable[ModelFile | AdapterFile], unusable: Iterable[UnusableFile]) -> dict[str, str]:
+    """The id behind every name. Ids and aliases share one namespace, in any case; a broken file disturbs nobody's."""
+    named, broken = list(models), list(unusable)
+    owners: dict[str, str] = {model.id: model.id for model in named}
     for model in named:
         for alias in model.aliases:
-            other = owner.setdefault(alias.lower(), model.id)
+            other = owners.setdefault(alias.lower(), model.id)
             if other != model.id:
                 raise InvalidSetting(
                     MODELS_YAML, f"model '{model.id}': the alias '{alias}' already belongs to '{other}'; choose another"
                 )
+    for file in broken:
+        owners.setdefault(file.id, file.id)
+    for file in broken:
+        for alias in file.aliases:
+            owners.setdefault(alias.lower(), file.id)
+    return owners
 
 
-def _check_fallbacks(models: Mapping[str, ModelFile], adapters: Mapping[str, AdapterFile]) -> None:
+def _check_fallbacks(
+    models: Mapping[str, ModelFile],
+    adapters: Mapping[str, AdapterFile],
+    unusable: Mapping[str, UnusableFile],
+    owners: Mapping[str, str],
+) -> None:
     """Only text may come from another model than was asked. A fallback may be a model that only other workers have; the
     controller looks at its kind again."""
     kinds = {model.id: model.kind for model in models.values()}
     kinds |= {adapter.id: model.kind for model in models.values() for adapter in model.adapters}
-    named: list[ModelFile | AdapterFile] = [*models.values(), *adapters.values()]
+    named: list[ModelFile | AdapterFile | UnusableFile] = [*models.values(), *adapters.values(), *unusable.values()]
     for model in named:
         if model.fallback is None:
             continue
-        kind = kinds[model.id]
+        target = _id_of(model.fallback, owners)
+        if target == model.id:
+            raise InvalidSetting(
+                MODELS_YAML, f"model '{model.id}': fallback: it names the model itself; name another one, or none"
+            )
+        kind = kinds.get(model.id, ModelKind.GENERATE)
         if kind is not ModelKind.GENERATE:
             raise InvalidSetting(
                 MODELS_YAML,
                 f"model '{model.id}': fallback: only a model that generates text may have one, and this one is of kind "
                 f"{kind}: what two such models say can't be compared; remove it, or give it more replicas",
             )
-        if kinds.get(model.fallback, ModelKind.GENERATE) is not ModelKind.GENERATE:
+        if kinds.get(target, ModelKind.GENERATE) is not ModelKind.GENERATE:
             raise InvalidSetting(
                 MODELS_YAML,
-                f"model '{model.id}': fallback: '{model.fallback}' is of kind {kinds[model.fallback]} and can't answer "
+                f"model '{model.id}': fallback: '{target}' is of kind {kinds[target]} and can't answer "
                 "in its place; name a model that generates text",
             )
+
+
+def _id_of(name: str, owners: Mapping[str, str]) -> str:
+    """Of a model named by id or alias, in any case; one that this folder has not may be another worker's."""
+    return owners.get(name.lower(), name.lower())
+
+
+def _with_id_of_fallback(model: Named, owners: Mapping[str, str]) -> Named:
+    return model if model.fallback is None else replace(model, fallback=_id_of(model.fallback, owners))
+
+
+def _with_ids_of_fallbacks(model: ModelFile, owners: Mapping[str, str]) -> ModelFile:
+    adapters = tuple(_with_id_of_fallback(each, owners) for each in model.adapters)
+    return replace(_with_id_of_fallback(model, owners), adapters=adapters)
+
+
+def _with_own_names(file: UnusableFile, owners: Mapping[str, str]) -> UnusableFile:
+    aliases = tuple(alias for alias in file.aliases if owners[alias.lower()] == file.id)
+    return _with_id_of_fallback(replace(file, aliases=aliases), owners)
 
 
 def _description(headers: Sequence[GgufHeader]) -> str:

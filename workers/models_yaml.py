@@ -8,7 +8,7 @@ models:
     kv_type: q8_0            # auto, f16, bf16, q8_0, q4_0; auto is f16 on a GPU; on a CPU bf16 keys and f16 values
     pin: true                # never evicted to make room
     ttl: 10m                 # unload after this long without a job: seconds, or 90s, 10m, 2h
-    fallback: other-model    # answers when this one can't; both generate text
+    fallback: other-model    # id or alias; answers when this one can't, also if its file is broken; both generate text
     draft: llama-3.2-135m    # id of a small model of the same vocabulary that guesses ahead: same text, fewer steps
     replicas: 1              # keep at least this many warm
     max_replicas: 2

@@ -70,4 +70,6 @@ def offer_of_unusable(file: UnusableFile) -> ModelOffer:
         load_ms=0,
         file_bytes=file.file_bytes,
         failure=file.reason,
+        aliases=file.aliases,
+        fallback=file.fallback,
     )

@@ -8,6 +8,8 @@ be compared, so a client that got them from the wrong one would not even notice.
 
 from __future__ import annotations
 
+import msgspec
+
 from tasks.controller.adapters import obstacles
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.scene import Scene
@@ -15,7 +17,7 @@ from tasks.fleet import ModelKind, RunnerState
 
 
 def hand_over(scene: Scene) -> None:
-    """Replace refusals, and add to waits, where a fallback can serve."""
+    """Replace refusals, and add to waits, where a fallback can serve; where it can't, a refusal says why."""
     kept: list[Decision] = []
     for decision in [*scene.decisions, *obstacles(scene)]:
         if decision.action not in (Action.REFUSE, Action.WAIT) or decision.model not in scene.asked:
@@ -24,10 +26,16 @@ def hand_over(scene: Scene) -> None:
         target = _fallback_of(decision.model, scene)
         if target is None:
             kept.append(decision)
-        elif decision.action is Action.REFUSE and _can_serve(target, scene):
-            kept.append(_handed(decision, target, decision.code, f"{decision.text} Its fallback '{target}' serves."))
+            continue
+        obstacle = _obstacle(decision.model, target, scene)
+        if decision.action is Action.REFUSE and obstacle is not None:
+            text = f"{decision.text.rstrip('.')}. Its fallback '{target}' can't answer either: {obstacle}."
+            kept.append(msgspec.structs.replace(decision, text=text))
+        elif decision.action is Action.REFUSE:
+            text = f"{decision.text.rstrip('.')}. Its fallback '{target}' serves."
+            kept.append(_handed(decision, target, decision.code, text))
             scene.fallbacks[decision.model] = target
-        elif decision.action is Action.WAIT and _is_late(decision.model, scene) and _free_slots(target, scene):
+        elif obstacle is None and _is_late(decision.model, scene) and _free_slots(target, scene):
             text = f"it waits beyond its target ({decision.text}); its fallback '{target}' has a free slot"
             kept += [decision, _handed(decision, target, Code.WAIT_TOO_LONG, text)]
             scene.fallbacks[decision.model] = target
@@ -49,20 +57,23 @@ def _handed(decision: Decision, target: str, code: Code, text: str) -> Decision:
 
 def _fallback_of(model: str, scene: Scene) -> str | None:
     offer = scene.fleet.offer(model) or scene.demand.away.get(model)
-    target = offer.fallback if offer is not None else None
-    if offer is None or target is None or target == model or target in scene.demand.quarantined:
-        return None
-    other = scene.fleet.offer(target)
-    is_text = offer.kind is ModelKind.GENERATE and other is not None and other.kind is ModelKind.GENERATE
-    return target if is_text else None
+    return None if offer is None else offer.fallback
 
 
-def _can_serve(target: str, scene: Scene) -> bool:
-    offer = scene.fleet.offer(target)
-    if offer is None or not offer.is_usable:
-        return False
-    needed = (target, offer.runner_model)
-    return not any(each.action is Action.REFUSE and each.model in needed for each in scene.decisions)
+def _obstacle(model: str, target: str, scene: Scene) -> str | None:
+    """Why the fallback can't answer for the model, whenever; None when it can."""
+    if target in scene.demand.quarantined:
+        return scene.demand.quarantined[target].rstrip(".")
+    offer, other = scene.fleet.offer(model) or scene.demand.away.get(model), scene.fleet.offer(target)
+    if other is None:
+        return "no live worker offers it"
+    if any(each is not None and each.kind is not ModelKind.GENERATE for each in (offer, other)):
+        return "only text may come from another model"
+    if not other.is_usable:
+        return (other.failure or "it can't be loaded").rstrip(".")
+    needed = (target, other.runner_model)
+    refusal = next((each for each in scene.decisions if each.action is Action.REFUSE and each.model in needed), None)
+    return None if refusal is None else refusal.text.rstrip(".")
 
 
 def _is_late(model: str, scene: Scene) -> bool:

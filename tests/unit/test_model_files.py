@@ -12,6 +12,7 @@ from tasks.fleet import CachePolicy
 from tests.support.gguf_bytes import LLAMA, gguf_bytes
 from workers.gguf_header import GgufHeader, read_header
 from workers.model_files import FolderScanner, ModelFile, ModelFolder
+from workers.offers import offer_of_unusable
 
 
 @pytest.fixture
@@ -140,12 +141,45 @@ def test_alias_of_another_model_is_refused(folder: Path) -> None:
             "tiny-1: {fallback: other}, other: {kind: rerank}",
             "'other' is of kind rerank .* name a model that generates",
         ),
+        (
+            "tiny-1: {fallback: VECTORS}, other: {kind: embed, alias: vectors}",
+            "'other' is of kind embed",
+        ),
+        ("tiny-1: {fallback: TINY-1}", "it names the model itself"),
     ],
 )
 def test_fallback_from_or_to_a_model_that_makes_no_text_is_refused(folder: Path, yaml: str, problem: str) -> None:
     (folder / "other.gguf").write_bytes(gguf_bytes())
     with pytest.raises(InvalidSetting, match=problem):
         only_model(folder, f"models: {{{yaml}}}")
+
+
+@pytest.mark.parametrize("name", ["other", "OTHER", "gpt-4o-mini", "GPT-4o-mini"])
+def test_fallback_may_be_named_as_clients_name_models(folder: Path, name: str) -> None:
+    (folder / "other.gguf").write_bytes(gguf_bytes())
+    yaml = f"models: {{tiny-1: {{fallback: {name}}}, other: {{alias: GPT-4o-mini}}}}"
+    (folder / "models.yaml").write_text(yaml)
+    assert [model.fallback for model in scan(folder).models] == [None, "other"]
+
+
+def test_fallback_that_another_worker_may_have_is_kept(folder: Path) -> None:
+    assert only_model(folder, "models: {tiny-1: {fallback: Elsewhere}}").fallback == "elsewhere"
+
+
+def test_broken_file_keeps_its_names_and_its_fallback(folder: Path) -> None:
+    (folder / "broken.gguf").write_bytes(b"GGML....")
+    (folder / "models.yaml").write_text("models: {broken: {fallback: TINY-1, aliases: [gpt-4o, gpt-4o-mini]}}")
+    (file,) = scan(folder).unusable
+    offer = offer_of_unusable(file)
+    assert (offer.fallback, offer.aliases) == ("tiny-1", ("gpt-4o", "gpt-4o-mini"))
+    assert offer.failure is not None
+
+
+def test_broken_file_takes_no_name_from_another_model(folder: Path) -> None:
+    (folder / "broken.gguf").write_bytes(b"GGML....")
+    (folder / "models.yaml").write_text("models: {broken: {alias: [Tiny-1, small, mine]}, tiny-1: {alias: Small}}")
+    found = scan(folder)
+    assert (found.models[0].aliases, found.unusable[0].aliases) == (("Small",), ("mine",))
 
 
 def test_misspelt_model_in_models_yaml_is_reported(folder: Path) -> None:

@@ -311,6 +311,26 @@ def test_refused_model_hands_its_jobs_to_its_fallback() -> None:
     assert only(decided, Action.FALLBACK).terms["fallback"] == "b"
 
 
+@pytest.mark.parametrize(
+    ("others", "quarantined", "reason"),
+    [
+        ((), {}, "no live worker offers it"),
+        ((offer("b", failure="b.gguf: cut off."),), {}, "b.gguf: cut off"),
+        ((offer("b", 9),), {}, "'b' fits on no worker"),
+        ((offer("b", kind=ModelKind.EMBED),), {}, "only text may come from another model"),
+        ((offer("b"),), {"b": "it kills workers."}, "it kills workers"),
+    ],
+)
+def test_refusal_says_why_the_fallback_can_not_answer_either(
+    others: tuple[ModelOffer, ...], quarantined: dict[str, str], reason: str
+) -> None:
+    here = worker("w", (offer("a", failure="truncated", fallback="b"), *others))
+    decided = decide(here, queues=(queue("a"), queue("b")), quarantined=quarantined)
+    text = decided.refused()["a"].text
+    assert text.startswith(f"'a' can't be loaded: truncated. Its fallback 'b' can't answer either: {reason}")
+    assert ".." not in text
+
+
 def test_late_model_hands_over_only_to_a_fallback_with_a_free_slot() -> None:
     offers = (offer("a", 2, fallback="b"), offer("b", 2))
     for in_flight, expected in ((3, {"a": "b"}), (4, {})):
