@@ -276,6 +276,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
     from tasks.admission_control import AdmissionControl
     from tasks.celery_app import create_celery_app
     from tasks.dispatch import Dispatcher
+    from tasks.store.admission_store import AdmissionStore
     from tasks.store.answer_store import AnswerStore
     from tasks.store.batch_store import BatchStore
     from tasks.store.connection import connect, ping
@@ -300,6 +301,7 @@ def connect_backend(settings: StoreSettings) -> Backend:
         job_lists=StoredLists(client),
         fleet=fleet,
         dispatcher=Dispatcher(
+            AdmissionStore(client, settings),
             jobs,
             fleet,
             wakeups,

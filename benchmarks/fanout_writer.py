@@ -14,8 +14,8 @@ import time
 from tasks.generation import GenerationRequest
 from tasks.jobs import JobId, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings, load_settings
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import connect
-from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
@@ -28,15 +28,15 @@ class Writer:
     def __init__(self, streams: int, step: int) -> None:
         settings = load_settings(StoreSettings)
         client = connect(settings)
-        jobs, leases = JobStore(client, settings), LeaseStore(client, settings)
+        admissions, leases = AdmissionStore(client, settings), LeaseStore(client, settings)
         self._writer = TokenWriter(client)
         self._seq = 0
-        self.job_ids = [self._running_job(jobs, leases) for _ in range(streams)]
+        self.job_ids = [self._running_job(admissions, leases) for _ in range(streams)]
         self._groups = [self.job_ids[start : start + step] for start in range(0, streams, step)]
 
-    def _running_job(self, jobs: JobStore, leases: LeaseStore) -> JobId:
+    def _running_job(self, admissions: AdmissionStore, leases: LeaseStore) -> JobId:
         request = GenerationRequest(model=MODEL, prompt="x")
-        job_id = jobs.admit(
+        job_id = admissions.admit(
             new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
         ).job_id
         attempt = leases.claim(job_id, MODEL, WorkerId("fanout"))

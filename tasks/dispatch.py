@@ -17,6 +17,7 @@ from tasks.forecast import QueueRoom
 from tasks.job_request import JobRequest
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.order import Order
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_store import JobStore
 from tasks.stream_events import NumberedEvent
@@ -42,12 +43,14 @@ class Dispatcher:
 
     def __init__(
         self,
+        admissions: AdmissionStore,
         jobs: JobStore,
         fleet: FleetStore,
         wakeups: Wakeups,
         control: AdmissionControl,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._admissions = admissions
         self._jobs = jobs
         self._fleet = fleet
         self._wakeups = wakeups
@@ -66,7 +69,7 @@ class Dispatcher:
         refusal = self._refusal(order)
         wakeup = self._wakeups.envelope(job_id, offer.id, priority)
         try:
-            admission = self._jobs.admit(
+            admission = self._admissions.admit(
                 job_id,
                 request,
                 priority=priority,
@@ -93,7 +96,7 @@ class Dispatcher:
                 return Submission(job=job, is_new=False, position=0, cache=CacheOutcome.HIT, answer=answer)
             if isinstance(refusal, StoreFull):  # a record would take room; no deadline is missed by what is there
                 raise refusal
-            if self._jobs.write_answered(
+            if self._admissions.write_answered(
                 job_id,
                 request,
                 answer,

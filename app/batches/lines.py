@@ -135,7 +135,7 @@ class Lines:
             for index, job_id in enumerate(self._jobs.pop(result.line, ()))
         }
         try:
-            await to_thread.run_sync(self.around.jobs.forget, safe)
+            await to_thread.run_sync(self.around.admissions.forget, safe)
         except StoreUnavailable as error:
             _log.warning("batch_jobs_not_forgotten", batch_id=self.batch.id, error=str(error))  # they expire
 
@@ -217,7 +217,7 @@ class Lines:
         return found
 
     def _cancel_some(self, entries: list[int], keys: list[str]) -> list[int]:
-        jobs = self.around.jobs.of_keys(keys)
+        jobs = self.around.admissions.of_keys(keys)
         with_jobs = [(entry, job_id) for entry, job_id in zip(entries, jobs, strict=True) if job_id is not None]
         for _, job_id in with_jobs:
             self.around.cancel_job(job_id)

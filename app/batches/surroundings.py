@@ -12,6 +12,7 @@ from tasks.catalog import Catalog
 from tasks.errors import JobNotFound, UnknownModel
 from tasks.jobs import JobId
 from tasks.settings import StoreSettings
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
 from tasks.store.file_store import FileStore
@@ -25,6 +26,7 @@ class Surroundings:
     files: FileStore
     contents: Contents
     jobs: JobStore
+    admissions: AdmissionStore
     fleet: FleetStore
     window: int  # requests of one batch that wait or run at once
     max_line_bytes: int
@@ -72,6 +74,7 @@ def connect_surroundings(api: ApiSettings, store: StoreSettings) -> Surroundings
         files=FileStore(client),
         contents=Contents(store.files_url, store.home),
         jobs=JobStore(client, store),
+        admissions=AdmissionStore(client, store),
         fleet=FleetStore(client),
         window=api.batch_window,
         max_line_bytes=api.max_body_bytes,

@@ -12,10 +12,11 @@ from tasks.generate import deadline_error
 from tasks.jobs import JobError, JobState
 from tasks.quarantine import model_suspect, suspicious_models
 from tasks.settings import StoreSettings
+from tasks.store.admission_store import INDEX_SLACK_MS
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.fleet_store import FleetStore
-from tasks.store.job_store import INDEX_SLACK_MS, JobStore
+from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
 from tasks.store.quarantine_store import QuarantineStore
 from tasks.wakeups import Wakeups

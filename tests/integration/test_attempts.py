@@ -15,6 +15,7 @@ from tasks.jobs import JobError, JobId, JobState, Priority, Usage, WorkerId, new
 from tasks.ports import Attempt, Failed, Finished, Lost, Outcome, Parked
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
@@ -58,7 +59,7 @@ class Bench:
             wakeups=Wakeups(create_celery_app(settings)),
         )
         request = GenerationRequest(model=MODEL, prompt="x")
-        admission = self.stores.jobs.admit(
+        admission = AdmissionStore(self.client, settings).admit(
             new_job_id(), request, priority=Priority.BATCH, deadline_ms=None, idempotency_key=None
         )
         self.job_id: JobId = admission.job_id

@@ -18,6 +18,7 @@ from tasks.generation import GenerationRequest, SamplingParams
 from tasks.jobs import JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
@@ -42,6 +43,7 @@ class Store:
 
     def __post_init__(self) -> None:
         self.jobs = JobStore(self.client, self.settings)
+        self.admissions = AdmissionStore(self.client, self.settings)
         self.leases = LeaseStore(self.client, self.settings)
         self.fleet = FleetStore(self.client)
         self.policy = PolicyStore(self.client)
@@ -61,7 +63,9 @@ class Store:
 
     def admit(self, model: str, priority: Priority = Priority.DEFAULT) -> JobId:
         request = GenerationRequest(model=model, prompt="Say", sampling=SamplingParams(seed=1))
-        return self.jobs.admit(new_job_id(), request, priority=priority, deadline_ms=None, idempotency_key=None).job_id
+        return self.admissions.admit(
+            new_job_id(), request, priority=priority, deadline_ms=None, idempotency_key=None
+        ).job_id
 
     def beat(self, *offers: ModelOffer) -> None:
         self.fleet.heartbeat(

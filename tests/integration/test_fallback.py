@@ -11,6 +11,7 @@ from tasks.fleet import ModelOffer, WorkerReport
 from tasks.generation import GenerationRequest
 from tasks.jobs import JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.connection import connect
@@ -34,6 +35,7 @@ GOOD = ModelOffer(id="good", context_length=64, slots=4, bytes=1000, load_ms=50)
 def test_jobs_go_to_the_fallback_and_one_that_has_begun_is_told_why_it_ends(store_settings: StoreSettings) -> None:
     client = connect(store_settings)
     jobs, leases, fleet = JobStore(client, store_settings), LeaseStore(client, store_settings), FleetStore(client)
+    admissions = AdmissionStore(client, store_settings)
     rescue = Rescue(
         jobs=jobs,
         leases=leases,
@@ -59,7 +61,7 @@ def test_jobs_go_to_the_fallback_and_one_that_has_begun_is_told_why_it_ends(stor
 
     def admit() -> JobId:
         request = GenerationRequest(model="broken", prompt="Say")
-        return jobs.admit(
+        return admissions.admit(
             new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
         ).job_id
 

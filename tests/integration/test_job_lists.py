@@ -17,6 +17,7 @@ from tasks.job_filter import JobFilter
 from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import Client, connect
 from tasks.store.job_lists import JobLists
 from tasks.store.job_store import JobStore
@@ -30,6 +31,11 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def client(store_settings: StoreSettings) -> Client:
     return connect(store_settings)
+
+
+@pytest.fixture
+def admissions(client: Client, store_settings: StoreSettings) -> AdmissionStore:
+    return AdmissionStore(client, store_settings)
 
 
 @pytest.fixture
@@ -51,9 +57,9 @@ def http(store_settings: StoreSettings, worker: ScriptedWorker) -> Iterator[http
         yield http
 
 
-def admit(jobs: JobStore, attached: Attachments = NOTHING, key: str | None = None) -> JobId:
+def admit(admissions: AdmissionStore, attached: Attachments = NOTHING, key: str | None = None) -> JobId:
     request = GenerationRequest(model="demo", prompt="x")
-    admission = jobs.admit(
+    admission = admissions.admit(
         new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=key, attached=attached
     )
     return admission.job_id
@@ -63,10 +69,10 @@ def ids(found: Sequence[Job]) -> list[JobId]:
     return [job.id for job in found]
 
 
-def test_jobs_are_found_by_pairs_of_metadata_page_by_page(jobs: JobStore, lists: JobLists):
-    red = [admit(jobs, Attachments(metadata={"team": "red", "n": str(n % 2)})) for n in range(6)]
-    admit(jobs, Attachments(metadata={"team": "blue", "n": "0"}))
-    admit(jobs)
+def test_jobs_are_found_by_pairs_of_metadata_page_by_page(jobs: JobStore, admissions: AdmissionStore, lists: JobLists):
+    red = [admit(admissions, Attachments(metadata={"team": "red", "n": str(n % 2)})) for n in range(6)]
+    admit(admissions, Attachments(metadata={"team": "blue", "n": "0"}))
+    admit(admissions)
     of_red = JobFilter(metadata={"team": "red"})
     assert sorted(ids(lists.recent(10, of_red).jobs)) == sorted(red)
     first = ids(lists.recent(4, of_red).jobs)
@@ -76,9 +82,9 @@ def test_jobs_are_found_by_pairs_of_metadata_page_by_page(jobs: JobStore, lists:
     assert jobs.get(red[0]).metadata == {"team": "red", "n": "0"}
 
 
-def test_only_the_shortest_index_is_read(jobs: JobStore, lists: JobLists, client: Client):
+def test_only_the_shortest_index_is_read(jobs: JobStore, admissions: AdmissionStore, lists: JobLists, client: Client):
     for n in range(250):
-        admit(jobs, Attachments(metadata={"app": "web", "user": str(n)}))
+        admit(admissions, Attachments(metadata={"app": "web", "user": str(n)}))
     wanted = JobFilter(metadata={"app": "web", "user": "7"})
     client.config_resetstat()
     assert len(lists.recent(10, wanted).jobs) == 1
@@ -86,10 +92,10 @@ def test_only_the_shortest_index_is_read(jobs: JobStore, lists: JobLists, client
 
 
 def test_a_page_is_cut_short_before_too_many_jobs_are_read_for_it(
-    jobs: JobStore, lists: JobLists, client: Client, monkeypatch: pytest.MonkeyPatch
+    jobs: JobStore, admissions: AdmissionStore, lists: JobLists, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tasks.store.job_lists.MAX_READ_PER_PAGE", 100)
-    (rare, *_) = listed = [admit(jobs) for _ in range(250)]
+    (rare, *_) = listed = [admit(admissions) for _ in range(250)]
     jobs.cancel(rare)
     client.zadd(keys.JOBS, {rare: 1})  # the last one of all
     found, after, pages = [], None, 0
@@ -105,16 +111,16 @@ def test_a_page_is_cut_short_before_too_many_jobs_are_read_for_it(
 
 
 def test_no_job_is_listed_twice_when_another_comes_while_the_list_is_read(
-    jobs: JobStore, lists: JobLists, monkeypatch: pytest.MonkeyPatch
+    jobs: JobStore, admissions: AdmissionStore, lists: JobLists, monkeypatch: pytest.MonkeyPatch
 ):
     for _ in range(150):
-        admit(jobs)
+        admit(admissions)
     for job in lists.recent(5).jobs:
         jobs.cancel(job.id)  # so that the first hundred do not fill the page
     read = lists.get_many
 
     def read_while_another_comes(job_ids: Sequence[JobId]) -> list[Job]:
-        admit(jobs)
+        admit(admissions)
         return read(job_ids)
 
     monkeypatch.setattr(lists, "get_many", read_while_another_comes)
@@ -122,12 +128,14 @@ def test_no_job_is_listed_twice_when_another_comes_while_the_list_is_read(
     assert len(set(listed)) == len(listed) == 99
 
 
-def test_a_batch_lets_go_of_its_jobs_in_every_index(jobs: JobStore, lists: JobLists, client: Client):
+def test_a_batch_lets_go_of_its_jobs_in_every_index(
+    jobs: JobStore, admissions: AdmissionStore, lists: JobLists, client: Client
+):
     attached = Attachments(batch_id="batch_1", metadata={"a": "b"})
-    ended, open_job = admit(jobs, attached, "batch_1/1"), admit(jobs, attached, "batch_1/2")
+    ended, open_job = admit(admissions, attached, "batch_1/1"), admit(admissions, attached, "batch_1/2")
     assert sorted(ids(lists.recent(9, JobFilter(batch_id="batch_1")).jobs)) == sorted([ended, open_job])
     jobs.cancel(ended)
-    jobs.forget({"batch_1/1": ended, "batch_1/2": open_job})
+    admissions.forget({"batch_1/1": ended, "batch_1/2": open_job})
     for wanted in (JobFilter(batch_id="batch_1"), JobFilter(metadata={"a": "b"})):
         assert ids(lists.recent(9, wanted).jobs) == [open_job]
     (index,) = [keys.tagged(tag) for tag in tags(metadata=None, batch_id="batch_1")]
@@ -135,25 +143,27 @@ def test_a_batch_lets_go_of_its_jobs_in_every_index(jobs: JobStore, lists: JobLi
 
 
 def test_old_entries_leave_an_index_and_an_index_ends_by_itself(
-    jobs: JobStore, client: Client, store_settings: StoreSettings
+    admissions: AdmissionStore, client: Client, store_settings: StoreSettings
 ):
     attached = Attachments(metadata={"a": "b"})
     (index,) = [keys.tagged(tag) for tag in tags(metadata=attached.metadata, batch_id=None)]
     client.zadd(index, {"job_old": 1})
-    new = admit(jobs, attached)
+    new = admit(admissions, attached)
     assert client.zrange(index, 0, -1) == [new.encode()]
     kept_ms = (store_settings.dead_retention_s + 24 * 3600) * 1000
     assert kept_ms - 10_000 < client.pttl(index) <= kept_ms
 
 
-def test_list_goes_on_behind_a_job_that_is_forgotten_meanwhile(jobs: JobStore, lists: JobLists):
+def test_list_goes_on_behind_a_job_that_is_forgotten_meanwhile(
+    jobs: JobStore, admissions: AdmissionStore, lists: JobLists
+):
     attached = Attachments(batch_id="batch_1")
-    admitted = {f"batch_1/{n}": admit(jobs, attached, f"batch_1/{n}") for n in range(5)}
+    admitted = {f"batch_1/{n}": admit(admissions, attached, f"batch_1/{n}") for n in range(5)}
     for wanted in (JobFilter(batch_id="batch_1"), JobFilter()):
         page = lists.recent(2, wanted)
         (gone,) = [key for key, job_id in admitted.items() if job_id == page.jobs[-1].id]
         jobs.cancel(admitted[gone])
-        jobs.forget({gone: admitted[gone]})
+        admissions.forget({gone: admitted[gone]})
         rest = lists.recent(9, wanted, page.next_after)
         left = set(admitted.values()) - {job.id for job in page.jobs}
         assert (len(rest.jobs), {job.id for job in rest.jobs}, rest.next_after) == (len(left), left, None)
@@ -161,8 +171,8 @@ def test_list_goes_on_behind_a_job_that_is_forgotten_meanwhile(jobs: JobStore, l
             lists.recent(9, wanted, after=admitted.pop(gone))
 
 
-def test_job_without_metadata_is_in_no_further_index(jobs: JobStore, client: Client):
-    admit(jobs)
+def test_job_without_metadata_is_in_no_further_index(admissions: AdmissionStore, client: Client):
+    admit(admissions)
     assert client.keys("kw:tagged:*") == []
 
 
@@ -185,12 +195,12 @@ def test_route_takes_pairs_from_the_query(http: httpx2.Client, worker: ScriptedW
     assert http.get("/v1/jobs", params={"metadata[k]": "x" * 513}).json()["param"] == "metadata"
 
 
-def test_job_that_a_cached_answer_answers_is_listed_too(jobs: JobStore, lists: JobLists):
+def test_job_that_a_cached_answer_answers_is_listed_too(jobs: JobStore, admissions: AdmissionStore, lists: JobLists):
     answer = (Tokens("a", (1,)), End(state=JobState.SUCCEEDED, finish_reason="stop"))
     request = GenerationRequest(model="demo", prompt="x")
     attached = Attachments(metadata={"team": "red"}, batch_id="batch_1")
     job_id = new_job_id()
-    assert jobs.write_answered(job_id, request, answer, priority=Priority.DEFAULT, attached=attached)
+    assert admissions.write_answered(job_id, request, answer, priority=Priority.DEFAULT, attached=attached)
     for wanted in (JobFilter(metadata={"team": "red"}), JobFilter(batch_id="batch_1"), JobFilter()):
         assert ids(lists.recent(9, wanted).jobs) == [job_id]
     assert jobs.get(job_id).state is JobState.SUCCEEDED

@@ -19,6 +19,7 @@ from tasks.generation import GenerationRequest
 from tasks.jobs import NEXT, JobError, JobId, JobResult, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
@@ -92,6 +93,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.client = connect(self.store_settings)
         self.client.flushall()
         self.jobs = JobStore(self.client, self.store_settings)
+        self.admissions = AdmissionStore(self.client, self.store_settings)
         self.leases = LeaseStore(self.client, self.store_settings)
         self.writer = TokenWriter(self.client)
         self.known: list[ModelJob] = []
@@ -127,7 +129,7 @@ class ProtocolMachine(RuleBasedStateMachine):
 
     def send_admission(self, job: ModelJob) -> None:
         request = GenerationRequest(model=job.model, prompt="x")
-        admission = self.jobs.admit(
+        admission = self.admissions.admit(
             job.id, request, priority=job.priority, deadline_ms=job.deadline_ms, idempotency_key=None
         )
         assert (admission.job_id, admission.is_new) == (job.id, True)

@@ -16,6 +16,7 @@ from tasks.generation import GenerationRequest, SamplingParams
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.batch_store import BatchStore
 from tasks.store.connection import Client, connect
@@ -46,6 +47,7 @@ class Keepwarm:
 
     def __post_init__(self) -> None:
         self.jobs = JobStore(self.client, self.settings)
+        self.admissions = AdmissionStore(self.client, self.settings)
         self.lists = JobLists(self.client)
         self.leases = LeaseStore(self.client, self.settings)
         self.writer = TokenWriter(self.client)
@@ -65,7 +67,7 @@ class Keepwarm:
 
     def admit(self, prompt: str = "Say", seed: int = 1) -> JobId:
         request = GenerationRequest(model=MODEL, prompt=prompt, sampling=SamplingParams(seed=seed))
-        return self.jobs.admit(
+        return self.admissions.admit(
             new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
         ).job_id
 
@@ -255,7 +257,7 @@ def test_only_the_one_on_trial_is_convicted(keepwarm: Keepwarm, suspects: list[J
 
 def test_suspects_of_a_base_and_its_adapter_are_tried_in_one_stand(keepwarm: Keepwarm, suspects: list[JobId]) -> None:
     request = GenerationRequest(model="tune", prompt="d")
-    of_adapter = keepwarm.jobs.admit(
+    of_adapter = keepwarm.admissions.admit(
         new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
     ).job_id
     claim = keepwarm.leases.claim

@@ -12,11 +12,12 @@ from tasks.job_filter import JobFilter
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
+from tasks.store.admission_store import FORGET_AFTER_MS, AdmissionStore
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.job_lists import JobLists
-from tasks.store.job_store import FORGET_AFTER_MS, JobStore
+from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.records import FIELDS
 from tasks.store.token_writer import Chunk, TokenWriter
@@ -44,6 +45,11 @@ def lists(client: Client) -> JobLists:
 
 
 @pytest.fixture
+def admissions(client: Client, store_settings: StoreSettings) -> AdmissionStore:
+    return AdmissionStore(client, store_settings)
+
+
+@pytest.fixture
 def jobs(client: Client, store_settings: StoreSettings) -> JobStore:
     return JobStore(client, store_settings)
 
@@ -58,9 +64,9 @@ def writer(client: Client) -> TokenWriter:
     return TokenWriter(client)
 
 
-def admit(jobs: JobStore, **options: object) -> JobId:
+def admit(admissions: AdmissionStore, **options: object) -> JobId:
     settings: dict[str, object] = {"priority": Priority.DEFAULT, "deadline_ms": None, "idempotency_key": None}
-    return jobs.admit(new_job_id(), request(), **{**settings, **options}).job_id  # type: ignore[arg-type]
+    return admissions.admit(new_job_id(), request(), **{**settings, **options}).job_id  # type: ignore[arg-type]
 
 
 def tokens(job_id: JobId, attempt: int, seq: int, text: str = "a") -> Chunk:
@@ -71,16 +77,16 @@ def expire_lease(client: Client, job_id: JobId) -> None:
     client.zadd(keys.RUNNING, {job_id: 1})
 
 
-def test_admitted_job_is_queued_and_counted(jobs: JobStore, lists: JobLists) -> None:
-    first, second = admit(jobs), admit(jobs)
+def test_admitted_job_is_queued_and_counted(jobs: JobStore, admissions: AdmissionStore, lists: JobLists) -> None:
+    first, second = admit(admissions), admit(admissions)
     assert jobs.get(first).state is JobState.QUEUED
     assert sorted(jobs.position(jobs.get(job_id)) or 0 for job_id in (first, second)) == [0, 1]
     assert {job.id for job in lists.recent(10).jobs} == {first, second}
 
 
-def test_interactive_job_stands_before_batch_jobs(jobs: JobStore) -> None:
-    batch = admit(jobs, priority=Priority.BATCH)
-    interactive = admit(jobs, priority=Priority.INTERACTIVE)
+def test_interactive_job_stands_before_batch_jobs(jobs: JobStore, admissions: AdmissionStore) -> None:
+    batch = admit(admissions, priority=Priority.BATCH)
+    interactive = admit(admissions, priority=Priority.INTERACTIVE)
     assert jobs.position(jobs.get(interactive)) == 0
     assert jobs.position(jobs.get(batch)) == 1
 
@@ -92,38 +98,42 @@ def test_unknown_job_is_not_found(jobs: JobStore) -> None:
         jobs.cancel(JobId("job_0"))
 
 
-def test_idempotency_key_attaches_same_body_and_refuses_another(jobs: JobStore) -> None:
-    first = admit(jobs, idempotency_key="k")
-    again = jobs.admit(new_job_id(), request(seed=99), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key="k")
+def test_idempotency_key_attaches_same_body_and_refuses_another(admissions: AdmissionStore) -> None:
+    first = admit(admissions, idempotency_key="k")
+    again = admissions.admit(
+        new_job_id(), request(seed=99), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key="k"
+    )
     assert (again.job_id, again.is_new) == (first, False)
     with pytest.raises(IdempotencyMismatch):
-        jobs.admit(new_job_id(), request("other"), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key="k")
+        admissions.admit(
+            new_job_id(), request("other"), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key="k"
+        )
 
 
 def test_full_queue_refuses_with_numbers(client: Client, store_settings: StoreSettings) -> None:
-    jobs = JobStore(client, store_settings.model_copy(update={"max_queue_per_model": 1}))
-    admit(jobs)
+    admissions = AdmissionStore(client, store_settings.model_copy(update={"max_queue_per_model": 1}))
+    admit(admissions)
     with pytest.raises(QueueFull, match=r"1 jobs already wait for 'demo' \(limit 1\)"):
-        admit(jobs)
+        admit(admissions)
 
 
-def test_second_wakeup_finds_the_job_taken(jobs: JobStore, leases: LeaseStore) -> None:
-    job_id = admit(jobs)
+def test_second_wakeup_finds_the_job_taken(admissions: AdmissionStore, leases: LeaseStore) -> None:
+    job_id = admit(admissions)
     attempt = leases.claim(job_id, MODEL, W1)
     assert attempt is not None and attempt.number == 1
     assert leases.claim(job_id, MODEL, W2) is None
 
 
-def test_late_job_is_not_started(jobs: JobStore, leases: LeaseStore) -> None:
-    job_id = admit(jobs, deadline_ms=1)
+def test_late_job_is_not_started(admissions: AdmissionStore, leases: LeaseStore) -> None:
+    job_id = admit(admissions, deadline_ms=1)
     with pytest.raises(JobIsLate):
         leases.claim(job_id, MODEL, W1)
 
 
 def test_append_is_numbered_and_repeatable(
-    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+    client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore, writer: TokenWriter
 ) -> None:
-    job_id = admit(jobs)
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     assert writer.append([tokens(job_id, 1, 1)]) == [Verdict.OK]
     assert writer.append([tokens(job_id, 1, 1)]) == [Verdict.OK]  # the reply got lost, the call is repeated
@@ -134,9 +144,9 @@ def test_append_is_numbered_and_repeatable(
 
 
 def test_zombie_attempt_can_write_nothing(
-    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+    client: Client, admissions: AdmissionStore, leases: LeaseStore, writer: TokenWriter
 ) -> None:
-    job_id = admit(jobs)
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     writer.append([tokens(job_id, 1, 1, "one ")])
     expire_lease(client, job_id)
@@ -156,8 +166,10 @@ def test_zombie_attempt_can_write_nothing(
     assert leases.finish(job_id, 2, JobState.SUCCEEDED, result=result) is True
 
 
-def test_rescue_leaves_a_renewed_lease_alone(client: Client, jobs: JobStore, leases: LeaseStore) -> None:
-    job_id = admit(jobs)
+def test_rescue_leaves_a_renewed_lease_alone(
+    client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore
+) -> None:
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     expire_lease(client, job_id)
     expired = leases.expired(10)
@@ -167,9 +179,9 @@ def test_rescue_leaves_a_renewed_lease_alone(client: Client, jobs: JobStore, lea
 
 
 def test_terminal_state_is_written_once(
-    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+    client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore, writer: TokenWriter
 ) -> None:
-    job_id = admit(jobs)
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     usage = Usage(prompt_tokens=3, completion_tokens=1)
     done = JobResult(text="a", finish_reason="stop", usage=usage)
@@ -184,9 +196,9 @@ def test_terminal_state_is_written_once(
 
 
 def test_last_chunk_is_written_with_the_end_once_and_in_order(
-    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+    client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore, writer: TokenWriter
 ) -> None:
-    job_id = admit(jobs)
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     done = JobResult(text="one two ", finish_reason="stop", usage=None)
     tail = tokens(job_id, 1, 2)
@@ -202,9 +214,9 @@ def test_last_chunk_is_written_with_the_end_once_and_in_order(
 
 
 def test_broken_attempts_end_in_the_dead_letter_list(
-    client: Client, jobs: JobStore, lists: JobLists, leases: LeaseStore
+    client: Client, jobs: JobStore, admissions: AdmissionStore, lists: JobLists, leases: LeaseStore
 ) -> None:
-    job_id = admit(jobs)
+    job_id = admit(admissions)
     for number in (1, 2, 3):
         attempt = leases.claim(job_id, MODEL, W1)
         assert attempt is not None and attempt.number == number
@@ -221,8 +233,10 @@ def test_broken_attempts_end_in_the_dead_letter_list(
         assert week_ms - 10_000 < client.pttl(key) <= week_ms
 
 
-def test_broken_attempt_is_on_record_while_the_job_goes_on(jobs: JobStore, leases: LeaseStore) -> None:
-    job_id = admit(jobs)
+def test_broken_attempt_is_on_record_while_the_job_goes_on(
+    jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore
+) -> None:
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     leases.release(job_id, 1, failure=BROKEN)
     leases.claim(job_id, MODEL, W2)
@@ -230,17 +244,19 @@ def test_broken_attempt_is_on_record_while_the_job_goes_on(jobs: JobStore, lease
     assert (job.failures, job.last_error, job.error, job.workers) == (1, BROKEN, None, (W1, W2))
 
 
-def test_job_of_a_model_that_cannot_be_served_is_a_dead_letter(client: Client, jobs: JobStore, lists: JobLists) -> None:
-    failed, expired = admit(jobs), admit(jobs)
+def test_job_of_a_model_that_cannot_be_served_is_a_dead_letter(
+    client: Client, jobs: JobStore, admissions: AdmissionStore, lists: JobLists
+) -> None:
+    failed, expired = admit(admissions), admit(admissions)
     jobs.end_waiting(failed, JobState.FAILED, BROKEN)
     jobs.end_waiting(expired, JobState.EXPIRED, BROKEN)
     assert [job.id for job in lists.dead(10)] == [failed]
     assert client.pttl(keys.job(failed)) > client.pttl(keys.job(expired)) > 0
 
 
-def repeat(jobs: JobStore, job_id: JobId) -> JobId:
+def repeat(admissions: AdmissionStore, jobs: JobStore, job_id: JobId) -> JobId:
     priority = jobs.get(job_id).priority
-    return jobs.admit(
+    return admissions.admit(
         new_job_id(),
         jobs.request_of(job_id),
         priority=priority,
@@ -250,34 +266,38 @@ def repeat(jobs: JobStore, job_id: JobId) -> JobId:
     ).job_id
 
 
-def test_requeued_job_is_a_new_one_and_leaves_the_dead_letters(jobs: JobStore, lists: JobLists) -> None:
-    dead = admit(jobs)
+def test_requeued_job_is_a_new_one_and_leaves_the_dead_letters(
+    jobs: JobStore, admissions: AdmissionStore, lists: JobLists
+) -> None:
+    dead = admit(admissions)
     jobs.end_waiting(dead, JobState.FAILED, BROKEN)
-    again = repeat(jobs, dead)
+    again = repeat(admissions, jobs, dead)
     assert again != dead
-    assert repeat(jobs, dead) == again  # a second call attaches
+    assert repeat(admissions, jobs, dead) == again  # a second call attaches
     assert (jobs.get(again).requeued_from, jobs.get(dead).requeued_as) == (dead, again)
     assert jobs.get(dead).state is JobState.FAILED
     assert jobs.request_of(again) == request()
     assert lists.dead(10) == []
     jobs.end_waiting(again, JobState.FAILED, BROKEN)
-    assert repeat(jobs, dead) not in {again, dead}  # the repetition failed as well: another one
+    assert repeat(admissions, jobs, dead) not in {again, dead}  # the repetition failed as well: another one
 
 
-def test_only_a_job_without_an_answer_can_be_requeued(jobs: JobStore, leases: LeaseStore) -> None:
-    job_id = admit(jobs)
+def test_only_a_job_without_an_answer_can_be_requeued(
+    jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore
+) -> None:
+    job_id = admit(admissions)
     with pytest.raises(JobNotRepeatable, match="it is queued"):
-        repeat(jobs, job_id)
+        repeat(admissions, jobs, job_id)
     leases.claim(job_id, MODEL, W1)
     leases.finish(job_id, 1, JobState.SUCCEEDED, result=JobResult(text="", finish_reason="stop", usage=None))
     with pytest.raises(JobNotRepeatable, match="it has its answer"):
-        repeat(jobs, job_id)
+        repeat(admissions, jobs, job_id)
     with pytest.raises(JobNotFound):
-        repeat(jobs, JobId("job_0"))
+        repeat(admissions, jobs, JobId("job_0"))
 
 
 def test_job_that_comes_just_when_its_models_line_was_found_empty_stays_in_sight(
-    client: Client, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+    client: Client, admissions: AdmissionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.sadd(keys.WAITING_MODELS, MODEL)
     backlog, pipeline = BacklogStore(client), client.pipeline
@@ -288,7 +308,7 @@ def test_job_that_comes_just_when_its_models_line_was_found_empty_stays_in_sight
 
         def and_then_a_job_comes() -> object:
             replies = execute()
-            admit(jobs)
+            admit(admissions)
             return replies
 
         pipe.execute = and_then_a_job_comes
@@ -301,10 +321,10 @@ def test_job_that_comes_just_when_its_models_line_was_found_empty_stays_in_sight
 
 
 def test_dead_letters_beyond_the_bound_are_forgotten_first(
-    client: Client, jobs: JobStore, lists: JobLists, monkeypatch: pytest.MonkeyPatch
+    client: Client, jobs: JobStore, admissions: AdmissionStore, lists: JobLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.store.backlog_store.MAX_DEAD_LETTERS", 1)
-    old, new = admit(jobs), admit(jobs)
+    old, new = admit(admissions), admit(admissions)
     jobs.end_waiting(old, JobState.FAILED, BROKEN)
     client.zadd(keys.DEAD, {old: 5_000})
     jobs.end_waiting(new, JobState.FAILED, BROKEN)
@@ -316,14 +336,14 @@ def test_dead_letters_beyond_the_bound_are_forgotten_first(
     assert lists.dead(10) == []
 
 
-def test_idempotency_key_of_a_record_that_is_gone_is_free_again(client: Client, jobs: JobStore) -> None:
-    first = admit(jobs, idempotency_key="k")
+def test_idempotency_key_of_a_record_that_is_gone_is_free_again(client: Client, admissions: AdmissionStore) -> None:
+    first = admit(admissions, idempotency_key="k")
     client.delete(keys.job(first))
-    assert admit(jobs, idempotency_key="k") != first
+    assert admit(admissions, idempotency_key="k") != first
 
 
-def test_parked_attempts_do_not_count_as_broken(jobs: JobStore, leases: LeaseStore) -> None:
-    job_id = admit(jobs)
+def test_parked_attempts_do_not_count_as_broken(jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore) -> None:
+    job_id = admit(admissions)
     for number in range(1, 6):
         assert leases.claim(job_id, MODEL, W1) is not None
         assert leases.release(job_id, number, failure=None) is not None
@@ -331,9 +351,9 @@ def test_parked_attempts_do_not_count_as_broken(jobs: JobStore, leases: LeaseSto
 
 
 def test_cancel_ends_a_waiting_job_and_flags_a_running_one(
-    client: Client, jobs: JobStore, leases: LeaseStore, writer: TokenWriter
+    client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore, writer: TokenWriter
 ) -> None:
-    waiting, running = admit(jobs), admit(jobs)
+    waiting, running = admit(admissions), admit(admissions)
     leases.claim(running, MODEL, W1)
     assert jobs.cancel(waiting).state is JobState.CANCELLED
     assert leases.claim(waiting, MODEL, W1) is None
@@ -343,10 +363,12 @@ def test_cancel_ends_a_waiting_job_and_flags_a_running_one(
     assert writer.append([tokens(running, 1, 1)]) == [Verdict.CANCEL]
 
 
-def test_nothing_is_left_behind_by_finished_jobs(client: Client, jobs: JobStore, leases: LeaseStore) -> None:
+def test_nothing_is_left_behind_by_finished_jobs(
+    client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore
+) -> None:
     finished, cancelled = (
-        admit(jobs, deadline_ms=9_999_999_999_999),
-        admit(jobs, deadline_ms=9_999_999_999_999),
+        admit(admissions, deadline_ms=9_999_999_999_999),
+        admit(admissions, deadline_ms=9_999_999_999_999),
     )
     leases.claim(finished, MODEL, W1)
     leases.finish(finished, 1, JobState.SUCCEEDED, result=JobResult(text="", finish_reason="stop", usage=None))
@@ -361,18 +383,18 @@ def test_unreachable_store_is_reported_as_unavailable(store_settings: StoreSetti
         JobStore(connect(nowhere), nowhere).get(JobId("job_0"))
 
 
-def test_full_store_is_reported_as_unavailable(client: Client, jobs: JobStore) -> None:
+def test_full_store_is_reported_as_unavailable(client: Client, admissions: AdmissionStore) -> None:
     assert isinstance(client, redis.Redis)
     client.config_set("maxmemory", 1)
     try:
         with pytest.raises(StoreUnavailable, match="maxmemory"):
-            admit(jobs)
+            admit(admissions)
     finally:
         client.config_set("maxmemory", 0)
 
 
-def test_leases_of_a_dead_worker_end_and_no_others(jobs: JobStore, leases: LeaseStore) -> None:
-    orphan, other = admit(jobs), admit(jobs)
+def test_leases_of_a_dead_worker_end_and_no_others(admissions: AdmissionStore, leases: LeaseStore) -> None:
+    orphan, other = admit(admissions), admit(admissions)
     leases.claim(orphan, MODEL, W1)
     leases.claim(other, MODEL, W2)
     assert leases.disown(W1) == 1
@@ -381,21 +403,25 @@ def test_leases_of_a_dead_worker_end_and_no_others(jobs: JobStore, leases: Lease
     assert leases.disown(W1) == 0
 
 
-def test_only_jobs_that_have_ended_are_forgotten(jobs: JobStore, leases: LeaseStore, client: Client):
-    running, ended = admit(jobs, idempotency_key="r"), admit(jobs, idempotency_key="e")
+def test_only_jobs_that_have_ended_are_forgotten(
+    jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore, client: Client
+):
+    running, ended = admit(admissions, idempotency_key="r"), admit(admissions, idempotency_key="e")
     leases.claim(running, MODEL, W1)
     leases.claim(ended, MODEL, W1)
     leases.finish(ended, 1, JobState.CANCELLED)
     jobs.cancel(running)  # flagged only
-    jobs.forget({"r": running, "e": ended})
+    admissions.forget({"r": running, "e": ended})
     assert client.pttl(keys.job(running)) == -1
     assert 0 < client.pttl(keys.job(ended)) <= FORGET_AFTER_MS
     assert 0 < client.pttl(keys.stream(ended)) <= FORGET_AFTER_MS
-    assert jobs.of_keys(["r", "e"]) == [running, None]
+    assert admissions.of_keys(["r", "e"]) == [running, None]
 
 
-def test_orphans_among_running_jobs_hide_no_lease_that_has_ended(jobs: JobStore, leases: LeaseStore, client: Client):
-    job_id = admit(jobs)
+def test_orphans_among_running_jobs_hide_no_lease_that_has_ended(
+    admissions: AdmissionStore, leases: LeaseStore, client: Client
+):
+    job_id = admit(admissions)
     leases.claim(job_id, MODEL, W1)
     client.zadd(keys.RUNNING, {f"gone-{number}": number for number in range(5)} | {job_id: 10})
     assert leases.expired(2) == [(job_id, 1, W1)]
@@ -403,15 +429,15 @@ def test_orphans_among_running_jobs_hide_no_lease_that_has_ended(jobs: JobStore,
 
 
 def test_broken_connections_cost_no_job_its_admission_claim_or_end(
-    client: Client, store_settings: StoreSettings, jobs: JobStore, leases: LeaseStore
+    client: Client, store_settings: StoreSettings, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore
 ):
     def break_connections() -> None:
         connect(store_settings).execute_command("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes")
 
-    first = admit(jobs)
+    first = admit(admissions)
     leases.claim(first, MODEL, W1)
     break_connections()
-    second = admit(jobs)
+    second = admit(admissions)
     break_connections()
     assert leases.claim(second, MODEL, W2) is not None
     break_connections()
@@ -420,12 +446,12 @@ def test_broken_connections_cost_no_job_its_admission_claim_or_end(
     assert jobs.get(second).attempt == 1
 
 
-def test_clients_of_a_shared_job_are_counted_once_each_when_replies_get_lost(jobs):
+def test_clients_of_a_shared_job_are_counted_once_each_when_replies_get_lost(jobs, admissions):
     key = AnswerKey(digest="d", fingerprint="f", ttl_ms=60_000, max_bytes=4096)
     wish = CacheWish(key=key, ends_with_clients=True, may_follow=True)
-    job_id, twin = admit(jobs, wish=wish), new_job_id()
+    job_id, twin = admit(admissions, wish=wish), new_job_id()
     for _ in range(2):
-        again = jobs.admit(
+        again = admissions.admit(
             twin, request(), priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None, wish=wish
         )
         assert again.shared_with == job_id
@@ -437,16 +463,16 @@ def test_clients_of_a_shared_job_are_counted_once_each_when_replies_get_lost(job
         assert jobs.get(job_id).state is JobState.CANCELLED
 
 
-def test_job_that_was_answered_from_the_cache_is_written_once_when_the_reply_gets_lost(jobs):
+def test_job_that_was_answered_from_the_cache_is_written_once_when_the_reply_gets_lost(jobs, admissions):
     job_id = new_job_id()
     answer = (Tokens(text="Hi", ids=(1,)), End(state=JobState.SUCCEEDED, finish_reason="stop"))
     for _ in range(2):
-        assert jobs.write_answered(job_id, request(), answer, priority=Priority.DEFAULT)
+        assert admissions.write_answered(job_id, request(), answer, priority=Priority.DEFAULT)
     assert (jobs.get(job_id).last_seq, jobs.get(job_id).result.text) == (2, "Hi")
 
 
-def test_jobs_are_read_without_their_requests(jobs, lists, client):
-    job_id = admit(jobs)
+def test_jobs_are_read_without_their_requests(jobs, admissions, lists, client):
+    job_id = admit(admissions)
     client.config_resetstat()
     whole = jobs.get(job_id)
     assert lists.get_many([job_id, new_job_id()]) == lists.recent(1).jobs == [whole]

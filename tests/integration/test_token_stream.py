@@ -13,6 +13,7 @@ from tasks.errors import JobNotFound
 from tasks.generation import GenerationRequest
 from tasks.jobs import JobId, JobResult, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import Client, connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
@@ -29,7 +30,7 @@ class Publisher:
         self.leases = LeaseStore(client, settings)
         self.writer = TokenWriter(client)
         request = GenerationRequest(model="m", prompt="x")
-        self.admission = self.jobs.admit(
+        self.admission = AdmissionStore(client, settings).admit(
             job_id or new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
         )
         self.job_id = self.admission.job_id

@@ -14,9 +14,9 @@ from tasks.generation import GenerationRequest
 from tasks.jobs import JobId, Priority, WorkerId, new_job_id
 from tasks.routing import worker_queue
 from tasks.settings import StoreSettings
+from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
-from tasks.store.job_store import JobStore
 from tasks.wakeups import Wakeups
 
 
@@ -67,11 +67,11 @@ def test_admission_pushes_the_wakeup_once_and_only_for_a_new_job(
     store_settings: StoreSettings, wakeups: Wakeups
 ) -> None:
     client = connect(store_settings)
-    jobs = JobStore(client, store_settings)
+    admissions = AdmissionStore(client, store_settings)
     request = GenerationRequest(model="m", prompt="x")
 
     def admit(job_id: JobId) -> bool:
-        return jobs.admit(
+        return admissions.admit(
             job_id,
             request,
             priority=Priority.DEFAULT,

@@ -37,7 +37,7 @@ def contents(request: pytest.FixtureRequest) -> Contents:
 
 
 @dataclass
-class Jobs:
+class Admissions:
     """Jobs by the keys of their lines."""
 
     by_key: dict[str, JobId] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Stage:
     open: dict[str, asyncio.Future[LineAnswer]] = field(default_factory=dict)
     most_at_once: int = 0
     is_ending: bool = False
-    jobs: Jobs = field(default_factory=Jobs)
+    admissions: Admissions = field(default_factory=Admissions)
     cancelled: list[JobId] = field(default_factory=list)
     holds_door: bool = False  # requests come in only when they are let in
     at_door: dict[str, Callable[[], None]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Stage:
             self.at_door[idempotency_key] = on_admitted
         else:
             on_admitted()
-        self.jobs.by_key[idempotency_key] = JobId(f"job of {idempotency_key}")
+        self.admissions.by_key[idempotency_key] = JobId(f"job of {idempotency_key}")
         future = self.open[idempotency_key] = asyncio.get_running_loop().create_future()
         self.most_at_once = max(self.most_at_once, len(self.open))
         try:
@@ -110,7 +110,7 @@ class Stage:
     def cancel_job(self, job_id: JobId) -> None:
         self.cancelled.append(job_id)
         for key, future in list(self.open.items()):
-            if self.jobs.by_key[key] == job_id:
+            if self.admissions.by_key[key] == job_id:
                 future.get_loop().call_soon_threadsafe(future.set_result, answer(409, key, "job_cancelled"))
 
     def answer_all(self) -> None:
@@ -162,7 +162,7 @@ async def test_no_more_lines_than_the_window_are_under_way(contents: Contents):
     assert len(saved(contents, lines.results, is_ok=True)) == 10
     counts = lines.results.counts(10)
     assert (counts.completed, counts.input_tokens, counts.cached_tokens, counts.output_tokens) == (10, 30, 10, 20)
-    assert sorted(stage.jobs.forgotten) == sorted(line_key(BATCH.id, number) for number in range(1, 11))
+    assert sorted(stage.admissions.forgotten) == sorted(line_key(BATCH.id, number) for number in range(1, 11))
 
 
 async def test_long_requests_are_bounded_by_their_bytes_too(contents: Contents, monkeypatch: pytest.MonkeyPatch):
@@ -223,7 +223,7 @@ async def test_wind_down_cancels_what_runs_and_names_every_other_line(contents: 
     stage.open[first].set_result(answer(200, first))
     await until(lambda: first not in stage.open and len(stage.open) == 2)
     stage.is_ending = True
-    stage.jobs.looked_up.clear()
+    stage.admissions.looked_up.clear()
     stage.open[line_key(BATCH.id, 2)].set_result(answer(400, line_key(BATCH.id, 2), "invalid_request"))
     await feeding
     await lines.wind_down(BatchState.CANCELLED)
@@ -237,8 +237,8 @@ async def test_wind_down_cancels_what_runs_and_names_every_other_line(contents: 
     assert len(stage.asked) == 3
     # All that is open once, and then only what was under way: the rest can't have got a job.
     own = line_key(BATCH.id, 3)
-    assert stage.jobs.looked_up[:3] == [own, line_key(BATCH.id, 4), line_key(BATCH.id, 5)]
-    assert set(stage.jobs.looked_up[3:]) <= {own}
+    assert stage.admissions.looked_up[:3] == [own, line_key(BATCH.id, 4), line_key(BATCH.id, 5)]
+    assert set(stage.admissions.looked_up[3:]) <= {own}
 
 
 async def test_input_is_never_read_in_the_event_loop(contents: Contents):
@@ -267,7 +267,7 @@ async def test_input_is_never_read_in_the_event_loop(contents: Contents):
 async def test_wind_down_after_a_crash_asks_for_the_answers_of_jobs_that_were_under_way(contents: Contents):
     stage = Stage(contents)
     key = line_key(BATCH.id, 2)
-    stage.jobs.by_key[key] = JobId(f"job of {key}")  # of a feeder that died
+    stage.admissions.by_key[key] = JobId(f"job of {key}")  # of a feeder that died
     stage.is_ending = True
     lines = stage.lines("m", "m", "m")
     winding_down = asyncio.create_task(lines.wind_down(BatchState.EXPIRED))
