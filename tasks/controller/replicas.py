@@ -3,17 +3,26 @@
 A further replica must pay (AlpaServe's replicas by rate × time, on what waits now): with n replicas of K slots, mean
 run time s and Q waiting jobs, the line takes Q·s/(K·n). It has to outlast the load, and the waiting that n + 1
 replicas save, Q²s/2K · (1/n − 1/(n+1)), must exceed what the victims are worth and the load by a margin.
+
+While every slot is taken, the line takes at least as long as its head has waited already. So where there is room, s is
+at least what that wait says, Q·s/(K·n) ≥ wait: a model none of whose jobs has ended yet has no other figure, and long
+jobs show before their ends do. It is no reason to send others away: where memory is short and everybody waits, that
+made waits at high load longer (simulated).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tasks.controller.decisions import Action, Code, Term
+from tasks.controller.demand import classes_of
 from tasks.controller.fleet_view import WorkerView, idle_since_ms
-from tasks.controller.placing import cheapest, load_replica, open_workers
+from tasks.controller.placing import Site, cheapest, load_replica, open_workers
 from tasks.controller.scene import Scene
 from tasks.controller.value import load_ms
 from tasks.controller.victims import is_protected
-from tasks.fleet import ModelOffer, RunnerState
+from tasks.fleet import ModelOffer, QueueReport, RunnerReport, RunnerState
+from tasks.jobs import Priority
 
 
 def scale_up(model: str, scene: Scene) -> None:
@@ -28,11 +37,12 @@ def scale_up(model: str, scene: Scene) -> None:
         return
     free = sum(max(0, runner.slots - runner.in_flight) for runner in runners if runner is not None)
     slots = max(1, offer.slots)
+    shown_ms = _shown_wait_ms(queue, [runner for runner in runners if runner is not None], scene.now_ms)
     service_ms = scene.demand.service_ms.get(model, 0.0)
-    line_ms = round(queue.depth * service_ms / (slots * n))
+    line_ms = max(round(queue.depth * service_ms / (slots * n)), shown_ms)
     terms: dict[str, Term] = {
         "copies": n, "depth": queue.depth, "slots": slots, "free_slots": free,
-        "service_ms": round(service_ms), "line_ms": line_ms,
+        "service_ms": round(service_ms), "shown_wait_ms": shown_ms, "line_ms": line_ms,
     }  # fmt: skip
     if free:
         scene.say(Action.KEEP, Code.SLOTS_FREE, model, f"{free} slots are free", terms=terms)
@@ -46,24 +56,45 @@ def scale_up(model: str, scene: Scene) -> None:
         text = f"the line takes {line_ms} ms, no longer than a load of {own_ms} ms and {rules.replica_wait_ms} ms"
         scene.say(Action.KEEP, Code.QUEUE_TOO_SHORT, model, text, terms={**terms, "load_ms": own_ms})
         return
-    _replicate(model, offer, n, service_ms, terms, scene)
+    _replicate(model, offer, n, service_ms, shown_ms, terms, scene)
 
 
-def _replicate(model: str, offer: ModelOffer, n: int, service_ms: float, terms: dict[str, Term], scene: Scene) -> None:
-    saved_s = scene.queues[model].depth ** 2 * service_ms / (2000 * max(1, offer.slots)) * (1 / n - 1 / (n + 1))
+def _shown_wait_ms(queue: QueueReport, runners: Sequence[RunnerReport], now_ms: int) -> int:
+    """How long the head of the line has waited since the newest copy is ready. Batch jobs give way, so that their wait
+    says nothing about the line."""
+    classes = classes_of(queue)
+    urgent = [each for each in classes if each.priority < Priority.BATCH] or classes
+    ready_ms = now_ms - max((runner.since_ms for runner in runners), default=now_ms)
+    return max(0, min(max(each.oldest_age_ms for each in urgent), ready_ms))
+
+
+def _replicate(
+    model: str, offer: ModelOffer, n: int, service_ms: float, shown_ms: int, terms: dict[str, Term], scene: Scene
+) -> None:
+    depth, gain = scene.queues[model].depth, scene.rules.replica_gain
+    saved_s = depth**2 * service_ms / (2000 * max(1, offer.slots)) * (1 / n - 1 / (n + 1))
+    shown_saved_s = max(saved_s, depth * shown_ms / (2000 * (n + 1)))  # the same with s = wait·K·n/Q
     views = [view for view in open_workers(model, scene) if view.id not in scene.claimed]
+    room = cheapest(views, model, scene, lambda _view, _each: False)
+    if room is not None and shown_saved_s > gain * _cost_s(room):
+        load_replica(room, model, scene)
+        return
     site = cheapest(views, model, scene, lambda _view, each: not each.is_busy)
     if site is None:
         text = "all slots are taken; no other worker has room or idle models for a replica"
         scene.say(Action.KEEP, Code.REPLICA_TOO_DEAR, model, text, terms={**terms, "saved_s": round(saved_s, 2)})
         return
-    cost_s = site.lost_s + site.start_ms / 1000
-    if saved_s <= scene.rules.replica_gain * cost_s:
+    cost_s = _cost_s(site)
+    if saved_s <= gain * cost_s:
         text = f"a replica would save {saved_s:.1f} s of waiting and cost {cost_s:.1f} s"
         terms = {**terms, "saved_s": round(saved_s, 2), "cost_s": round(cost_s, 2)}
         scene.say(Action.KEEP, Code.REPLICA_TOO_DEAR, model, text, terms=terms)
         return
     load_replica(site, model, scene)
+
+
+def _cost_s(site: Site) -> float:
+    return site.lost_s + site.start_ms / 1000
 
 
 def drop_idle(scene: Scene) -> None:

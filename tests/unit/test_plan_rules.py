@@ -252,6 +252,40 @@ def test_replica_is_loaded_when_the_line_outweighs_a_load() -> None:
     assert long.placement.workers["w2"].hold == ("a",)
 
 
+@pytest.mark.parametrize(
+    ("age_s", "ready_s", "measured", "code"),
+    [
+        (3.5, 600, {}, Code.QUEUE_TOO_SHORT),  # a load of 2 s and 2 s more
+        (12, 600, {}, Code.REPLICA),
+        (12, 600, {"a": 50}, Code.REPLICA),  # jobs were short before, and are not now
+        (12, 1, {}, Code.QUEUE_TOO_SHORT),  # they waited for the load
+    ],
+)
+def test_a_line_whose_head_waits_behind_full_slots_shows_how_long_it_takes(
+    age_s: float, ready_s: float, measured: dict[str, float], code: Code
+) -> None:
+    full = runner("a", in_flight=4, age_s=ready_s)
+    workers = (worker("w1", (replicable(),), full), worker("w2", (replicable(),)))
+    decided = decide(*workers, queues=(queue("a", age_s, depth=4),), service_ms=measured)
+    assert decided.decisions[0].code is code
+
+
+def test_a_wait_alone_sends_no_other_model_away_for_a_replica() -> None:
+    offers = (replicable(), offer("b", 2))
+    workers = (worker("w1", offers, FULL), worker("w2", offers, runner("b", 2)))
+    decided = decide(*workers, queues=(queue("a", 60, depth=4),))
+    assert only(decided, Action.KEEP).code is Code.REPLICA_TOO_DEAR
+
+
+def test_batch_jobs_that_give_way_show_nothing_about_the_line() -> None:
+    classes = tuple(
+        ClassBacklog(priority=priority, depth=2, oldest_age_ms=age_ms) for priority, age_ms in ((0, 500), (6, 99_000))
+    )
+    line = QueueReport(model="a", depth=4, oldest_age_ms=99_000, classes=classes)
+    workers = (worker("w1", (replicable(),), FULL), worker("w2", (replicable(),)))
+    assert only(decide(*workers, queues=(line,)), Action.KEEP).code is Code.QUEUE_TOO_SHORT
+
+
 def test_replica_is_not_worth_more_valuable_models() -> None:
     offers = (replicable(), offer("b", 2, load_ms=60_000))
     state = PolicyState(rates={"b": Rate(1.0, 0.0, NOW_MS)})
