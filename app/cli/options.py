@@ -1,10 +1,17 @@
-"""Options that several commands have."""
+"""What several commands have: options, and the way to the API."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from app.cli.client import ApiClient
+
+ASK = "Ask"  # their panel in the help
 
 Url = Annotated[
     str | None,
@@ -16,3 +23,14 @@ Url = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def api_at(url: str | None) -> ApiClient:
+    """Where `Url` says. Imported late, as all that commands do: help and a start of a process need no HTTP client."""
+    from app.cli.client import ApiClient
+
+    return ApiClient(url or default_url(os.environ))
+
+
+def default_url(environment: Mapping[str, str]) -> str:
+    return f"http://127.0.0.1:{environment.get('KEEPWARM_PORT') or 8000}"

@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.cli import main as cli_main
 from app.cli.batch import watch
 from app.cli.batch_input import BadInput, Wish, batch_file
 from app.cli.batch_progress import Pace
 from app.cli.client import ApiClient, ApiRefused, ApiUnreachable
+from app.cli.main import main
 
 CHAT = "/v1/chat/completions"
 
@@ -72,7 +72,7 @@ class FakeApi:
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     fake = FakeApi()
-    monkeypatch.setattr(cli_main, "_client", lambda url: fake.client())
+    monkeypatch.setattr("app.cli.client.ApiClient", lambda url: fake.client())
     return fake
 
 
@@ -80,7 +80,7 @@ def keepwarm(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["keepwarm", "batch", *arguments])
         with pytest.raises(SystemExit) as exit_info:
-            cli_main.main()
+            main()
     return int(exit_info.value.code or 0)
 
 

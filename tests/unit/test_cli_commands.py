@@ -11,9 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from app.cli import main as cli_main
 from app.cli.client import ApiClient
 from app.cli.jobs import show_job
+from app.cli.main import main
+from app.cli.options import default_url
 from app.cli.why import show_why
 from tasks.jobs import JobError, JobState, Usage
 from tasks.stream_events import End, Loading, Queued, Reset, StreamEvent, Tokens, encode_event
@@ -146,7 +147,7 @@ class FakeKeepwarm:
 def keepwarm(monkeypatch: pytest.MonkeyPatch) -> FakeKeepwarm:
     fake = FakeKeepwarm()
     monkeypatch.setattr(
-        cli_main, "_client", lambda url: ApiClient("http://127.0.0.1:1", transport=httpx2.MockTransport(fake))
+        "app.cli.client.ApiClient", lambda url: ApiClient("http://127.0.0.1:1", transport=httpx2.MockTransport(fake))
     )
     return fake
 
@@ -156,7 +157,7 @@ def keepwarm_command(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["keepwarm", *arguments])
         with pytest.raises(SystemExit) as exit_info:
-            cli_main.main()
+            main()
     return int(exit_info.value.code or 0)
 
 
@@ -468,8 +469,8 @@ def test_nobody_at_the_url_is_an_error_with_advice(capsys: pytest.CaptureFixture
 
 
 def test_the_default_url_follows_the_port():
-    assert cli_main.default_url({"KEEPWARM_PORT": "9000"}) == "http://127.0.0.1:9000"
-    assert cli_main.default_url({}) == "http://127.0.0.1:8000"
+    assert default_url({"KEEPWARM_PORT": "9000"}) == "http://127.0.0.1:9000"
+    assert default_url({}) == "http://127.0.0.1:8000"
 
 
 # ---- why
