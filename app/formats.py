@@ -6,16 +6,15 @@ The bounds here are those that can be counted; whether a grammar compiles is for
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 from app.schemas.openai import ResponseFormat, SamplingFields
 from app.settings import ApiSettings
 from tasks.errors import InvalidRequest
 from tasks.generation import AnswerFormat, JsonObject
 from tasks.grammars import json_object_format, json_schema_format
+from tasks.json_schemas import nodes
 
 MAX_PATTERN_CHARS = 1024
-_DATA = frozenset({"const", "enum", "default", "examples"})  # members of a schema that hold no schema
 
 
 def answer_format(body: SamplingFields, limits: ApiSettings) -> AnswerFormat | None:
@@ -69,7 +68,7 @@ def schema_format(schema: JsonObject, limits: ApiSettings, *, param: str, is_len
         raise refuse("NaN and Infinity are no JSON.") from None
     if size > limits.max_schema_bytes:
         raise refuse(f"has {size} bytes; at most {limits.max_schema_bytes}.")
-    for depth, node in _nodes(schema):
+    for depth, node in nodes(schema):
         if depth > limits.max_schema_depth:
             raise refuse(f"at most {limits.max_schema_depth} levels of objects and arrays in each other.")
         reference, pattern = node.get("$ref"), node.get("pattern")
@@ -78,15 +77,3 @@ def schema_format(schema: JsonObject, limits: ApiSettings, *, param: str, is_len
         if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARS:
             raise refuse(f"a pattern has {len(pattern)} characters; at most {MAX_PATTERN_CHARS}.")
     return json_schema_format(schema, is_lenient=is_lenient)
-
-
-def _nodes(schema: JsonObject) -> Iterator[tuple[int, JsonObject]]:
-    """Every object in a schema with its depth, the data in it left out."""
-    pending: list[tuple[int, object]] = [(1, schema)]
-    while pending:
-        depth, node = pending.pop()
-        if isinstance(node, dict):
-            yield depth, node
-            pending += [(depth + 1, value) for key, value in node.items() if key not in _DATA]
-        elif isinstance(node, list):
-            pending += [(depth + 1, value) for value in node]

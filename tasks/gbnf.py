@@ -16,7 +16,8 @@ MAX_REGEX_CHARS = 100_000  # beyond it a grammar without recursion is not writte
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-", "^": "^", "/": "/"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_COUNTS = re.compile(r"\{\s*(\d{1,6})\s*(?:(,)\s*(\d{1,6})?\s*)?\}")
+MAX_REPETITIONS = 100_000
+_COUNTS = re.compile(r"\{\s*(\d{1,12})\s*(?:(,)\s*(\d{1,12})?\s*)?\}")
 
 
 class InvalidGrammar(ValueError):
@@ -239,6 +240,8 @@ class _Parser:
         most = int(counts[3]) if counts[3] else None if counts[2] else least
         if most is not None and most < least:
             raise self._error("the second count is smaller than the first")
+        if max(least, most or 0) > MAX_REPETITIONS:
+            raise self._error(f"at most {MAX_REPETITIONS} repetitions")
         return Repeated(part, least, most)
 
     def _literal(self) -> Node:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from tasks.gbnf import InvalidGrammar, gbnf_to_lark
 from tasks.generation import AnswerFormat, JsonObject
+from tasks.json_schemas import without_wild_patterns
 
 # About the time of one step, by llguidance's own figures: 200 000 lexer fuel are 14 ms, 50 000 items 2.5 ms.
 LIMITS = LLParserLimits(
@@ -29,6 +31,13 @@ _WHITESPACE = r"[ ]|\n[ ]{0,16}"
 # better, and the draw stays that of the model among all that is allowed.
 NO_FORCING = '%llguidance {"no_forcing": true}\n'
 _ANY_OBJECT: JsonObject = {"type": "object"}
+# What the library says, by a part of it, and what a client can do about it.
+_ADVICE = (
+    ("NoExtensionBias", "no text fits it: a rule leads back to itself before it says anything"),
+    ("Unimplemented keys", "{}; leave them out, or have them ignored with strict: false"),
+    ("Unknown format", "{}; leave it out, or have it ignored with strict: false"),
+    ("oneOf constraints", "oneOf can't be enforced where several of its options may fit; send anyOf"),
+)
 
 
 def json_object_format() -> AnswerFormat:
@@ -39,6 +48,8 @@ def json_object_format() -> AnswerFormat:
 def json_schema_format(schema: JsonObject, *, is_lenient: bool) -> AnswerFormat:
     """JSON that is valid by `schema`. Lenient: keywords that can't be enforced are ignored instead of refused."""
     options = {"whitespace_pattern": _WHITESPACE, "lenient": is_lenient}
+    if is_lenient:
+        schema = without_wild_patterns(schema)
     return AnswerFormat(kind="json_schema", text=json.dumps({**schema, "x-guidance": options}, ensure_ascii=False))
 
 
@@ -71,11 +82,24 @@ def problem_among(schemas: Sequence[AnswerFormat]) -> tuple[int | None, str]:
 
 
 def _problem(grammar: str) -> str:
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
-    return first_line(messages[0]) if is_error else ""
+    """Does what a runner will do until the first token, with a vocabulary of bytes."""
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return reason_of(matcher.get_error()) if matcher.is_error() else ""
 
 
-def first_line(message: str) -> str:
-    """Of a library's error: the lines after it show the grammar, and what stands before it is our own wrapping."""
+@cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer("byte")
+
+
+def reason_of(message: str) -> str:
+    """What a library's error means for whoever wrote the format. The lines after the first show the grammar, and what
+    stands before it is our own wrapping."""
     lines = message.strip().split("failed to compile JSON schema: ")[-1].splitlines()
-    return lines[0][:300] if lines else "it gave no reason"
+    reason = lines[0][:300] if lines else "it gave no reason"
+    if reason.endswith("regex parse error:"):
+        details = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return "a pattern or a length can't be enforced: " + "; ".join(details)
+    return next((advice.format(reason) for sign, advice in _ADVICE if sign in reason), reason)

@@ -68,6 +68,8 @@ def test_language_is_that_of_the_grammar(gbnf: str, texts: list[str], others: li
         ('root ::= "a")', "expected the end of the rule"),
         ('root ::= "a"{,2}', "expected {n}"),
         ('root ::= "a"{3,2}', "smaller than the first"),
+        ('root ::= "a"{100001}', "at most 100000 repetitions in line 1"),
+        ('root ::= "a"{2,999999999}', "at most 100000 repetitions in line 1"),
         ('root ::= "\\q"', "bad escape"),
         ('root ::= "\\ud800"', "bad escape"),
         ("root ::= <think> root", "tokens in a grammar"),

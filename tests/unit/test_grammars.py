@@ -165,6 +165,36 @@ def test_format_that_cannot_be_kept_is_refused(answer_format: AnswerFormat, prob
         GRAMMARS.constraint(request(answer_format, 1), GENERIC)
 
 
+@pytest.mark.parametrize(
+    ("answer_format", "reason"),
+    [
+        (AnswerFormat(kind="gbnf", text='root ::= root "a"'), "no text fits it"),
+        (json_schema_format({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, is_lenient=False), "no text"),
+        (json_schema_format({"pattern": "("}, is_lenient=True), "can't be enforced: unclosed group"),
+        (json_schema_format({"uniqueItems": True}, is_lenient=False), "ignored with strict: false"),
+        (json_schema_format({"type": "string", "format": "phone"}, is_lenient=False), "ignored with strict: false"),
+        (json_schema_format({"oneOf": [{"type": "integer"}, {"type": "number"}]}, is_lenient=False), "send anyOf"),
+    ],
+)
+def test_front_finds_out_what_is_wrong_in_words_to_act_on(answer_format: AnswerFormat, reason: str):
+    assert reason in problem_of(answer_format)
+
+
+def test_lenient_schema_does_without_the_patterns_that_no_automaton_can_follow():
+    ahead = {"type": "string", "pattern": "^(?=.*x)[a-z]+$", "minLength": 2, "maxLength": 3}
+    schema = {
+        "properties": {"default": ahead, "pattern": {"const": {"pattern": "(?=a)"}}},
+        "additionalProperties": False,
+    }
+    schema |= {"type": "object", "required": ["default", "pattern"]}
+    heard = generated(request(json_schema_format(schema, is_lenient=True), 1))
+    assert heard.done.finish_reason == "stop"
+    answer = json.loads(heard.text)
+    assert 2 <= len(answer["default"]) <= 3
+    assert answer["pattern"] == {"pattern": "(?=a)"}
+    assert "look-around" in problem_of(json_schema_format(schema, is_lenient=False))
+
+
 def test_lenient_schema_ignores_what_cannot_be_enforced():
     schema = {"type": "integer", "minimum": 5, "maximum": 9, "not": {"const": 7}}
     assert 5 <= int(generated(request(json_schema_format(schema, is_lenient=True), 1)).text) <= 9

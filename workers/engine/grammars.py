@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from tasks.errors import GrammarFailed
 from tasks.gbnf import InvalidGrammar
 from tasks.generation import GenerationRequest
-from tasks.grammars import LIMITS, first_line, grammar_of
+from tasks.grammars import LIMITS, grammar_of, reason_of
 from workers.engine.constraint import Constraint
 from workers.engine.tool_formats import ToolFormat, grammar_with_tools
 from workers.engine.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ class GrammarConstraint:
 
     def take(self, token: int) -> bool:
         if not self._matcher.consume_token(token):
-            raise GrammarFailed(f"{first_line(self._matcher.get_error())}.")
+            raise GrammarFailed(f"{reason_of(self._matcher.get_error())}.")
         return self._matcher.is_stopped()
 
 
@@ -118,4 +118,4 @@ def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
 
 def _check(matcher: LLMatcher) -> None:
     if matcher.is_error():
-        raise GrammarFailed(f"{first_line(matcher.get_error())}.")
+        raise GrammarFailed(f"{reason_of(matcher.get_error())}.")
