@@ -56,6 +56,21 @@ def _as_single(value: object) -> object:
     return value
 
 
+def _minus_one_is_none(value: object) -> object:
+    """llama-server, Ollama and LM Studio say -1 where OpenAI leaves a field out."""
+    return None if value == -1 else value
+
+
+_OpenTokens = Annotated[int, Field(ge=-1, le=2**31, json_schema_extra={"not": {"const": 0}})]
+MaxTokens = Annotated[
+    Annotated[int, Field(ge=1, le=2**31)] | None,
+    BeforeValidator(_minus_one_is_none, json_schema_input_type=_OpenTokens | None),
+]
+# More than the 64 bits that clients have, because OpenAPI documents hold bounds as floats.
+_AnySeed = Annotated[int, Field(ge=-(10**19), le=10**19)]
+Seed = Annotated[_AnySeed | None, BeforeValidator(_minus_one_is_none, json_schema_input_type=_AnySeed | None)]
+
+
 def _as_parts(value: object) -> object:
     if value is None:
         return []
@@ -149,18 +164,17 @@ class SamplingFields(BaseModel):
     min_p: float | None = Field(default=None, ge=0, le=1)
     typical_p: float | None = Field(default=None, gt=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
-    repeat_last_n: int | None = Field(default=None, ge=0, le=1_000_000)
+    repeat_last_n: int | None = Field(default=None, ge=-1, le=1_000_000)  # -1: the whole context
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
         None
     )
-    # More than the 64 bits that clients have, because OpenAPI documents hold bounds as floats.
-    seed: int | None = Field(default=None, ge=-(10**19), le=10**19)
+    seed: Seed = Field(default=None, description="-1: another one each time, as without it.")
     stop: Annotated[
         list[Text], FIRST_ERROR, BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)
     ] = []
-    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    max_tokens: MaxTokens = Field(default=None, description="-1: until the context is full, as without it.")
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
     grammar: Text | None = Field(default=None, description="GBNF, llama.cpp's notation; the answer follows it.")
@@ -195,7 +209,7 @@ class StreamingFields(BaseModel):
 class ChatFields(SamplingFields):
     """Log probabilities in the chat form, the newer name of max_tokens, and what is refused."""
 
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: Annotated[list[ToolDefinition], FIRST_ERROR] | None = None

@@ -187,6 +187,18 @@ def test_sampling_fields_reach_the_job(client, fake):
     assert (request.stop, request.max_tokens, request.ignore_eos) == (("\n",), 9, True)
 
 
+def test_minus_one_means_what_it_means_elsewhere(client, fake):
+    fields = {"max_tokens": -1, "max_completion_tokens": -1, "seed": -1, "repeat_last_n": -1, "top_k": -1}
+    for _ in range(2):
+        assert client.post("/v1/chat/completions", json=chat(**fields)).status_code == 200
+    first, second = (submitted.request for submitted in fake.submitted)
+    assert first.max_tokens is None
+    assert (first.sampling.repeat_last_n, first.sampling.top_k) == (-1, 0)
+    assert first.sampling.seed != second.sampling.seed
+    for wrong in ({"max_tokens": -2}, {"seed": 1.5}, {"repeat_last_n": -2}):
+        assert client.post("/v1/chat/completions", json=chat(**wrong)).status_code == 400
+
+
 def test_seed_is_drawn_when_the_client_gives_none(client, fake):
     for _ in range(2):
         client.post("/v1/chat/completions", json=chat())
