@@ -25,7 +25,8 @@ from tasks.ports import Attempt, Finished, Outcome
 from workers.devices import CpuDevice, ModelMapping
 from workers.dry_runs import dry_run
 from workers.engine.kv_types import STEADY
-from workers.model_files import FolderScanner, ModelFile
+from workers.model_files import ModelFile
+from workers.model_folder import FolderScanner
 from workers.needs import formula_need, overhead_bytes
 from workers.runner import Runner
 from workers.spare_runner import SpareRunner

@@ -76,7 +76,7 @@ from benchmarks.swapping.sides import Place, Server, Setting, keepwarm, llama_ro
 from tests.support.stack import Api
 from workers.devices import CpuDevice
 from workers.engine.kv_types import STEADY
-from workers.model_files import FolderScanner
+from workers.model_folder import FolderScanner
 from workers.needs import formula_need
 
 KV_TYPE = STEADY  # what our runners use on a CPU

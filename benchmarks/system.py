@@ -16,7 +16,8 @@ from tasks.store.verdict import Verdict
 from tests.support.stack import Stack, wait_until
 from workers.clock import Clock
 from workers.engine.base import EngineConfig
-from workers.model_files import FolderScanner, ModelFile
+from workers.model_files import ModelFile
+from workers.model_folder import FolderScanner
 from workers.runner_launch import RunnerSource
 from workers.runner_starter import RunnerStarter
 from workers.spare_runner import SpareRunner

@@ -43,7 +43,7 @@ from workers.lease_keeper import LeaseKeeper
 from workers.ledger import Ledger
 from workers.load_notices import LoadNotices
 from workers.measurements import Measurements
-from workers.model_files import FolderScanner
+from workers.model_folder import FolderScanner
 from workers.needs import Needs
 from workers.nursery import Nursery
 from workers.reconciler import Reconciler

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
+from workers.gguf_types import BLOCKS, FILE_TYPES
+
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 256 * 1024**2  # a vocabulary of a million long tokens with its merges stays below 64 MiB
@@ -46,83 +48,6 @@ _SCALARS: dict[int, struct.Struct] = {
 _U32 = _SCALARS[4]
 _U64 = _SCALARS[10]
 
-# Tensor types of ggml: elements per block, bytes per block (ggml.h, `type_traits`).
-_BLOCKS: dict[int, tuple[int, int]] = {
-    0: (1, 4),  # F32
-    1: (1, 2),  # F16
-    2: (32, 18),  # Q4_0
-    3: (32, 20),  # Q4_1
-    6: (32, 22),  # Q5_0
-    7: (32, 24),  # Q5_1
-    8: (32, 34),  # Q8_0
-    9: (32, 40),  # Q8_1
-    10: (256, 84),  # Q2_K
-    11: (256, 110),  # Q3_K
-    12: (256, 144),  # Q4_K
-    13: (256, 176),  # Q5_K
-    14: (256, 210),  # Q6_K
-    15: (256, 292),  # Q8_K
-    16: (256, 66),  # IQ2_XXS
-    17: (256, 74),  # IQ2_XS
-    18: (256, 98),  # IQ3_XXS
-    19: (256, 50),  # IQ1_S
-    20: (32, 18),  # IQ4_NL
-    21: (256, 110),  # IQ3_S
-    22: (256, 82),  # IQ2_S
-    23: (256, 136),  # IQ4_XS
-    24: (1, 1),  # I8
-    25: (1, 2),  # I16
-    26: (1, 4),  # I32
-    27: (1, 8),  # I64
-    28: (1, 8),  # F64
-    29: (256, 56),  # IQ1_M
-    30: (1, 2),  # BF16
-    34: (256, 54),  # TQ1_0
-    35: (256, 66),  # TQ2_0
-    39: (32, 17),  # MXFP4
-    40: (64, 36),  # NVFP4
-    41: (128, 18),  # Q1_0
-}
-
-# `general.file_type` (llama.h, enum llama_ftype): what most tensors are stored as.
-_FILE_TYPES: dict[int, str] = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4",
-    39: "NVFP4",
-    40: "Q1_0",
-}
-
 Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...]
 
@@ -151,7 +76,7 @@ class GgufHeader:
     def file_type(self) -> str:
         """`Q8_0`, `Q4_K_M`, …; `?` when the file doesn't tell."""
         number = self.metadata.get("general.file_type")
-        return _FILE_TYPES.get(number, "?") if isinstance(number, int) else "?"
+        return FILE_TYPES.get(number, "?") if isinstance(number, int) else "?"
 
     @property
     def vocabulary_size(self) -> int:
@@ -290,9 +215,9 @@ class _HeaderReader:
 
     @staticmethod
     def _stored_bytes(kind: int, elements: int, name: str) -> int:
-        if kind not in _BLOCKS:
+        if kind not in BLOCKS:
             raise BrokenModelFile(f"the tensor {name[:80]!r} has the unknown type {kind}")
-        per_block, block_bytes = _BLOCKS[kind]
+        per_block, block_bytes = BLOCKS[kind]
         if elements % per_block:
             raise BrokenModelFile(f"the tensor {name[:80]!r} does not fill whole blocks of {per_block}")
         return elements // per_block * block_bytes

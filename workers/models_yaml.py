@@ -44,6 +44,7 @@ from tasks.fleet import CachePolicy, ModelKind
 from tasks.settings import Bytes
 from workers.model_kind import Pooling
 
+MODELS_YAML = "models.yaml"  # in the folder of models
 MAX_FILE_BYTES = 1024**2
 MAX_CACHE_TTL_S = 30 * 24 * 3600
 MAX_CACHED_BYTES = 16 * 1024**2  # a script of the store handles an answer as a whole

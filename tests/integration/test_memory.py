@@ -14,7 +14,8 @@ from workers.dry_runs import dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.kv_types import STEADY
 from workers.estimate import KV_ELEMENT_BYTES
-from workers.model_files import FolderScanner, ModelFile
+from workers.model_files import ModelFile
+from workers.model_folder import FolderScanner
 from workers.needs import formula_need
 
 pytestmark = pytest.mark.integration

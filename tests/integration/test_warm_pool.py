@@ -26,7 +26,7 @@ from workers.engine.fake_behaviour import FakeBehaviour
 from workers.estimate import need_of_measured
 from workers.ledger import Ledger
 from workers.measurements import Measurements
-from workers.model_files import FolderScanner
+from workers.model_folder import FolderScanner
 from workers.needs import formula_need
 from workers.runner_launch import EngineKind
 from workers.runner_starter import RunnerStarter

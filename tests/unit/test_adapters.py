@@ -8,7 +8,8 @@ import pytest
 
 from tasks.errors import InvalidSetting
 from tests.support.gguf_bytes import LLAMA, LORA, gguf_bytes
-from workers.model_files import FolderScanner, ModelFolder
+from workers.model_files import ModelFolder
+from workers.model_folder import FolderScanner
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from tests.support.gguf_bytes import LLAMA, LORA, gguf_bytes
 from tests.support.scripted_pool import FakeDevice
 from workers.engine.base import EngineConfig
 from workers.engine.dry_run import DryRun
-from workers.model_files import FolderScanner, ModelFolder
+from workers.model_files import ModelFolder
+from workers.model_folder import FolderScanner
 from workers.needs import Needs, formula_need
 
 MANY_TOKENS = {**LLAMA, "tokenizer.ggml.tokens": [f"t{number}" for number in range(200)]}

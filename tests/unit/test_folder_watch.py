@@ -8,7 +8,9 @@ import pytest
 
 from tasks.errors import InvalidSetting
 from workers.folder_watch import FolderWatch
-from workers.model_files import MODELS_YAML, FolderScanner, ModelFolder, UnusableFile
+from workers.model_files import ModelFolder, UnusableFile
+from workers.model_folder import FolderScanner
+from workers.models_yaml import MODELS_YAML
 
 
 class ScriptedScanner:

@@ -11,7 +11,8 @@ from tasks.errors import InvalidSetting
 from tasks.fleet import CachePolicy
 from tests.support.gguf_bytes import LLAMA, gguf_bytes
 from workers.gguf_header import GgufHeader, read_header
-from workers.model_files import FolderScanner, ModelFile, ModelFolder
+from workers.model_files import ModelFile, ModelFolder
+from workers.model_folder import FolderScanner
 from workers.offers import offer_of_unusable
 
 

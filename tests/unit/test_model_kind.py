@@ -10,7 +10,8 @@ from tasks.errors import InvalidSetting
 from tasks.fleet import ModelKind
 from tests.support.gguf_bytes import LLAMA, ONE_TENSOR, gguf_bytes
 from workers.gguf_header import read_header
-from workers.model_files import FolderScanner, ModelFile
+from workers.model_files import ModelFile
+from workers.model_folder import FolderScanner
 from workers.model_kind import kind_of, pooling_of
 
 BERT = {key.replace("llama.", "bert."): value for key, value in LLAMA.items()} | {"general.architecture": "bert"}
