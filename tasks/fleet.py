@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 
 import msgspec
@@ -82,6 +83,13 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_usable(self) -> bool:
         return self.failure is None or self.may_retry
+
+
+def may_run_on(devices: Collection[str], device: str) -> bool:
+    """Whether a model that may go to these devices may go to this one, a worker's `device`. None means any; `cuda` any
+    GPU, `cuda:1` the second one. A device's name goes on with a description."""
+    name = device.partition(" ")[0]
+    return not devices or any(name == each or name.startswith(f"{each}:") for each in devices)
 
 
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):

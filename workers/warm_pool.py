@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
 from tasks.errors import KeepwarmError, ModelDoesNotFit, ModelLoadFailed
-from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
+from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement, may_run_on
 from tasks.jobs import JobId, Priority, WorkerId
 from workers.accounting import Accounting
 from workers.clock import Clock
@@ -263,7 +263,7 @@ class WarmPool:
             self._ledger.set_pinned({model.id for model in models.values() if model.is_pinned})
             for resident in self._residents.values():
                 current = self._models.get(resident.model.id)
-                if current is not None and current.loads_like(resident.model):
+                if current is not None and current.loads_like(resident.model) and self._may_run(current):
                     resident.model, resident.outdated_since_s = current, None
                 elif resident.outdated_since_s is None:
                     resident.outdated_since_s = now_s
@@ -361,6 +361,7 @@ class WarmPool:
             )
             for model in dict.fromkeys(self._placement.hold)
             if model in self._models
+            and self._may_run(self._models[model])
             and model not in self._residents
             and model not in self._unreleased
             and not self._failures.is_pausing(model, self._models[model].identity, now_s)
@@ -551,7 +552,9 @@ class WarmPool:
         with self._lock:
             warm = {model: each.model for model, each in self._residents.items()}
         self._costs.keep_only(folder.models)
-        fitted = fit_models(folder.models, self.budget_bytes, lambda model: self._costs.need(model).total_bytes, warm)
+        # A pin to other devices takes no room here.
+        models = [each if self._may_run(each) else replace(each, is_pinned=False) for each in folder.models]
+        fitted = fit_models(models, self.budget_bytes, lambda model: self._costs.need(model).total_bytes, warm)
         for each in fitted.values():
             if each.reduced is not None:
                 log.info("model_reduced", model=each.id, to=each.reduced)
@@ -576,6 +579,9 @@ class WarmPool:
         }
         return [offer, *(offer_of_adapter(each, offer, failure=reasons.get(each.id)) for each in model.adapters)]
 
+    def _may_run(self, model: ModelFile) -> bool:
+        return may_run_on(model.devices, self._device.name)
+
     def _may_retry(self, model: ModelFile) -> bool:
         with self._lock:
             return self._failures.may_retry(model.id, model.identity, self._clock.monotonic_s())
@@ -590,6 +596,8 @@ class WarmPool:
                 return self._refusals[model.id]
             if model.id in self._residents:
                 return None
+        if not self._may_run(model):
+            return f"'{model.id}' may run on {', '.join(model.devices)} only; this worker has {self.device_name}."
         need = self._costs.need(model)
         pinned = sum(each.bytes for each in self._ledger.accounts() if each.is_pinned and each.model != model.id)
         if need.total_bytes <= self.budget_bytes - pinned:

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from app.front import Front, FrontDep
 from app.openapi import NATIVE_ERRORS, OPENAI_ERRORS
 from app.schemas.pool import AskObject, ModelList, ModelObject, model_object
+from tasks.errors import ModelLoadFailed
 
 router = APIRouter()
 
@@ -32,6 +33,7 @@ async def get_model(model_id: str, front: FrontDep) -> ModelObject:
     status_code=202,
     responses=NATIVE_ERRORS,
     summary="Load it ahead of use",
+    description="Refused with the reason when no worker can load it now.",
 )
 async def warm_model(model_id: str, front: FrontDep) -> AskObject:
     return await _ask(front, model_id, "warm")
@@ -50,6 +52,10 @@ async def evict_model(model_id: str, front: FrontDep) -> AskObject:
 
 async def _ask(front: Front, name: str, what: Literal["warm", "evict"]) -> AskObject:
     """A LoRA adapter is warm while its base is: what is asked of it is asked of the base, and the answer says so."""
-    model = (await front.view.snapshot()).catalog.resolve(name).runner_model
+    snapshot = await front.view.snapshot()
+    offer = snapshot.catalog.resolve(name)
+    if what == "warm" and offer.failure is not None and not offer.is_usable:
+        raise ModelLoadFailed(f"'{offer.id}' can't be loaded: {offer.failure}")
+    model = offer.runner_model
     await to_thread.run_sync(front.backend.fleet.ask, model, what)
     return AskObject(model=model, asked=what)

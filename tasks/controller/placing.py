@@ -20,7 +20,7 @@ from tasks.controller.fleet_view import WorkerView, by_id
 from tasks.controller.scene import Scene
 from tasks.controller.value import channel_ms, load_ms
 from tasks.controller.victims import Resident, pick, slack_ms
-from tasks.fleet import ModelOffer, RunnerState
+from tasks.fleet import ModelOffer, RunnerState, may_run_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _can_take(view: WorkerView, model: str, scene: Scene) -> bool:
 
 def _is_open(view: WorkerView, offer: ModelOffer) -> bool:
     is_there = offer.id in view.runners or offer.id in view.hold
-    return not is_there and offer.is_usable and _fits_device(view, offer)
+    return not is_there and offer.is_usable and may_run_on(offer.devices, view.report.device)
 
 
 def say_why_nowhere(model: str, scene: Scene) -> None:
@@ -103,7 +103,7 @@ def say_why_nowhere(model: str, scene: Scene) -> None:
         return scene.say(Action.WAIT, Code.NO_WORKER, model, text)
     if not offering:
         return scene.say(Action.REFUSE, Code.NOT_OFFERED, model, f"No live worker offers '{model}' any more.")
-    allowed = [view for view in offering if _fits_device(view, view.offers[model])]
+    allowed = [view for view in offering if may_run_on(view.offers[model].devices, view.report.device)]
     if not allowed:
         devices = ", ".join(sorted({view.report.device for view in offering}))
         wanted = ", ".join(offering[0].offers[model].devices)
@@ -328,12 +328,6 @@ def _say_does_not_fit(model: str, views: list[WorkerView], scene: Scene) -> None
         "budget_bytes": best.report.budget_bytes,
     }
     scene.say(Action.REFUSE, code, model, text, terms=terms)
-
-
-def _fits_device(view: WorkerView, offer: ModelOffer) -> bool:
-    """`cuda` means any GPU, `cuda:1` the second one. A device's name goes on with a description."""
-    device = view.report.device.partition(" ")[0]
-    return not offer.devices or any(device == each or device.startswith(f"{each}:") for each in offer.devices)
 
 
 def mib(count: int) -> str:

@@ -196,6 +196,23 @@ def test_warm_is_asked_of_the_controller_by_id(client, fake):
     assert client.post("/v1/models/nobody/warm").headers["content-type"] == "application/problem+json"
 
 
+def test_warm_of_a_model_that_can_not_be_loaded_says_why(client, fake):
+    broken = ModelOffer(id="broken", context_length=0, slots=0, bytes=0, load_ms=0, failure="broken.gguf: cut off.")
+    fake.workers = (demo_worker(offers=(broken,)),)
+    reply = client.post("/v1/models/broken/warm").json()
+    assert (reply["code"], reply["detail"]) == ("model_load_failed", "'broken' can't be loaded: broken.gguf: cut off.")
+    assert client.post("/v1/models/broken/evict").status_code == 202
+    assert fake.asked == [("broken", "evict")]
+
+
+def test_warm_of_a_model_whose_load_may_be_tried_again_is_asked_for(client, fake):
+    failed = ModelOffer(
+        id="m", context_length=1, slots=1, bytes=1, load_ms=1, failure="the runner died", may_retry=True
+    )
+    fake.workers = (demo_worker(offers=(failed,)),)
+    assert client.post("/v1/models/m/warm").status_code == 202
+
+
 def test_pool_shows_workers_runners_and_queues(client, fake):
     fake.waiting = (QueueReport(model="demo", depth=3, oldest_age_ms=1500),)
     pool = client.get("/v1/pool").json()

@@ -407,6 +407,30 @@ def test_pin_of_a_warm_model_is_told_of_those_that_no_longer_fit(make_bench: Mak
     assert "held by pinned a" in (bench.failure("b") or "")
 
 
+def test_model_that_may_run_elsewhere_only_leaves_when_it_is_idle_and_says_why(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    slot = take(bench, "a")
+    elsewhere = replace(make_model("a", mib=100), devices=("cuda", "fake:1"))
+    bench.pool.update_models(ModelFolder(models=(elsewhere,)))
+    assert bench.state("a") is RunnerState.READY, "its job goes on"
+    slot.give_back()
+    bench.pool.reconcile()
+    bench.await_gone("a")
+    assert bench.await_failure("a") == "'a' may run on cuda, fake:1 only; this worker has fake."
+    bench.pool.reconcile()
+    assert bench.starter.count("a") == 1, "the placement holds it still, and it may not"
+    bench.pool.update_models(ModelFolder(models=(replace(elsewhere, devices=("fake",)),)))
+    bench.finish_load("a", start=2)
+
+
+def test_model_that_is_pinned_to_other_devices_takes_no_room(make_bench: MakeBench) -> None:
+    pinned = replace(make_model("a", mib=100, pinned=True), devices=("cuda",))
+    bench = make_bench(pinned, make_model("b", mib=100), budget_mib=150)
+    assert bench.failure("b") is None
+    bench.warm("b")
+
+
 def test_runner_that_can_not_be_spawned_is_a_failed_load(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100))
     bench.starter.error = OSError("no more processes")
