@@ -54,7 +54,8 @@ class Names:
         the controller looks at its kind again."""
         kinds = {model.id: model.kind for model in models.values()}
         kinds |= {adapter.id: model.kind for model in models.values() for adapter in model.adapters}
-        for model in (*models.values(), *adapters.values(), *unusable.values()):
+        named: list[ModelFile | AdapterFile | UnusableFile] = [*models.values(), *adapters.values(), *unusable.values()]
+        for model in named:
             if model.fallback is None:
                 continue
             target = self._id_of(model.fallback)
