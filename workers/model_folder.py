@@ -86,28 +86,13 @@ class FolderScanner:
         self._headers = used
         wishes_for_drafts = {key: entry.draft for key, entry in overrides.items()}
         for model_id, reason in add_drafts(models, wishes_for_drafts, adapters.keys()).items():
-            gone = models.pop(model_id)
-            unusable[model_id] = UnusableFile(
-                id=model_id,
-                path=gone.path,
-                file_bytes=gone.file_bytes,
-                reason=f"{gone.path.name}: {reason}",
-                aliases=gone.aliases,
-                fallback=gone.fallback,
-            )
+            unusable[model_id] = _given_up(models.pop(model_id), reason)
         for adapter in sorted(adapters.values(), key=lambda each: each.id):
             if adapter.base in models:
                 models[adapter.base] = _with_adapter(models[adapter.base], adapter)
             else:  # its draft speaks in other tokens
-                unusable[adapter.id] = UnusableFile(
-                    id=adapter.id,
-                    path=adapter.path,
-                    file_bytes=adapter.file_bytes,
-                    reason=f"{adapter.path.name}: its base '{adapter.base}' can't be served",
-                    aliases=adapter.aliases,
-                    fallback=adapter.fallback,
-                )
-                del adapters[adapter.id]
+                reason = f"its base '{adapter.base}' can't be served"
+                unusable[adapter.id] = _given_up(adapters.pop(adapter.id), reason)
         names = Names(models, adapters, unusable)
         return ModelFolder(
             models=tuple(names.settle(models[key]) for key in sorted(models)),
@@ -262,6 +247,17 @@ def _unusable(model_id: str, files: _FileSet, error: Exception, wishes: ModelOve
         reason=f"{files.paths[0].name}: {reason}",
         aliases=tuple(wishes.aliases),
         fallback=wishes.fallback,
+    )
+
+
+def _given_up(model: ModelFile | AdapterFile, reason: str) -> UnusableFile:
+    return UnusableFile(
+        id=model.id,
+        path=model.path,
+        file_bytes=model.file_bytes,
+        reason=f"{model.path.name}: {reason}",
+        aliases=model.aliases,
+        fallback=model.fallback,
     )
 
 

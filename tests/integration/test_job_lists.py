@@ -18,7 +18,7 @@ from tasks.jobs import Job, JobId, JobState, Priority, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.admission_store import AdmissionStore
-from tasks.store.connection import Client, connect
+from tasks.store.connection import Client
 from tasks.store.job_lists import JobLists
 from tasks.store.job_store import JobStore
 from tasks.stream_events import End, Tokens
@@ -26,26 +26,6 @@ from tests.support.front_server import FrontServer
 from tests.support.scripted_worker import ScriptedWorker
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def client(store_settings: StoreSettings) -> Client:
-    return connect(store_settings)
-
-
-@pytest.fixture
-def admissions(client: Client, store_settings: StoreSettings) -> AdmissionStore:
-    return AdmissionStore(client, store_settings)
-
-
-@pytest.fixture
-def jobs(client: Client, store_settings: StoreSettings) -> JobStore:
-    return JobStore(client, store_settings)
-
-
-@pytest.fixture
-def lists(client: Client) -> JobLists:
-    return JobLists(client)
 
 
 @pytest.fixture

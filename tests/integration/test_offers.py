@@ -6,17 +6,11 @@ import pytest
 
 from tasks.fleet import ModelOffer, WorkerReport
 from tasks.jobs import WorkerId
-from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import Client, connect
+from tasks.store.connection import Client
 from tasks.store.fleet_store import FleetStore
 
 MINUTE_MS = 60_000
-
-
-@pytest.fixture
-def client(store_settings: StoreSettings) -> Client:
-    return connect(store_settings)
 
 
 @pytest.fixture

@@ -35,26 +35,6 @@ def request(text: str = "hello", seed: int = 1) -> GenerationRequest:
 
 
 @pytest.fixture
-def client(store_settings: StoreSettings) -> Client:
-    return connect(store_settings)
-
-
-@pytest.fixture
-def lists(client: Client) -> JobLists:
-    return JobLists(client)
-
-
-@pytest.fixture
-def admissions(client: Client, store_settings: StoreSettings) -> AdmissionStore:
-    return AdmissionStore(client, store_settings)
-
-
-@pytest.fixture
-def jobs(client: Client, store_settings: StoreSettings) -> JobStore:
-    return JobStore(client, store_settings)
-
-
-@pytest.fixture
 def leases(client: Client, store_settings: StoreSettings) -> LeaseStore:
     return LeaseStore(client, store_settings)
 

@@ -24,7 +24,7 @@ from tasks.jobs import JobError, JobId, JobState
 from tasks.settings import StoreSettings
 from tasks.store import keys, outbox_store
 from tasks.store.batch_store import BatchStore
-from tasks.store.connection import Client, connect
+from tasks.store.connection import Client
 from tasks.store.job_store import JobStore
 from tasks.store.outbox_store import OutboxStore
 from tasks.webhooks import Delivered, NotDelivered
@@ -61,11 +61,6 @@ def http(store_settings: StoreSettings, worker: ScriptedWorker) -> Iterator[http
 def receiver() -> Iterator[WebhookReceiver]:
     with WebhookReceiver() as receiver:
         yield receiver
-
-
-@pytest.fixture
-def client(store_settings: StoreSettings) -> Client:
-    return connect(store_settings)
 
 
 def submit(http: httpx2.Client, url: str, **fields) -> str:

@@ -54,6 +54,15 @@ class Changes:
             assert self._condition.wait_for(predicate, timeout_s), "it did not happen in time"
 
 
+class Told(list[ToRunner]):
+    """What a runner was told."""
+
+    @property
+    def cancelled(self) -> list[int]:
+        """Keys of the flights that it is to end."""
+        return [message.key for message in self if isinstance(message, Cancel)]
+
+
 class ScriptedLink:
     """The other end of a RunnerLink. Obeys Shutdown and Cancel unless it is deaf; all else is said by the test."""
 

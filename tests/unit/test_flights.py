@@ -8,7 +8,7 @@ import pytest
 
 from tasks.jobs import JobId, Priority
 from tasks.ports import Cancelled, Lost, Outcome, Parked
-from tests.support.scripted_runner import PATIENCE_S, ManualClock, make_attempt
+from tests.support.scripted_runner import PATIENCE_S, ManualClock, Told, make_attempt
 from workers.flight import Ending, Flight
 from workers.flights import Flights
 from workers.messages import Cancel, Generate, ToRunner
@@ -17,7 +17,7 @@ from workers.messages import Cancel, Generate, ToRunner
 class Bench:
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.told: list[ToRunner] = []
+        self.told = Told()
         self.refusal: Outcome | None = None
         self.flights = Flights(model="m", clock=self.clock.clock(), tell=self.told.append)
 
@@ -29,10 +29,6 @@ class Bench:
         flight = self.try_to_begin(job_id, **fields)
         assert isinstance(flight, Flight)
         return flight
-
-    @property
-    def cancelled(self) -> list[int]:
-        return [message.key for message in self.told if isinstance(message, Cancel)]
 
 
 @pytest.fixture
@@ -71,7 +67,7 @@ def test_attempt_past_its_deadline_is_expired_with_the_text_that_it_had(bench: B
 def test_parking_asks_those_that_are_there_and_keeps_out_those_that_come(bench: Bench) -> None:
     flight = bench.begin("job_1")
     bench.flights.park_all()
-    assert bench.cancelled == [flight.key]
+    assert bench.told.cancelled == [flight.key]
     assert bench.try_to_begin("job_2") == Parked()
     assert bench.flights.all() == [flight]
 
@@ -81,7 +77,7 @@ def test_higher_attempt_of_a_job_displaces_the_lower_one_alone(bench: Bench) -> 
     bench.begin("job_1", number=2)
     assert older.wait() == Lost()
     assert not other.is_resolved
-    assert bench.cancelled == [older.key]
+    assert bench.told.cancelled == [older.key]
     assert bench.flights.of_key(older.key) is older  # its slot comes back with its Done
 
 
@@ -98,17 +94,17 @@ def test_cancel_finds_every_attempt_of_the_job_and_tells_the_runner_once(bench: 
     assert bench.flights.cancel(JobId("job_1"))
     assert bench.flights.cancel(JobId("job_1"))
     assert not bench.flights.cancel(JobId("job_9"))
-    assert bench.cancelled == [flight.key]
+    assert bench.told.cancelled == [flight.key]
 
 
 def test_only_those_past_their_deadline_are_expired(bench: Bench) -> None:
     now_ms = bench.clock.clock().now_ms()
     late, later = bench.begin("job_1", deadline_ms=now_ms + 500), bench.begin("job_2", deadline_ms=now_ms + 5000)
     bench.flights.expire()
-    assert bench.cancelled == []
+    assert bench.told.cancelled == []
     bench.clock.advance(1)
     bench.flights.expire()
-    assert bench.cancelled == [late.key]
+    assert bench.told.cancelled == [late.key]
     assert later.ask_to_end(Ending.CANCEL)
 
 

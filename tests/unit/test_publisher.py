@@ -9,10 +9,10 @@ import pytest
 from tasks.jobs import Priority
 from tasks.ports import Failed, Lost
 from tasks.store.verdict import Verdict
-from tests.support.scripted_runner import ManualClock, MemorySink, make_attempt
+from tests.support.scripted_runner import ManualClock, MemorySink, Told, make_attempt
 from workers.flight import Flight
 from workers.flights import Flights
-from workers.messages import Cancel, TokenOut, ToRunner
+from workers.messages import TokenOut
 from workers.publisher import FIRST_RETRY_S, LAST_RETRY_S, Publisher
 
 PATIENCE_S = 5.0
@@ -37,7 +37,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.sink = MemorySink()
-        self.told: list[ToRunner] = []
+        self.told = Told()
         self.flights = Flights(model="m", clock=self.clock.clock(), tell=self.told.append)
         self.pauses = Pauses(self.clock)
         self.publisher = Publisher(
@@ -58,10 +58,6 @@ class Bench:
     def put_out(self, flight: Flight, *texts: str) -> None:
         for text in texts:
             flight.add(TokenOut(flight.key, text, (1,)))
-
-    @property
-    def cancelled(self) -> list[int]:
-        return [message.key for message in self.told if isinstance(message, Cancel)]
 
 
 @pytest.fixture
@@ -93,7 +89,7 @@ def test_flight_that_the_store_wants_cancelled_is_told_once_and_goes_on_until_it
     bench.publisher.publish(ended=set())
     bench.put_out(flight, "b")
     bench.publisher.publish(ended=set())
-    assert bench.cancelled == [flight.key]
+    assert bench.told.cancelled == [flight.key]
     assert not flight.is_resolved
     assert bench.sink.text_of("job_1") == "ab"
 
@@ -103,7 +99,7 @@ def test_lost_flight_is_resolved_at_once_and_alone(bench: Bench) -> None:
     bench.sink.verdicts["job_1"] = Verdict.LOST
     bench.publisher.publish(ended=set())
     assert lost.wait() == Lost()
-    assert bench.cancelled == [lost.key]
+    assert bench.told.cancelled == [lost.key]
     bench.put_out(lost, "b")
     bench.put_out(other, "y")
     bench.publisher.publish(ended=set())
@@ -129,7 +125,7 @@ def test_long_outage_makes_what_was_to_be_published_retryable_and_nothing_else(b
     assert isinstance(outcome, Failed)
     assert (outcome.error.code, outcome.is_retryable) == ("store_unavailable", True)
     assert not silent.is_resolved
-    assert bench.cancelled == [speaking.key]
+    assert bench.told.cancelled == [speaking.key]
     assert max(bench.pauses.seconds) == LAST_RETRY_S
     assert PATIENCE_S <= sum(bench.pauses.seconds) < PATIENCE_S + LAST_RETRY_S
 

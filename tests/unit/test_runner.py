@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-
-import pytest
 
 from tasks.fleet import RunnerState
 from tasks.jobs import JobError, JobId, Priority
@@ -16,19 +13,6 @@ from tasks.stream_events import Tokens
 from tests.support.runner_bench import RunnerBench
 from tests.support.scripted_runner import Running, make_attempt
 from workers.messages import Cancel, Done, LoadProgress, Rejected, Step, TokenOut
-
-
-@pytest.fixture
-def bench() -> Iterator[RunnerBench]:
-    bench = RunnerBench()
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def ready(bench: RunnerBench) -> RunnerBench:
-    bench.open()
-    return bench
 
 
 def test_runner_is_ready_only_when_its_owner_opens_it(bench: RunnerBench) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,19 +13,6 @@ from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.runner_bench import RunnerBench
 from tests.support.scripted_runner import make_attempt
 from workers.messages import LoadFailed, Shutdown, TokenOut
-
-
-@pytest.fixture
-def bench() -> Iterator[RunnerBench]:
-    bench = RunnerBench()
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def ready(bench: RunnerBench) -> RunnerBench:
-    bench.open()
-    return bench
 
 
 def test_parking_stops_all_sequences_and_keeps_their_tokens(ready: RunnerBench) -> None:
