@@ -20,6 +20,7 @@ from typing import BinaryIO
 from workers.gguf_types import BLOCKS, FILE_TYPES
 
 MAGIC = b"GGUF"
+VOCABULARY = "tokenizer.ggml.tokens"
 SUPPORTED_VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 256 * 1024**2  # a vocabulary of a million long tokens with its merges stays below 64 MiB
 MAX_METADATA = 65_536  # real files have below a hundred entries
@@ -27,6 +28,7 @@ MAX_TENSORS = 1_000_000
 MAX_KEY_BYTES = 65_535  # the specification's own bound
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_KEPT_ARRAY = 1024  # longer arrays (vocabularies) are stepped over; only their length is kept
+MAX_VOCABULARY = 4_000_000  # real ones have up to 260 000 tokens
 MAX_KEPT_STRING = 65_536  # longer strings (chat templates) are cut
 DEFAULT_ALIGNMENT = 32
 
@@ -80,7 +82,7 @@ class GgufHeader:
 
     @property
     def vocabulary_size(self) -> int:
-        return self.array_lengths.get("tokenizer.ggml.tokens") or self.model_number("vocab_size", 0)
+        return self.array_lengths.get(VOCABULARY) or self.model_number("vocab_size", 0)
 
     def text(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -168,13 +170,30 @@ class _HeaderReader:
         smallest = 8 if kind == _STRING else _SCALARS[kind].size
         length = self._count(f"elements of {key[:80]!r}", self._end, smallest=smallest)
         self._array_lengths[key] = length
-        if length <= MAX_KEPT_ARRAY:
+        if key == VOCABULARY and kind == _STRING:
+            self._read_vocabulary(length)
+        elif length <= MAX_KEPT_ARRAY:
             self._metadata[key] = tuple(self._element(kind, key) for _ in range(length))
         elif kind == _STRING:
             for _ in range(length):
                 self._skip(self._u64(), key)
         else:
             self._skip(length * smallest, key)
+
+    def _read_vocabulary(self, length: int) -> None:
+        """Refuses a token that occurs twice, on which llama.cpp aborts its process; empty ones it tells apart."""
+        if length > MAX_VOCABULARY:
+            raise BrokenModelFile(f"it claims {length} tokens in its vocabulary; at most {MAX_VOCABULARY}")
+        tokens = [self._bytes(self._u64()) for _ in range(length)]
+        seen = set()
+        for number, token in enumerate(tokens):
+            if token in seen:
+                raise BrokenModelFile(f"its vocabulary has the token {token[:80]!r} twice, the second time as {number}")
+            if token:
+                seen.add(token)
+        if length <= MAX_KEPT_ARRAY:
+            kept = (token.decode("utf-8", errors="replace")[:MAX_KEPT_STRING] for token in tokens)
+            self._metadata[VOCABULARY] = tuple(kept)
 
     def _element(self, kind: int, key: str) -> Scalar:
         if kind == _STRING:

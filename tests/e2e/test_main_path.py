@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import openai
 import pytest
 
+from tests.support.gguf_bytes import string
 from tests.support.stack import DEMO_MODELS, Api, Stack, wait_until
+from workers.gguf_header import VOCABULARY, read_header
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +39,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     whole = (models / f"{Q8}.gguf").read_bytes()
     (models / "truncated.gguf").write_bytes(whole[: len(whole) // 2])
     (models / "no-gguf.gguf").write_bytes(b"this is no model")
+    tokens = cast("tuple[str, ...]", read_header(models / f"{Q8}.gguf").metadata[VOCABULARY])
+    one, other, *_ = [token for token in tokens if len(token.encode()) == 4]  # llama.cpp aborts on twins
+    (models / "twins.gguf").write_bytes(whole.replace(string(one), string(other), 1))
     with Stack(tmp_path_factory.mktemp("home"), models) as stack:
         yield stack
 
@@ -95,8 +101,9 @@ def test_cut_stream_resumes_byte_identical(api: Api, cut_after: int) -> None:
 
 def test_broken_models_are_shown_with_their_reason_and_the_others_serve(api: Api, client: openai.OpenAI) -> None:
     models = {model["id"]: model["keepwarm"] for model in api.http.get("/v1/models").json()["data"]}
-    assert {name for name, card in models.items() if card["state"] == "failed"} == {"truncated", "no-gguf"}
+    assert {name for name, card in models.items() if card["state"] == "failed"} == {"truncated", "no-gguf", "twins"}
     assert models["truncated"]["reason"]
+    assert "twice" in models["twins"]["reason"]
     with pytest.raises(openai.APIStatusError) as failure:
         ask(client, "hello", model="no-gguf")
     assert failure.value.status_code == 503

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.gguf_bytes import LLAMA, ONE_TENSOR, gguf_bytes, string
-from workers.gguf_header import MAX_KEPT_ARRAY, BrokenModelFile, GgufHeader, read_header
+from workers.gguf_header import MAX_KEPT_ARRAY, VOCABULARY, BrokenModelFile, GgufHeader, read_header
 
 
 @pytest.fixture
@@ -99,6 +99,8 @@ def test_file_of_the_gguf_package_is_read_alike(tmp_path: Path) -> None:
         (gguf_bytes(tensors=(("w", (33,), 8),)), "whole blocks of 32"),
         (gguf_bytes(data=b"\0" * 100), "cut off: its tensors end"),
         (gguf_bytes({**LLAMA, "general.alignment": 0}), "general.alignment"),
+        (gguf_bytes({**LLAMA, VOCABULARY: ["a", "", "", "b", "a"]}), "the token b'a' twice, the second time as 4"),
+        (gguf_bytes({**LLAMA, VOCABULARY: [f"t{n % 2000}" for n in range(2001)]}), "the second time as 2000"),
     ],
 )
 def test_broken_file_is_refused_with_a_reason(parse, content: bytes, reason: str) -> None:
