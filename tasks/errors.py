@@ -460,12 +460,13 @@ class RunnerError(KeepwarmError):
 
 
 class RunnerCrashed(RunnerError):
-    """The runner process is gone; `exit_code` is negative for a signal."""
+    """The runner process is gone; `exit_code` is negative for a signal. `reason`: its own last words."""
 
     code = "runner_crashed"
 
-    def __init__(self, model: str, exit_code: int | None) -> None:
-        super().__init__(f"The runner of '{model}' died (exit code {exit_code}).")
+    def __init__(self, model: str, exit_code: int | None, reason: str = "") -> None:
+        happened = f"broke down: {reason}" if reason else f"died (exit code {exit_code})."
+        super().__init__(f"The runner of '{model}' {happened}")
         self.exit_code = exit_code
 
 

@@ -74,6 +74,7 @@ class RunnerReader:
         self._answered = threading.Event()  # the first output came, or it never will
         self.ready: Ready | None = None
         self.failure: KeepwarmError | None = None  # why it crashed or did not load
+        self._last_words = ""  # the runner's own, before it ended
         self._thread = threading.Thread(target=self._read, name=f"runner-{model}", daemon=True)
 
     def start(self) -> None:
@@ -144,6 +145,7 @@ class RunnerReader:
                 self.failure = ModelLoadFailed(f"'{self._model}' can't be loaded: {reason}")
             case Fatal(reason=reason):
                 log.error("runner_fatal", model=self._model, pid=self._link.pid, reason=reason)
+                self._last_words = reason
             case _:
                 assert_never(message)
 
@@ -190,7 +192,9 @@ class RunnerReader:
             exit_code = self._link.wait_exit(EXIT_PATIENCE_S)
         is_wanted = self._lifecycle.stop_wanted.is_set() and self.failure is None
         if not is_wanted and self.failure is None:
-            self.failure = self._watchdog.cause_of_death(exit_code, is_loaded=self.ready is not None)
+            self.failure = self._watchdog.cause_of_death(
+                exit_code, is_loaded=self.ready is not None, last_words=self._last_words
+            )
         self._lifecycle.end(RunnerState.STOPPED if is_wanted else RunnerState.CRASHED)  # its reason is there by now
         error = self.failure or RunnerCrashed(self._model, exit_code)
         log.info("runner_gone", model=self._model, pid=self._link.pid, state=self._lifecycle.state, exit_code=exit_code)

@@ -68,10 +68,11 @@ class Watchdog:
         silent_s = min(silent_s, now_s - busy_since_s)
         return RunnerStalled(self._model, silent_s) if silent_s > self._stall_s else None
 
-    def cause_of_death(self, exit_code: int | None, *, is_loaded: bool) -> KeepwarmError:
-        """Why it died when nobody wanted it to. `exit_code`: negative for a signal, None when it did not even die."""
+    def cause_of_death(self, exit_code: int | None, *, is_loaded: bool, last_words: str = "") -> KeepwarmError:
+        """Why it died when nobody wanted it to. `exit_code`: negative for a signal, None when it did not even die;
+        `last_words`: what it said of it itself."""
         if exit_code == -signal.SIGKILL and self._oom_kills() > self._oom_kills_before:
             return RunnerOutOfMemory(self._model)
         if is_loaded:
-            return RunnerCrashed(self._model, exit_code)
+            return RunnerCrashed(self._model, exit_code, last_words)
         return ModelLoadBroken(f"'{self._model}' can't be loaded: its runner died (exit code {exit_code}).")

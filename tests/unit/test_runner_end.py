@@ -12,7 +12,7 @@ from tasks.jobs import JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.runner_bench import RunnerBench
 from tests.support.scripted_runner import make_attempt
-from workers.messages import LoadFailed, Shutdown, TokenOut
+from workers.messages import Fatal, LoadFailed, Shutdown, TokenOut
 
 
 def test_parking_stops_all_sequences_and_keeps_their_tokens(ready: RunnerBench) -> None:
@@ -51,6 +51,16 @@ def test_crash_makes_every_attempt_retryable_at_once(ready: RunnerBench) -> None
         assert "-11" in outcome.error.message
     assert ready.runner.state is RunnerState.CRASHED
     assert ready.runner.in_flight == 0
+
+
+def test_last_words_of_a_runner_are_the_reason_that_is_told(ready: RunnerBench) -> None:
+    running, _ = ready.run()
+    ready.link.say(Fatal("The model produced NaN."))
+    ready.link.exit(4)
+    outcome = running.outcome()
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.is_retryable) == ("runner_crashed", True)
+    assert outcome.error.message == "The runner of 'm' broke down: The model produced NaN."
 
 
 def test_kill_by_the_kernel_for_want_of_memory_is_told_as_such(ready: RunnerBench) -> None:
