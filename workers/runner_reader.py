@@ -142,7 +142,7 @@ class RunnerReader:
                 self.ready = message
                 self._loaded.set()
             case LoadFailed(reason=reason):
-                self.failure = ModelLoadFailed(f"'{self._model}' can't be loaded: {reason}")
+                self.failure = ModelLoadFailed(reason)
             case Fatal(reason=reason):
                 log.error("runner_fatal", model=self._model, pid=self._link.pid, reason=reason)
                 self._last_words = reason

@@ -418,7 +418,7 @@ class WarmPool:
             self._record_failure(resident, error)
         except Exception as error:
             log.exception("keeper_failed", model=resident.model.id)
-            self._record_failure(resident, ModelLoadFailed(f"'{resident.model.id}' can't be loaded: {error}"))
+            self._record_failure(resident, ModelLoadFailed(str(error)))
         finally:
             self._forget(resident)
 

@@ -60,9 +60,7 @@ class Watchdog:
         if not is_loaded:
             if silent_s <= self._load_stall_s:
                 return None
-            return ModelLoadFailed(
-                f"'{self._model}' can't be loaded: no progress for {silent_s:.0f} s at {self._progress:.0%}."
-            )
+            return ModelLoadFailed(f"no progress for {silent_s:.0f} s at {self._progress:.0%}")
         if busy_since_s is None:
             return None
         silent_s = min(silent_s, now_s - busy_since_s)
@@ -75,4 +73,4 @@ class Watchdog:
             return RunnerOutOfMemory(self._model)
         if is_loaded:
             return RunnerCrashed(self._model, exit_code, last_words)
-        return ModelLoadBroken(f"'{self._model}' can't be loaded: its runner died (exit code {exit_code}).")
+        return ModelLoadBroken(f"its runner died (exit code {exit_code})")
