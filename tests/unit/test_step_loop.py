@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from workers.engine.fake_behaviour import FakeBehaviour
 from workers.engine.parked_states import ParkedStates
 from workers.engine.sampling import Floats
 from workers.engine.scheduler import PrefillPace
+from workers.engine.slots import COMPUTED_PER_MOVED, WORTH_MOVING
 from workers.engine.step_loop import StepLoop
 from workers.messages import Generate
 
@@ -607,3 +608,30 @@ def test_prefix_is_saved_although_a_longer_one_that_can_not_be_cut_runs():
     add(loop, 4, prefix + " and more", max_tokens=1)
     run_loop(loop, heard)
     assert backend.restores == 1
+
+
+texts = st.text("ab", max_size=40).map(lambda end: SYSTEM[:18] + end)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(texts, st.sampled_from(["", "formal"])), max_size=12), texts, st.booleans())
+def test_the_parked_state_that_saves_most_is_found_among_many_that_begin_alike(parked, prompt, cuts_tails):
+    backend = WatchedBackend(1, cuts_tails=cuts_tails)
+    loop = loop_of(backend)
+    for text, adapter in parked:
+        tokens = list(text.encode())
+        loop._slots._parked.put(tokens, FakeState(tokens, tokens), adapter)
+    wanted = request(prompt)
+    sequence = loop.sequence(Generate(key=1, request=wanted, adapter="formal"), tuple(prompt.encode()))
+
+    def saved_by(entry) -> float:
+        pairs = zip(entry.tokens, sequence.tokens[:-1], strict=False)
+        length = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        is_usable = entry.adapter == "formal" and length >= WORTH_MOVING
+        if not is_usable or not (cuts_tails or length == len(entry.tokens)):
+            return 0.0
+        return length - len(entry.tokens) / COMPUTED_PER_MOVED
+
+    found = loop._slots._best_source(sequence)
+    assert found.saves == max(map(saved_by, loop._slots._parked), default=0.0)
+    assert found.saves == (saved_by(found.parked) if found.parked else 0.0)

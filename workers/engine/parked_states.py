@@ -36,7 +36,12 @@ class ParkedStates:
 
     def contains(self, held: list[int], tokens: list[int]) -> bool:
         """Whether a state of `held` can serve whoever wants a state of `tokens` under the same adapter."""
-        return held[: len(tokens)] == tokens if self._cuts_tails else held == tokens
+        if not self._cuts_tails:
+            return held == tokens
+        size = len(tokens)
+        if size and (size > len(held) or held[size - 1] != tokens[size - 1]):
+            return False  # seen at a glance, and there may be hundreds of states to ask this of
+        return held[:size] == tokens
 
     def put(self, tokens: list[int], state: State, adapter: str = "") -> None:
         """Keep it, in place of all that it contains; the least recently used entries make room.

@@ -112,21 +112,28 @@ class Slots:
         ]
         if not prefilling or not self._backend.cuts_tails:  # without cuts its state would fit at one moment only
             return None
-        best, at_once = None, self._best_source(sequence).saves
+        best: tuple[Sequence, int] | None = None
+        at_once: float | None = None  # what is saved without waiting; hardly ever asked for
         for other in prefilling:
             length = self._usable(other.tokens, sequence.tokens)
             saves = self._copy_saves(length, len(other.tokens))
-            if length > other.decoded and saves >= at_once + WORTH_MOVING:
+            if length <= other.decoded or saves < WORTH_MOVING:
+                continue
+            if at_once is None:
+                at_once = max(0.0, self._best_source(sequence).saves)
+            if saves >= at_once + WORTH_MOVING:
                 best, at_once = (other, length), saves
         return best
 
     # ---- sources
 
     def _best_source(self, sequence: Sequence) -> Source:
-        return max(self._sources(sequence.tokens, sequence.adapter), key=lambda source: source.saves, default=NOWHERE)
+        tokens, adapter = sequence.tokens, sequence.adapter
+        in_slots = max(self._slot_sources(tokens, adapter), key=lambda source: source.saves, default=NOWHERE)
+        return self._better_parked(tokens, adapter, in_slots)
 
-    def _sources(self, tokens: list[int], adapter: str) -> Iterator[Source]:
-        """All that are better than starting from nothing."""
+    def _slot_sources(self, tokens: list[int], adapter: str) -> Iterator[Source]:
+        """All slots that are better than starting from nothing."""
         has_choice = len(self.free) > 1
         for slot in self._free_of(adapter):
             held = self._held[slot]
@@ -141,10 +148,24 @@ class Slots:
             length = self._usable(other.tokens[: other.decoded], tokens)
             if (saves := self._copy_saves(length, other.decoded)) > 0:
                 yield Source(length, saves, other.slot)
-        for entry in self._parked_of(adapter):
-            length = self._usable(entry.tokens, tokens)
-            if length >= WORTH_MOVING and (saves := length - len(entry.tokens) / COMPUTED_PER_MOVED) > 0:
-                yield Source(length, saves, parked=entry)
+
+    def _better_parked(self, tokens: list[int], adapter: str, best: Source) -> Source:
+        """What lies in memory and saves most, if that is more than `best` does.
+
+        Of a small model there are hundreds of states, most of which begin alike, with the chat template: so first a
+        glance at the last of the tokens that would have to agree."""
+        for entry in self._parked:
+            held = entry.tokens
+            moving = len(held) / COMPUTED_PER_MOVED
+            needed = max(WORTH_MOVING, int(best.saves + moving) + 1)
+            if needed > len(held) or needed >= len(tokens) or held[needed - 1] != tokens[needed - 1]:
+                continue
+            if entry.adapter != adapter or held[:needed] != tokens[:needed]:
+                continue
+            length = self._usable(held, tokens)
+            if length and (saves := length - moving) > best.saves:
+                best = Source(length, saves, parked=entry)
+        return best
 
     def _free_of(self, adapter: str) -> list[int]:
         return [slot for slot in self.free if self._adapter[slot] == adapter]
