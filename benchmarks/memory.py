@@ -82,7 +82,10 @@ def examine(model: ModelFile) -> Finding:
             loaded = runner.wait_loaded()
             runner.open()
             mapping = ModelMapping(
-                paths=(model.path,), weight_bytes=loaded.weight_bytes, copied_bytes=loaded.copied_weight_bytes
+                paths=(model.path,),
+                weight_bytes=loaded.weight_bytes,
+                copied_bytes=loaded.copied_weight_bytes,
+                untouched=loaded.untouched,
             )
             ready = device.runner_bytes(runner.pid, mapping)
             _work_in_every_slot(runner, model)

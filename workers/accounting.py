@@ -73,5 +73,6 @@ class Accounting:
             paths=(model.path, *((model.draft.path,) if model.draft else ())),
             weight_bytes=ready.weight_bytes,
             copied_bytes=ready.copied_weight_bytes,
+            untouched=ready.untouched,
         )
         return self._device.runner_bytes(runner.pid, mapping)

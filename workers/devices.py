@@ -19,6 +19,8 @@ import structlog
 
 from tasks.errors import InvalidSetting
 from workers import memory_groups
+from workers.messages import AddressRange
+from workers.page_map import untouched_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +35,12 @@ _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMapping:
-    """How a runner got at its weights."""
+    """How a runner got at its weights, and where it will take memory that it has been promised."""
 
     paths: tuple[Path, ...]
     weight_bytes: int
     copied_bytes: int = 0  # weights that were copied out of the mapping, into buffers of their own
+    untouched: tuple[AddressRange, ...] = ()  # as in `workers.messages.Ready`
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +150,9 @@ class CpuDevice:
         return available if left is None else min(available, left)
 
     def runner_bytes(self, pid: int, mapping: ModelMapping) -> int | None:
-        """Private bytes plus the weights once when they are memory-mapped. Weights that llama.cpp repacked into
-        buffers of its own are not counted in the mapping again: nothing reads those pages any more.
+        """Private bytes, and those that it will have when it writes to all of its context, plus the weights once when
+        they are memory-mapped. Weights that llama.cpp repacked into buffers of its own are not counted in the mapping
+        again: nothing reads those pages any more.
 
         Resident size would count the mapped pages too, which the kernel drops under pressure and which every
         process that maps the file shares: as a budget it means nothing.
@@ -156,7 +160,9 @@ class CpuDevice:
         if sys.platform != "linux":
             return self._portable_runner_bytes(pid, mapping)
         try:
-            return self._private_bytes(pid) + max(0, self._mapped_bytes(pid, mapping) - mapping.copied_bytes)
+            untouched = untouched_bytes(self._proc, pid, mapping.untouched) if mapping.untouched else 0
+            weights = max(0, self._mapped_bytes(pid, mapping) - mapping.copied_bytes)
+            return self._private_bytes(pid) + untouched + weights
         except (OSError, ValueError):
             return None  # gone, or not ours
 

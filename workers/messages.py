@@ -59,6 +59,9 @@ class LoadProgress(msgspec.Struct, frozen=True, tag=True):
     fraction: float
 
 
+AddressRange = tuple[int, int]  # start and end
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The model is warm."""
 
@@ -69,6 +72,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_bytes: int
     compute_bytes: int
     copied_weight_bytes: int = 0  # of the weights, what is not used from the mapped file but from a copy in main memory
+    untouched: tuple[AddressRange, ...] = ()  # main memory that is taken page by page when it is first written to
     adapter_bytes: int = 0  # of the LoRA adapters beside the weights
     broken_adapters: dict[str, str] = {}  # those that could not be loaded, with the reason
 

@@ -3,8 +3,8 @@
 Counted is private memory: repacked weights, KV caches, buffers. What a process only maps of a model's file belongs to
 the page cache, which gives it back under pressure.
 
-For Keepwarm the ledger of its worker is held against that, with the weights that a runner works from in the mapping
-added: those that were not repacked into private memory."""
+For Keepwarm the ledger of its worker is held against that, with two things added: the weights that a runner works from
+in the mapping (those that were not repacked into private memory), and what its large buffers have not taken yet."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ import httpx2
 import msgspec
 import psutil
 
+from workers.page_map import untouched_bytes
+
 LOOK_S = 0.5
 LEDGER_LOOK_S = 2.0  # it costs the front a request
+LARGE_BYTES = 16 * 1024**2  # of a buffer; the stack of a thread has 8 MiB
 # Blocks that llama.cpp's CPU backend on x86 lays out anew when it loads (ggml-cpu/repack.cpp).
 REPACKED = {"Q4_0", "Q4_K", "Q2_K", "IQ4_NL"}
 
@@ -105,7 +108,8 @@ class MemoryWatch:
                 weights = self._weights[path]
                 is_repacked = private >= weights.repacked_bytes
                 accounted += ledger[process.pid]
-                measured += private + weights.all_bytes - (weights.repacked_bytes if is_repacked else 0)
+                measured += private + _yet_to_come_bytes(process)
+                measured += weights.all_bytes - (weights.repacked_bytes if is_repacked else 0)
         if measured:
             self._errors.append(accounted / measured - 1)
 
@@ -132,4 +136,16 @@ def _private_bytes(process: psutil.Process) -> int:
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
+    return 0
+
+
+def _yet_to_come_bytes(process: psutil.Process) -> int:
+    """Of large private buffers, what is reserved and was never written to."""
+    proc = Path("/proc")
+    with contextlib.suppress(OSError):
+        maps = (proc / str(process.pid) / "maps").read_text(errors="replace")
+        columns = [line.split(maxsplit=5) for line in maps.splitlines()]
+        ranges = [each[0].split("-") for each in columns if len(each) == 5 and each[1] == "rw-p"]
+        buffers = [(int(start, 16), int(end, 16)) for start, end in ranges]
+        return untouched_bytes(proc, process.pid, [each for each in buffers if each[1] - each[0] >= LARGE_BYTES])
     return 0

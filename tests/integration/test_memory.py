@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.support.generating import request, run_one
 from tests.support.stack import DEMO_MODELS
 from tests.support.tiny_encoder import write_tiny_encoder
 from workers.devices import CpuDevice
 from workers.dry_runs import dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.kv_types import STEADY
+from workers.engine.llama_cpp import LlamaEngine
 from workers.estimate import KV_ELEMENT_BYTES
 from workers.model_files import ModelFile
 from workers.model_folder import FolderScanner
 from workers.needs import formula_need
+from workers.page_map import untouched_bytes
 
 pytestmark = pytest.mark.integration
 
@@ -61,3 +66,18 @@ def test_a_dry_run_of_a_file_that_is_no_model_says_nothing(tmp_path: Path) -> No
     (tmp_path / "m.gguf").write_bytes(b"GGUF but nothing else")
     broken = EngineConfig(model_path=tmp_path / "m.gguf", context_length=512, slots=1, threads=1)
     assert dry_run(broken) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing about single pages")
+def test_a_context_takes_its_memory_when_it_is_filled() -> None:
+    (model, *_) = FolderScanner(DEMO_MODELS, default_slots=4).scan().models
+    engine = LlamaEngine(config(replace(model, context_length=4096), STEADY))
+    ready = engine.load(lambda fraction: None)
+    try:
+        fresh = untouched_bytes(Path("/proc"), os.getpid(), ready.untouched)
+        run_one(engine, request("word " * 1000, max_tokens=4, ignore_eos=True))
+        used = untouched_bytes(Path("/proc"), os.getpid(), ready.untouched)
+    finally:
+        engine.close()
+    assert fresh > 0.9 * ready.kv_bytes
+    assert 0.05 * ready.kv_bytes < fresh - used < 0.5 * ready.kv_bytes  # of one of four slots a quarter or more

@@ -18,6 +18,7 @@ from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_memory import cuts_any_tail
 from workers.engine.llama_model import LlamaModel, load_model
 from workers.engine.turnstile import loading
+from workers.engine.untouched import zeros_given_back
 from workers.messages import Ready
 
 _FIRST_COMPARED = 5  # those before are control tokens, which families name as they like; llama.cpp begins here too
@@ -42,11 +43,13 @@ class LlamaDraft:
             self._model = load_model(config, log)
             try:
                 check_draft(self._model, large, draft)
-                context = LlamaContext(self._model, config, log, turn=turn)
+                with zeros_given_back(config.gpu_layers == 0) as untouched:
+                    context = LlamaContext(self._model, config, log, turn=turn)
             except ModelLoadFailed:
                 self._model.close()
                 raise
         self._context = context
+        self._untouched = tuple(untouched)
         self.model = DraftModel(
             context,
             slots=config.slots,
@@ -69,6 +72,7 @@ class LlamaDraft:
             kv_bytes=ready.kv_bytes + buffers["KV"] + buffers["RS"],
             compute_bytes=ready.compute_bytes + buffers["compute"] + buffers["output"],
             copied_weight_bytes=ready.copied_weight_bytes + self._copied,
+            untouched=ready.untouched + self._untouched,
         )
 
     def close(self) -> None:

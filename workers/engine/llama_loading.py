@@ -14,6 +14,7 @@ from workers.engine.llama_adapters import LlamaAdapters, load_adapters
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel, check_file, load_model
 from workers.engine.turnstile import loading
+from workers.engine.untouched import zeros_given_back
 from workers.messages import READ_SHARE, Ready
 from workers.page_cache import is_cached, read_through
 
@@ -35,7 +36,8 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: U
     with loading(config.turns_path if shares_cores else None):
         model = load_model(config, log, progress=rest)
         adapters = load_adapters(model, config.adapters, log)
-        other_bytes = use(model, adapters)
+        with zeros_given_back(shares_cores) as untouched:
+            other_bytes = use(model, adapters)
     buffers, copied = log.buffer_bytes(), log.copied_weight_bytes()
     log.forget()
     return Ready(
@@ -46,6 +48,7 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: U
         kv_bytes=buffers["KV"] + buffers["RS"],
         compute_bytes=buffers["compute"] + buffers["output"] + other_bytes,
         copied_weight_bytes=copied,
+        untouched=tuple(untouched),
         adapter_bytes=adapters.num_bytes,
         broken_adapters=adapters.broken,
     )

@@ -1,0 +1,87 @@
+"""Give the pages of a new context back to the system until something is written to them. Linux.
+
+llama.cpp zeroes a KV cache when it makes one, which takes all of its memory at once, though few conversations ever
+reach the end of their context. A private page of zeros that is given back (madvise(2), MADV_DONTNEED) reads as zeros
+all the same and returns when it is written. Until then the page cache has its memory, and the files of models that may
+be wanted next lie there. The ledger counts it all along: no answer ever finds that the memory is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from workers.messages import AddressRange
+
+PIECE_BYTES = 256 * 1024  # looked at, and given back, as one
+_SMALLEST_BYTES = 4 * 1024**2  # buffers of llama.cpp's; the interpreter allocates less at once
+_MADV_DONTNEED = 4
+
+
+@contextmanager
+def zeros_given_back(is_wanted: bool) -> Iterator[list[AddressRange]]:
+    """Around the making of a context in main memory. The list is filled at the end: where pages were given back.
+
+    No thread but this one may write to what was allocated within, unless it holds the GIL."""
+    given_back: list[AddressRange] = []
+    is_possible = is_wanted and sys.platform == "linux"
+    before = _anonymous_ranges() if is_possible else []
+    yield given_back
+    if is_possible:
+        with _no_other_thread():
+            for start, end in parts_outside(_anonymous_ranges(), before):
+                if end - start >= _SMALLEST_BYTES:
+                    given_back += give_back_zeros(start, end)
+
+
+def give_back_zeros(start: int, end: int) -> list[AddressRange]:
+    """Within private anonymous memory of this process, from a page's first byte on; neighbours are one range."""
+    libc = ctypes.PyDLL(None)  # keeps the GIL: nothing is written between the look at a piece and its end
+    zeros = ctypes.create_string_buffer(PIECE_BYTES)
+    found: list[AddressRange] = []
+    for piece in range(start, end, PIECE_BYTES):
+        address, size = ctypes.c_void_p(piece), ctypes.c_size_t(min(PIECE_BYTES, end - piece))
+        if libc.memcmp(address, zeros, size) == 0 and libc.madvise(address, size, _MADV_DONTNEED) == 0:
+            first = found.pop()[0] if found and found[-1][1] == piece else piece
+            found.append((first, piece + size.value))
+    return found
+
+
+def parts_outside(ranges: Sequence[AddressRange], others: Sequence[AddressRange]) -> Iterator[AddressRange]:
+    """What of `ranges` is in none of `others`; both are sorted."""
+    for start, end in ranges:
+        rest = start
+        for low, high in others:
+            if rest < high and low < end:
+                if rest < low:
+                    yield rest, low
+                rest = high
+        if rest < end:
+            yield rest, end
+
+
+@contextmanager
+def _no_other_thread() -> Iterator[None]:
+    """Of Python's runs within, unless this one waits for something."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(60.0)
+    time.sleep(1.5 * interval_s)  # those that began to wait by the old interval have had their turn
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval_s)
+
+
+def _anonymous_ranges() -> list[AddressRange]:
+    """Private and writable memory of this process that belongs to no file."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        columns = line.split(maxsplit=5)
+        if len(columns) == 5 and columns[1] == "rw-p":
+            start, end = columns[0].split("-")
+            found.append((int(start, 16), int(end, 16)))
+    return found

@@ -1,0 +1,42 @@
+"""Which pages of a process are in memory: /proc/PID/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst)."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
+
+from workers.messages import AddressRange
+
+_ENTRY_BYTES = 8
+_IN_MEMORY_OR_SWAP = 0b11  # bits 63 and 62 of an entry
+
+
+def untouched_bytes(proc: Path, pid: int, ranges: Iterable[AddressRange]) -> int:
+    """Bytes of these ranges, as far as they are still mapped, that take no memory until they are written to.
+
+    Raises OSError when the process is gone or not ours."""
+    mapped = _anonymous_ranges(proc / str(pid) / "maps")
+    num_pages = 0
+    with (proc / str(pid) / "pagemap").open("rb") as file:
+        for start, end in _common_parts(ranges, mapped):
+            first, last = start // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)
+            file.seek(first * _ENTRY_BYTES)
+            entries = memoryview(file.read((last - first) * _ENTRY_BYTES)).cast("Q")
+            num_pages += sum(entry >> 62 & _IN_MEMORY_OR_SWAP == 0 for entry in entries)
+    return num_pages * mmap.PAGESIZE
+
+
+def _anonymous_ranges(maps: Path) -> list[AddressRange]:
+    found = []
+    for line in maps.read_text(errors="replace").splitlines():
+        columns = line.split(maxsplit=5)
+        if len(columns) == 5:
+            start, end = columns[0].split("-")
+            found.append((int(start, 16), int(end, 16)))
+    return found
+
+
+def _common_parts(ranges: Iterable[AddressRange], others: Iterable[AddressRange]) -> Iterable[AddressRange]:
+    pairs = [(max(start, low), min(end, high)) for start, end in ranges for low, high in others]
+    return [(start, end) for start, end in pairs if start < end]
