@@ -140,12 +140,18 @@ def _private_bytes(process: psutil.Process) -> int:
 
 
 def _yet_to_come_bytes(process: psutil.Process) -> int:
-    """Of large private buffers, what is reserved and was never written to."""
+    """Of large private buffers, what is reserved and was not written to yet. Where nothing was, libraries have only set
+    addresses aside."""
     proc = Path("/proc")
     with contextlib.suppress(OSError):
         maps = (proc / str(process.pid) / "maps").read_text(errors="replace")
         columns = [line.split(maxsplit=5) for line in maps.splitlines()]
         ranges = [each[0].split("-") for each in columns if len(each) == 5 and each[1] == "rw-p"]
         buffers = [(int(start, 16), int(end, 16)) for start, end in ranges]
-        return untouched_bytes(proc, process.pid, [each for each in buffers if each[1] - each[0] >= LARGE_BYTES])
+        untouched = {
+            (start, end): untouched_bytes(proc, process.pid, [(start, end)])
+            for start, end in buffers
+            if end - start >= LARGE_BYTES
+        }
+        return sum(num_bytes for (start, end), num_bytes in untouched.items() if num_bytes < end - start)
     return 0
