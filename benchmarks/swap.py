@@ -49,7 +49,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import machine
 from benchmarks.memory_group import MemoryGroup, ReadLimit, drop_from_cache
 from benchmarks.swapping.core_watch import CoreWatch
-from benchmarks.swapping.load_spans import load_spans
 from benchmarks.swapping.memory_watch import MemoryWatch, Weights, read_weights
 from benchmarks.swapping.open_loop import replay
 from benchmarks.swapping.report import (
@@ -73,6 +72,7 @@ from benchmarks.swapping.report import (
 )
 from benchmarks.swapping.schedule import Ask, Scale, make_schedule, zipf_schedule
 from benchmarks.swapping.sides import Place, Server, Setting, keepwarm, llama_router, model_folder
+from benchmarks.swapping.worker_log import load_spans
 from tests.support.stack import Api
 from workers.devices import CpuDevice
 from workers.engine.kv_types import STEADY

@@ -50,7 +50,14 @@ class Accounting:
         measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
         self._costs.record_load(model, measured_bytes=measured, load_ms=load_ms)
         self._ledger.commit(model.id, measured + self._costs.parked_bytes(model))
-        log.info("load_finished", model=model.id, pid=runner.pid, bytes=measured, load_ms=load_ms)
+        log.info(
+            "load_finished",
+            model=model.id,
+            pid=runner.pid,
+            bytes=measured,
+            load_ms=load_ms,
+            untouched=",".join(f"{start:x}-{end:x}" for start, end in ready.untouched),
+        )
 
     def measure_again(self, model: ModelFile, runner: Runner) -> bool:
         """A runner that has worked has touched buffers that were only reserved when it became ready. Whether its

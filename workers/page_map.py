@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from workers.messages import AddressRange
 
@@ -17,14 +18,17 @@ def untouched_bytes(proc: Path, pid: int, ranges: Iterable[AddressRange]) -> int
 
     Raises OSError when the process is gone or not ours."""
     mapped = _anonymous_ranges(proc / str(pid) / "maps")
-    num_pages = 0
-    with (proc / str(pid) / "pagemap").open("rb") as file:
-        for start, end in _common_parts(ranges, mapped):
-            first, last = start // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)
-            file.seek(first * _ENTRY_BYTES)
-            entries = memoryview(file.read((last - first) * _ENTRY_BYTES)).cast("Q")
-            num_pages += sum(entry >> 62 & _IN_MEMORY_OR_SWAP == 0 for entry in entries)
-    return num_pages * mmap.PAGESIZE
+    with (proc / str(pid) / "pagemap").open("rb") as page_map:
+        parts = _common_parts(ranges, mapped)
+        return sum(num_absent(page_map, part) for part in parts) * mmap.PAGESIZE
+
+
+def num_absent(page_map: BinaryIO, where: AddressRange) -> int:
+    """Pages of this range that are neither in memory nor swapped out."""
+    first, last = where[0] // mmap.PAGESIZE, -(-where[1] // mmap.PAGESIZE)
+    page_map.seek(first * _ENTRY_BYTES)
+    entries = memoryview(page_map.read((last - first) * _ENTRY_BYTES)).cast("Q")
+    return sum(entry >> 62 & _IN_MEMORY_OR_SWAP == 0 for entry in entries)
 
 
 def _anonymous_ranges(maps: Path) -> list[AddressRange]:

@@ -21,8 +21,9 @@ from benchmarks.simulation.shared_cores import SharedCores, slowdown
 from benchmarks.simulation.workload import INTERACTIVE, Request
 from benchmarks.spread import percentile
 from benchmarks.swapping.open_loop import Answer
-from benchmarks.swapping.report import Loads, LoadSpan, Run
+from benchmarks.swapping.report import Loads, Run
 from benchmarks.swapping.schedule import Ask
+from benchmarks.swapping.worker_log import LoadSpan
 
 GOAL = 0.15  # simulated / measured - 1
 FEWEST_TOKENS = 4  # of an answer whose pace counts

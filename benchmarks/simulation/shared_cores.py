@@ -13,7 +13,7 @@ from benchmarks.simulation.cluster import STARTING, Cluster, Policy, Worker
 from benchmarks.simulation.device import Device
 from benchmarks.simulation.parameters import Hardware, Setting
 from benchmarks.simulation.workload import Request
-from benchmarks.swapping.report import LoadSpan
+from benchmarks.swapping.worker_log import LoadSpan
 
 MAX_LOADS = 4  # at once; the kernel prefers who has waited, so that nobody starves
 

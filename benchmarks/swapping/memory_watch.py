@@ -4,7 +4,7 @@ Counted is private memory: repacked weights, KV caches, buffers. What a process 
 the page cache, which gives it back under pressure.
 
 For Keepwarm the ledger of its worker is held against that, with two things added: the weights that a runner works from
-in the mapping (those that were not repacked into private memory), and what its large buffers have not taken yet."""
+in the mapping (those that were not repacked into private memory), and what is left of the cache that it gave back."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import httpx2
 import msgspec
 import psutil
 
+from workers.messages import AddressRange
 from workers.page_map import untouched_bytes
 
 LOOK_S = 0.5
 LEDGER_LOOK_S = 2.0  # it costs the front a request
-LARGE_BYTES = 16 * 1024**2  # of a buffer; the stack of a thread has 8 MiB
 # Blocks that llama.cpp's CPU backend on x86 lays out anew when it loads (ggml-cpu/repack.cpp).
 REPACKED = {"Q4_0", "Q4_K", "Q2_K", "IQ4_NL"}
 
@@ -52,13 +52,20 @@ def read_weights(models: Path) -> dict[str, Weights]:
     return found
 
 
+class Account(msgspec.Struct, frozen=True):
+    """Bytes that a worker accounts for a runner, and the memory among them that is taken when it is written to."""
+
+    num_bytes: int
+    untouched: list[AddressRange]
+
+
 class MemoryWatch:
     """Watches the descendants of some processes that map one of the model files. Use as a context manager.
 
     `ledger` tells what a worker accounts for its ready runners, by pid; it may raise httpx2.HTTPError."""
 
     def __init__(
-        self, roots: list[int], weights: Mapping[str, Weights], ledger: Callable[[], Mapping[int, int]]
+        self, roots: list[int], weights: Mapping[str, Weights], ledger: Callable[[], Mapping[int, Account]]
     ) -> None:
         self._roots = roots
         self._weights = weights
@@ -99,7 +106,7 @@ class MemoryWatch:
                     self._compare(self._ledger(), processes)
             self._stopping.wait(max(0.0, LOOK_S - (time.monotonic() - began)))
 
-    def _compare(self, ledger: Mapping[int, int], processes: Mapping[psutil.Process, str]) -> None:
+    def _compare(self, ledger: Mapping[int, Account], processes: Mapping[psutil.Process, str]) -> None:
         """Of runners that were there before and after the ledger was read."""
         accounted = measured = 0
         for process, path in processes.items():
@@ -107,8 +114,9 @@ class MemoryWatch:
             if process.pid in ledger and private:
                 weights = self._weights[path]
                 is_repacked = private >= weights.repacked_bytes
-                accounted += ledger[process.pid]
-                measured += private + _yet_to_come_bytes(process)
+                account = ledger[process.pid]
+                accounted += account.num_bytes
+                measured += private + _untouched_bytes(process, account.untouched)
                 measured += weights.all_bytes - (weights.repacked_bytes if is_repacked else 0)
         if measured:
             self._errors.append(accounted / measured - 1)
@@ -139,19 +147,7 @@ def _private_bytes(process: psutil.Process) -> int:
     return 0
 
 
-def _yet_to_come_bytes(process: psutil.Process) -> int:
-    """Of large private buffers, what is reserved and was not written to yet. Where nothing was, libraries have only set
-    addresses aside."""
-    proc = Path("/proc")
+def _untouched_bytes(process: psutil.Process, ranges: list[AddressRange]) -> int:
     with contextlib.suppress(OSError):
-        maps = (proc / str(process.pid) / "maps").read_text(errors="replace")
-        columns = [line.split(maxsplit=5) for line in maps.splitlines()]
-        ranges = [each[0].split("-") for each in columns if len(each) == 5 and each[1] == "rw-p"]
-        buffers = [(int(start, 16), int(end, 16)) for start, end in ranges]
-        untouched = {
-            (start, end): untouched_bytes(proc, process.pid, [(start, end)])
-            for start, end in buffers
-            if end - start >= LARGE_BYTES
-        }
-        return sum(num_bytes for (start, end), num_bytes in untouched.items() if num_bytes < end - start)
+        return untouched_bytes(Path("/proc"), process.pid, ranges)
     return 0

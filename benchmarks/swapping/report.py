@@ -15,6 +15,7 @@ from benchmarks.spread import percentile
 from benchmarks.swapping.open_loop import Answer
 from benchmarks.swapping.schedule import Ask, Scale
 from benchmarks.swapping.sides import Setting
+from benchmarks.swapping.worker_log import LoadSpan
 
 ONE_MODEL, OURS, ROUTER = "one model", "keepwarm", "router"
 GOALS = {ONE_MODEL: 0.32, ROUTER: 0.60}  # our P95 over theirs, at most
@@ -29,14 +30,6 @@ class Loads(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float  # in all
     bytes: int  # that it takes when it is warm
     file_bytes: int
-
-
-class LoadSpan(msgspec.Struct, frozen=True, kw_only=True):
-    """One load that worked, in seconds of the schedule; it may have begun before."""
-
-    model: str
-    begin_s: float
-    end_s: float
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

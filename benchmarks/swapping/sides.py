@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx2
 import msgspec
 
+from benchmarks.swapping.memory_watch import Account
+from benchmarks.swapping.worker_log import untouched_ranges
 from tests.support.stack import STOP_LIMIT_S, Api, Stack, free_port
 from workers.engine.kv_types import keys_and_values
 
@@ -36,11 +38,13 @@ class Server(msgspec.Struct, frozen=True):
     api: Api | None = None  # of Keepwarm: it can tell what it thinks it uses
     worker_log: Callable[[], str] = lambda: ""  # of Keepwarm
 
-    def ledger(self) -> dict[int, int]:
+    def ledger(self) -> dict[int, Account]:
         """Of Keepwarm: what its worker accounts for each ready runner, by pid. Raises httpx2.HTTPError."""
         if self.api is None:
             return {}
-        return {runner["pid"]: runner["bytes"] for runner in self.api.runners() if runner["state"] == "ready"}
+        ready = {runner["pid"]: runner["bytes"] for runner in self.api.runners() if runner["state"] == "ready"}
+        untouched = untouched_ranges(self.worker_log().splitlines())
+        return {pid: Account(num_bytes, untouched.get(pid, [])) for pid, num_bytes in ready.items()}
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def test_a_dry_run_of_a_file_that_is_no_model_says_nothing(tmp_path: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing about single pages")
 def test_a_context_takes_its_memory_when_it_is_filled() -> None:
     (model, *_) = FolderScanner(DEMO_MODELS, default_slots=4).scan().models
-    engine = LlamaEngine(config(replace(model, context_length=4096), STEADY))
+    engine = LlamaEngine(config(replace(model, context_length=4096, slots=16), STEADY))
     ready = engine.load(lambda fraction: None)
     try:
         fresh = untouched_bytes(Path("/proc"), os.getpid(), ready.untouched)
@@ -80,4 +80,4 @@ def test_a_context_takes_its_memory_when_it_is_filled() -> None:
     finally:
         engine.close()
     assert fresh > 0.9 * ready.kv_bytes
-    assert 0.05 * ready.kv_bytes < fresh - used < 0.5 * ready.kv_bytes  # of one of four slots a quarter or more
+    assert 0.01 * ready.kv_bytes < fresh - used < 0.1 * ready.kv_bytes  # of one of 16 slots about a quarter

@@ -18,11 +18,11 @@ from benchmarks.simulation.parameters import GB, Hardware, Model, Setting, zoo
 from benchmarks.simulation.shared_cores import SharedCores, slowdown
 from benchmarks.simulation.trial import Figures, run
 from benchmarks.simulation.workload import BATCH, INTERACTIVE, Request, synthetic
-from benchmarks.swapping.load_spans import load_spans
 from benchmarks.swapping.open_loop import Answer
 from benchmarks.swapping.report import Loads, Report, Run, Terms, ratios, read_report, write_report
 from benchmarks.swapping.schedule import Ask, Scale
 from benchmarks.swapping.sides import Setting as Mix
+from benchmarks.swapping.worker_log import load_spans, untouched_ranges
 
 POLICIES = ("keepwarm", *line_up({}))
 PLAIN = Hardware(  # a step takes 100 ms, a load 1.5 s from the disk and 0.6 s from the page cache
@@ -301,8 +301,10 @@ def test_an_answer_beside_a_load_comes_later_by_what_the_load_takes_of_the_cores
 def test_loads_are_read_from_the_log_of_a_worker():
     lines = [
         "2026-11-23T06:22:20.500000Z [info     ] load_started epoch=2 model=a reserved_bytes=482203136",
-        "2026-11-23T06:22:21.500000Z [info     ] load_finished bytes=452208230 load_ms=750 model=a pid=6527",
+        "2026-11-23T06:22:21.500000Z [info     ] load_finished load_ms=750 model=a pid=65 untouched=7f0-8f0,a0-b0",
+        "2026-11-23T06:22:22.500000Z [info     ] load_finished bytes=4522 load_ms=750 model=b pid=66 untouched=",
         "a line of something else",
     ]
-    (span,) = load_spans(lines, datetime(2026, 11, 23, 6, 22, 20, tzinfo=UTC).timestamp())
+    span, _ = load_spans(lines, datetime(2026, 11, 23, 6, 22, 20, tzinfo=UTC).timestamp())
     assert (span.model, span.begin_s, span.end_s) == ("a", 0.75, 1.5)
+    assert untouched_ranges(lines) == {65: [(0x7F0, 0x8F0), (0xA0, 0xB0)], 66: []}

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workers.messages import AddressRange
+from workers.page_map import num_absent
 
 PIECE_BYTES = 256 * 1024  # looked at, and given back, as one
 _SMALLEST_BYTES = 4 * 1024**2  # buffers of llama.cpp's; the interpreter allocates less at once
@@ -39,15 +40,21 @@ def zeros_given_back(is_wanted: bool) -> Iterator[list[AddressRange]]:
 
 
 def give_back_zeros(start: int, end: int) -> list[AddressRange]:
-    """Within private anonymous memory of this process, from a page's first byte on; neighbours are one range."""
+    """Within private anonymous memory of this process, from a page's first byte on; neighbours are one range.
+
+    Only pages that were written: what is merely reserved, as for the largest of all graphs, may never be."""
     libc = ctypes.PyDLL(None)  # keeps the GIL: nothing is written between the look at a piece and its end
     zeros = ctypes.create_string_buffer(PIECE_BYTES)
     found: list[AddressRange] = []
-    for piece in range(start, end, PIECE_BYTES):
-        address, size = ctypes.c_void_p(piece), ctypes.c_size_t(min(PIECE_BYTES, end - piece))
-        if libc.memcmp(address, zeros, size) == 0 and libc.madvise(address, size, _MADV_DONTNEED) == 0:
-            first = found.pop()[0] if found and found[-1][1] == piece else piece
-            found.append((first, piece + size.value))
+    with Path("/proc/self/pagemap").open("rb") as page_map:
+        for piece in range(start, end, PIECE_BYTES):
+            part = (piece, min(piece + PIECE_BYTES, end))
+            address, size = ctypes.c_void_p(piece), ctypes.c_size_t(part[1] - piece)
+            if num_absent(page_map, part) or libc.memcmp(address, zeros, size) != 0:
+                continue
+            if libc.madvise(address, size, _MADV_DONTNEED) == 0:
+                first = found.pop()[0] if found and found[-1][1] == piece else piece
+                found.append((first, part[1]))
     return found
 
 
