@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 
 import pytest
@@ -13,7 +14,7 @@ from app.cli.premises import free_port
 from app.cli.processes import API, CONTROLLER, flower_process, store_process, with_lifeline, worker_processes
 from app.cli.render import bytes_text, duration_text, without_control
 from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
-from app.cli.up import Household, check_premises, read_settings
+from app.cli.up import Household, Signals, check_premises, read_settings
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
 from tasks.settings import StoreSettings
@@ -118,6 +119,21 @@ def test_a_wrong_setting_of_up_is_named(monkeypatch: pytest.MonkeyPatch, variabl
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidSetting, match=f"^{variable}:"):
         read_settings()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_first_signal_asks_for_an_end_and_the_second_for_a_sudden_one(number: signal.Signals):
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signals = Signals()
+    try:
+        signals.install()
+        signal.raise_signal(number)
+        assert (signals.is_stop_asked(), signals.is_impatient()) == (True, False)
+        signal.raise_signal(number)
+        assert signals.is_impatient()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_a_folder_called_like_our_packages_is_never_imported_from_where_the_user_stands():
