@@ -78,3 +78,4 @@ FILE_TYPES: dict[int, str] = {
     39: "NVFP4",
     40: "Q1_0",
 }
+FLOATS = frozenset({"F32", "F16", "BF16"})  # of these: not in blocks of integers

@@ -15,7 +15,7 @@ from llama_cpp import llama_cpp as api
 from tasks.generation import AnswerFormat, SamplingParams
 from tests.support.generating import GREEDY, request, run
 from workers.engine import llama_generating
-from workers.engine.base import DRAFT_TOKENS, EngineConfig
+from workers.engine.base import DRAFT_TOKENS, DraftConfig, EngineConfig
 from workers.engine.kv_types import STEADY
 from workers.engine.llama_cpp import LlamaEngine
 from workers.messages import Generate
@@ -117,3 +117,15 @@ def test_models_whose_newest_tokens_stay_in_the_cache_never_draft(
     monkeypatch.undo()
     monkeypatch.setattr(api, "llama_model_is_recurrent", lambda model: True)
     assert llama_generating.max_drafted(drafting._model, CONFIG) == 0
+
+
+def test_weights_in_floats_are_drafted_for_only_when_asked_on_a_cpu():
+    config = replace(CONFIG, model_path=MODEL.with_name("keepwarm-demo-f16.gguf"))
+    engine = LlamaEngine(config)
+    engine.load(lambda fraction: None)
+    assert engine._model is not None and engine._context is not None
+    assert (engine._model.is_quantised, engine._context.max_drafted) == (False, 0)
+    asked = DraftConfig(model_path=MODEL, context_length=384, threads=1)
+    assert llama_generating.max_drafted(engine._model, replace(config, draft=asked)) == DRAFT_TOKENS
+    assert llama_generating.max_drafted(engine._model, replace(config, gpu_layers=-1)) == DRAFT_TOKENS
+    engine.close()

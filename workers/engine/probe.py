@@ -20,9 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from workers.gguf_header import BrokenModelFile, read_header
+from workers.gguf_types import FLOATS
 
 PROBE_TIMEOUT_S = 600
-_UNAFFECTED = {"F32", "F16", "BF16"}
 # Signals that say "this code can't run here"; SIGKILL says "out of memory", which proves nothing.
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE}
 
@@ -32,7 +32,7 @@ def extra_buffers_are_safe(model_path: Path, *, cpu_info: Path = Path("/proc/cpu
     if not has_amx(cpu_info):
         return True
     file_type = file_type_of(model_path)
-    if file_type is None or file_type in _UNAFFECTED:
+    if file_type is None or file_type in FLOATS:
         return True
     answer = cache_path(file_type)
     try:
