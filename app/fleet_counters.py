@@ -61,7 +61,7 @@ class FleetCounters(Collector):
         for (action, reason), count in self.decisions.items():
             if action == Action.EVICT:
                 evictions[reason,] += count
-        yield _family("keepwarm_evictions", "Runners that the controller sent away", ("reason",), evictions.items())
+        yield _family("keepwarm_evictions", "Runners that were sent away", ("reason",), evictions.items())
         yield self._of_models("keepwarm_model_loads", "Loads that worked", lambda each: each.loads)
         yield self._of_models(
             "keepwarm_model_load_seconds", "Time that these loads took in all", lambda each: each.load_ms / 1000

@@ -18,6 +18,7 @@ import structlog
 
 from tasks import failpoints
 from tasks.celery_app import app as celery_app
+from tasks.controller.decisions import Decision
 from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting, StoreUnavailable
 from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerReport
@@ -31,6 +32,7 @@ from tasks.store.connection import connect
 from tasks.store.fleet_store import FleetStore
 from tasks.store.hint_listener import HintListener
 from tasks.store.lease_store import LeaseStore
+from tasks.store.policy_store import PolicyStore
 from tasks.store.token_writer import TokenWriter
 from tasks.threads import hand_over_soon
 from workers.celery_worker import run_celery_worker
@@ -92,7 +94,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
     """Put the parts together and run until a signal ends it; no runner outlives this call."""
     worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}")
     client = connect(store_settings)
-    fleet, writer = FleetStore(client), TokenWriter(client)
+    fleet, policy, writer = FleetStore(client), PolicyStore(client), TokenWriter(client)
     store_time = StoreTime(fleet.now_ms)
     clock = Clock(now_ms=store_time.now_ms)
     leases = LeaseStore(client, store_settings)
@@ -111,6 +113,10 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         tiers.loaded(model, load_ms)
         with suppress(StoreUnavailable):  # a figure less
             fleet.count_load(model, load_ms, swap_ms)
+
+    def tell_eviction(decision: Decision) -> None:
+        with suppress(StoreUnavailable):  # the worker's log has it
+            policy.note(decision)
 
     starter = _starter(settings, source, store_settings.home / "logs", writer, clock)
     folder = scanner.scan()
@@ -132,6 +138,7 @@ def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: Fold
         parked_memory=settings.parked_memory if is_cpu else 0,  # it is no GPU's memory
         on_change=lambda: on_change(),  # defined below; nothing changes before the first placement
         on_load=count_load,
+        on_evict=tell_eviction,
     )
 
     def ring() -> None:

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import structlog
 
+from tasks.controller.decisions import Decision
 from tasks.errors import KeepwarmError, ModelDoesNotFit, ModelLoadFailed
 from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement, may_run_on
 from tasks.jobs import JobId, Priority, WorkerId
@@ -37,6 +38,7 @@ from workers.messages import Ready
 from workers.model_files import ModelFile, ModelFolder
 from workers.needs import Needs
 from workers.offers import offer_of, offer_of_adapter, offer_of_unusable
+from workers.own_evictions import outdated_eviction, unheld_eviction
 from workers.residency import ResidencySteps, Wanted, plan_residency
 from workers.resident import Resident
 from workers.runner import Runner, RunnerSlot
@@ -82,8 +84,9 @@ class WarmPool:
 
     `on_change` is called without locks whenever a runner changes its state, or its slots change between full and not
     full, `on_load` with the model and the milliseconds of a load that has worked, and of all since the placement began
-    to want it: others may have had to leave first. `reconcile` should also be called now and then: backoffs end and
-    devices release memory without an event.
+    to want it: others may have had to leave first; `on_evict`, in a thread of its own, with the reason why a runner
+    leaves that no placement sent away. `reconcile` should also be called now and then: backoffs end and devices release
+    memory without an event.
 
     `parked_memory`: what a runner may park states in, as in `ModelFile.parked_bytes`; 0 where that is not the memory
     that the ledger is about.
@@ -105,6 +108,7 @@ class WarmPool:
         disk_of: Callable[[Path], int | None] = lambda path: None,
         on_change: Callable[[], None] = lambda: None,
         on_load: Callable[[str, int, int], None] = lambda model, load_ms, swap_ms: None,
+        on_evict: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         """Without `needs` models are estimated by the formula alone. `disk_of`: as `workers.tiers.disk_of`."""
         self._worker_id = worker_id
@@ -117,6 +121,7 @@ class WarmPool:
         self._limits = limits
         self._listener = on_change
         self._count_load = on_load
+        self._tell_eviction = on_evict
         self._lock = threading.Lock()
         self._updating = threading.Lock()  # of the models; taken before `_lock`
         self._emptier = threading.Condition(self._lock)  # a runner is gone
@@ -279,6 +284,7 @@ class WarmPool:
             steps = self._plan(wanted)
             disks = {each.model: each.disk for each in wanted}
             arriving = [resident for model in steps.load if (resident := self._admit(model, disks[model]))]
+            own = [self._own_eviction(model) for model in steps.stop if not self._is_told_to_leave(model)]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
             grown = [each for each in self._residents.values() if each.take_remeasuring()]
         for resident in grown:
@@ -287,6 +293,8 @@ class WarmPool:
             _in_background(f"retire-{resident.model.id}", self._retire, resident, self._limits.drain_s)
         for resident in arriving:
             _in_background(f"keep-{resident.model.id}", self._keep, resident)
+        for decision in own:
+            _in_background(f"tell-{decision.model}", self._tell_eviction, decision)
         if arriving or leaving:
             self._notify()
 
@@ -373,6 +381,25 @@ class WarmPool:
             return False
         is_over = self._clock.monotonic_s() - resident.outdated_since_s >= OUTDATED_GRACE_S
         return is_over or resident.runner.in_flight == 0
+
+    def _is_told_to_leave(self, model: str) -> bool:
+        return model in self._placement.evict and model not in self._placement.hold
+
+    def _own_eviction(self, model: str) -> Decision:
+        """What to say of a runner that goes although the placement does not ask for it."""
+        resident, now_ms = self._residents[model], self._clock.now_ms()
+        if resident.outdated_since_s is None:
+            size = self._ledger.bytes_of(model)
+            return unheld_eviction(model, worker=self._worker_id, now_ms=now_ms, size=size)
+        return outdated_eviction(
+            resident.model,
+            self._models.get(model),
+            worker=self._worker_id,
+            device=self._device.name,
+            now_ms=now_ms,
+            outdated_for_ms=int((self._clock.monotonic_s() - resident.outdated_since_s) * 1000),
+            in_flight=resident.runner.in_flight if resident.runner is not None else 0,
+        )
 
     def _candidate(self, resident: Resident, held: set[str], now_ms: int) -> Candidate:
         model = resident.model

@@ -1,4 +1,4 @@
-"""What the controller decided and why: one record per decision, for logs, metrics and people. Pure values."""
+"""What the controller decided and why, or a worker by itself: one record each, for logs, metrics and people. Pure values."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Code(StrEnum):
     ASKED = "asked"
     QUARANTINED = "quarantined"
     EXTRA_REPLICA = "extra_replica"
+    OUTDATED = "outdated"  # by its worker: the model's file or settings have changed
+    NOT_HELD = "not_held"  # by its worker: no placement holds it, and its bytes are needed
     # keep
     LOADING = "loading"
     SLOTS_FREE = "slots_free"

@@ -47,8 +47,8 @@
 | kw:placement | string | desired Placement JSON, with its epoch | controller, fenced | workers, controller | – |
 | kw:arrivals | hash | `<priority> <model>` → jobs admitted since the controller last looked | admit | controller (takes it) | when taken |
 | kw:policy | string | PolicyState JSON: rates, buckets, failures that the policy remembers | controller, fenced | controller | – |
-| kw:decisions | stream | the newest decisions of the controller, field `d` = Decision JSON | controller, fenced | app | at most about 2000 |
-| kw:decision-counts | hash | `<action> <code>` → decisions of that kind so far | controller, fenced | app (metrics) | – |
+| kw:decisions | stream | the newest decisions, field `d` = Decision JSON | controller, fenced; worker, its own | app | at most about 2000 |
+| kw:decision-counts | hash | `<action> <code>` → decisions of that kind so far | the same | app (metrics) | – |
 | kw:loads | hash | `n <model>` → loads so far, `ms <model>` → what they took in all, `swap <model>` → the same with making room; `cold <model>` → jobs that found it cold | workers, app | app (metrics) | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |

@@ -67,6 +67,14 @@ class PolicyStore:
         )
 
     @translated
+    def note(self, decision: Decision) -> None:
+        """Append what a worker decided on its own."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hincrby(keys.DECISION_COUNTS, f"{decision.action} {decision.code}", 1)
+        pipe.xadd(keys.DECISIONS, {"d": msgspec.json.encode(decision)}, maxlen=MAX_DECISIONS, approximate=True)
+        pipe.execute()
+
+    @translated
     def decisions(self, limit: int, *, models: Collection[str] = ()) -> list[Decision]:
         """The newest first; of these models if any are given. What another version wrote unreadably is left out."""
         entries = self._client.xrevrange(keys.DECISIONS, count=MAX_READ if models else limit)

@@ -50,6 +50,16 @@ def test_who_no_longer_leads_writes_nothing(policy: PolicyStore, fleet: FleetSto
     assert policy.decision_counts() == {}
 
 
+def test_what_a_worker_decides_on_its_own_stands_among_the_controllers_decisions(
+    policy: PolicyStore, fleet: FleetStore
+) -> None:
+    assert policy.remember(None, [decision("a")], "me", fleet.lead("me", 5_000))
+    own = Decision(at_ms=2, action=Action.EVICT, code=Code.OUTDATED, model="a", worker="w", text="slots 2 → 3")
+    policy.note(own)
+    assert policy.decisions(10, models={"a"}) == [own, decision("a")]
+    assert policy.decision_counts() == {("load", "room"): 1, ("evict", "outdated"): 1}
+
+
 def test_loads_are_counted_by_model(fleet: FleetStore) -> None:
     fleet.count_load("a", 200, 900)
     fleet.count_load("a", 300, 300)

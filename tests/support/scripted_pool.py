@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tasks.controller.decisions import Decision
 from tasks.fleet import RunnerReport, RunnerState, WorkerPlacement
 from tasks.jobs import WorkerId
 from tests.support.scripted_runner import MIB, PATIENCE_S, Changes, ManualClock, MemorySink, ScriptedLink
@@ -165,6 +166,7 @@ class PoolBench:
         self.clock = ManualClock()
         self.changes = Changes()
         self.loads: dict[str, tuple[int, int]] = {}  # model → ms of its last load, and of the whole swap
+        self.evictions: list[Decision] = []  # that the pool decided on its own
         self.device = FakeDevice()
         self.starter = ScriptedStarter(self.sink, self.clock)
         self.ledger = Ledger(budget_mib * MIB)
@@ -183,12 +185,23 @@ class PoolBench:
             disk_of=lambda path: self.disks.get(path.stem),
             on_change=self.changes,
             on_load=self._note_load,
+            on_evict=self._note_eviction,
         )
         self._epoch = 0
 
     def _note_load(self, model: str, load_ms: int, swap_ms: int) -> None:
         self.loads[model] = (load_ms, swap_ms)
         self.changes()
+
+    def _note_eviction(self, decision: Decision) -> None:
+        self.evictions.append(decision)
+        self.changes()
+
+    def await_eviction(self) -> Decision:
+        """The only one so far."""
+        self.changes.wait_until(lambda: bool(self.evictions))
+        (decision,) = self.evictions
+        return decision
 
     def place(self, *hold: str, evict: tuple[str, ...] = ()) -> None:
         self._epoch += 1

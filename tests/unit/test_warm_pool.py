@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.controller.decisions import Action, Code
 from tasks.fleet import ModelKind, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Parked
@@ -368,6 +369,45 @@ def test_busy_runner_with_other_settings_goes_when_it_is_idle_or_after_a_minute(
     report = bench.report("b")
     assert report is not None
     assert report.slots == 3
+
+
+def test_runner_that_settings_outdate_says_what_has_changed(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    bench.pool.update_models(ModelFolder(models=(make_model("a", mib=100, slots=3),)))
+    decision = bench.await_eviction()
+    assert (decision.action, decision.code, decision.model) == (Action.EVICT, Code.OUTDATED, "a")
+    assert (decision.worker, decision.at_ms) == ("w1", bench.clock.clock().now_ms())
+    assert decision.text == "it is loaded anew: slots 2 → 3"
+    assert decision.terms == {"outdated_for_ms": 0, "in_flight": 0}
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        ((), "its file is gone"),
+        ((make_model("a", mib=100, identity="2"),), "it is loaded anew: a file or a setting of it has changed"),
+        ((replace(make_model("a", mib=100), devices=("cuda",)),), "it may run on cuda only, and is on fake"),
+    ],
+)
+def test_runner_that_the_folder_outdates_says_why(
+    make_bench: MakeBench, models: tuple[ModelFile, ...], text: str
+) -> None:
+    bench = make_bench(make_model("a", mib=100))
+    bench.warm("a")
+    bench.pool.update_models(ModelFolder(models=models))
+    assert bench.await_eviction().text == text
+
+
+def test_victim_that_only_the_worker_chose_is_told_and_what_the_placement_names_is_not(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100), budget_mib=150)
+    bench.warm("a")
+    bench.place(evict=("a",))
+    bench.await_gone("a")
+    bench.warm("b")
+    bench.place("a")
+    decision = bench.await_eviction()
+    assert (decision.code, decision.model, decision.terms) == (Code.NOT_HELD, "b", {"bytes": 100 * MIB})
 
 
 def test_model_without_a_file_leaves(make_bench: MakeBench) -> None:
