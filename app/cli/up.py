@@ -1,6 +1,6 @@
 """`keepwarm up`: everything on this machine, in the foreground, until Ctrl-C.
 
-1  Read the settings, look at the ports, take the home: what is wrong stops the start before a process exists.
+1  Read the settings, look at the ports (`household.py`), take the home: what is wrong stops it before a process exists.
 2  The store first; then workers, controller, API and Flower at once; wait until each of them answers.
 3  Say where everything is, and stream a first answer.
 4  Watch: what dies is started again.
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import assert_never
 
@@ -25,17 +23,11 @@ from app.cli import processes
 from app.cli.answer import stream_answer
 from app.cli.client import ApiClient, ClientError
 from app.cli.first_steps import choose_model, curl_line, first_question, no_model_text
-from app.cli.premises import (
-    free_port,
-    http_url,
-    is_listening,
-    reachable_host,
-    refuse_busy_port,
-    sole_tenancy,
-)
+from app.cli.household import TAIL_LINES, Household, StartFailed, check_premises, read_settings
+from app.cli.premises import is_listening, reachable_host, sole_tenancy
 from app.cli.processes import ProcessSpec
-from app.cli.render import complain, out, remark, say, write_text
-from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget, remark_unknown
+from app.cli.render import complain, out, say, write_text
+from app.cli.settings import remark_unknown
 from app.cli.supervisor import (
     ChildDied,
     ChildStarted,
@@ -44,24 +36,13 @@ from app.cli.supervisor import (
     Supervisor,
     SupervisorEvent,
 )
-from app.settings import ApiSettings
 from tasks.embedded_store import REPAIR_HINT, EmbeddedStore, StoreAnswer
-from tasks.errors import InvalidSetting, KeepwarmError
-from tasks.settings import StoreSettings, load_settings
 
-CHECK_BOUND_S = 60.0
 WATCH_POLL_S = 0.2
 START_POLL_S = 0.05
 START_ATTEMPTS = 3  # deaths of one process before the whole start is given up
 SLOW_START_S = 30.0  # say what we wait for
 MODELS_BOUND_S = 15.0  # for the first worker to offer its models
-TAIL_LINES = 25
-
-
-class StartFailed(KeepwarmError):
-    """A process does not come up; the end of its log follows."""
-
-    code = "start_failed"
 
 
 class Signals:
@@ -93,23 +74,6 @@ class Signals:
             self._changed.wait(seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Household:
-    """All settings of one `up`, read and checked."""
-
-    store: StoreSettings
-    api: ApiSettings
-    up: UpSettings
-
-    @property
-    def url(self) -> str:
-        return http_url(self.api.host, self.api.port)
-
-    @property
-    def flower_url(self) -> str | None:
-        return http_url(self.api.host, self.up.flower_port) if self.up.flower_port else None
-
-
 def up(variables: Mapping[str, str], *, with_first_answer: bool) -> int:
     """Run everything until a signal. `variables` are the flags as KEEPWARM_* variables. Returns the exit code."""
     os.environ.update(variables)
@@ -120,64 +84,6 @@ def up(variables: Mapping[str, str], *, with_first_answer: bool) -> int:
         signals = Signals()
         signals.install()
         return _Run(household, devices, signals).until_stopped(with_first_answer=with_first_answer)
-
-
-def read_settings() -> Household:
-    """Raises InvalidSetting. A port of 0 is replaced by a free one, for the children too."""
-    household = Household(
-        store=load_settings(StoreSettings), api=load_settings(ApiSettings), up=load_settings(UpSettings)
-    )
-    refuse_open_flower(household.up, household.api)
-    refuse_shared_budget(household.up, os.environ)
-    if household.api.port == 0:
-        os.environ["KEEPWARM_PORT"] = str(free_port(household.api.host))
-        return read_settings()
-    if household.api.port == household.up.flower_port:
-        raise InvalidSetting("KEEPWARM_FLOWER_PORT", "is the same as KEEPWARM_PORT; change it with --flower-port")
-    return household
-
-
-def check_premises(household: Household) -> tuple[str | None, ...]:
-    """The device of each worker to start; None: as its settings say.
-
-    Raises InvalidSetting: a port is taken, or a worker would refuse its settings."""
-    host = household.api.host
-    refuse_busy_port(host, household.api.port, variable="KEEPWARM_PORT", flag="--port")
-    if household.up.flower_port:
-        refuse_busy_port(
-            host, household.up.flower_port, variable="KEEPWARM_FLOWER_PORT", flag="--flower-port (0 = no Flower)"
-        )
-    count = household.up.workers
-    if count == 0:
-        return ()
-    devices = _ask_worker()
-    if count is not None:
-        return (None,) * count
-    return devices if len(devices) > 1 else (None,)
-
-
-def _ask_worker() -> tuple[str, ...]:
-    """Whether its settings are right, and on which devices workers should run: both belong to a package that this one
-    must not import. Nothing when it takes too long. Raises InvalidSetting, StartFailed."""
-    try:
-        checked = subprocess.run(
-            [*processes.WORKER, "--check"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=CHECK_BOUND_S,
-        )
-    except subprocess.TimeoutExpired:  # which proves nothing: the worker says itself what is wrong, in its log
-        remark(f"The worker's settings could not be checked within {CHECK_BOUND_S:.0f} s: this machine is very busy.")
-        return ()
-    if checked.returncode == 0:
-        return tuple(checked.stdout.split())
-    words = (checked.stderr.strip() or checked.stdout.strip()).splitlines()[-TAIL_LINES:]
-    message = "\n".join(words) or f"`python -m workers --check` ended with {checked.returncode}"
-    name, separator, problem = message.partition(": ")
-    if separator and name.startswith("KEEPWARM_"):
-        raise InvalidSetting(name, problem)
-    raise StartFailed(f"The worker can't start:\n{message}")
 
 
 class _Run:

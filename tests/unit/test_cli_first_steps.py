@@ -10,11 +10,12 @@ import subprocess
 import pytest
 
 from app.cli.first_steps import choose_model, curl_line
+from app.cli.household import Household, check_premises, read_settings
 from app.cli.premises import free_port
 from app.cli.processes import API, CONTROLLER, flower_process, store_process, with_lifeline, worker_processes
 from app.cli.render import bytes_text, duration_text, without_control
 from app.cli.settings import UpSettings, refuse_open_flower, refuse_shared_budget
-from app.cli.up import Household, Signals, check_premises, read_settings
+from app.cli.up import Signals
 from app.settings import ApiSettings
 from tasks.errors import InvalidSetting
 from tasks.settings import StoreSettings
