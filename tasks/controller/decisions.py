@@ -1,4 +1,4 @@
-"""What the controller decided and why, or a worker by itself: one record each, for logs, metrics and people. Pure values."""
+"""What the controller, or a worker by itself, decided and why: a record each, for logs, metrics and people. Pure."""
 
 from __future__ import annotations
 
