@@ -197,6 +197,8 @@ HOSTILE: list[tuple[str, dict[str, Any] | str]] = [
     ("too long", {"messages": [{"role": "user", "content": "fox " * 20_000}]}),
     ("surrogate", ASKED + ', "stop": "\\ud800"}'),
     ("infinite", ASKED + ', "temperature": 1e999}'),
+    ("endless rule", {"grammar": 'root ::= root "a"'}),
+    ("repetitions", {"grammar": 'root ::= "a"{1000000000}'}),
     ("image", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}),
 ]
 
@@ -212,3 +214,14 @@ def test_hostile_input_is_a_bad_request_and_the_runner_lives_on(api, client):
     assert ask(client, max_tokens=2).choices[0].finish_reason == "length"
     (after,) = api.runners(MODEL)
     assert after["pid"] == before["pid"]
+
+
+def test_prompt_longer_than_a_batch_with_more_choices_than_slots_is_answered_by_the_same_runner(api, client):
+    ask(client, max_tokens=2)
+    (before,) = api.runners(MODEL)
+    long = [{"role": "user", "content": "A long story about many animals and their friends in the wood. " * 150}]
+    answer = ask(client, messages=long, n=16, logprobs=True, top_logprobs=20, max_tokens=3, temperature=1)
+    assert answer.usage.prompt_tokens > 1500  # a batch holds some 520
+    assert len({choice.index for choice in answer.choices}) == 16 > before["slots"]
+    assert all(len(entry.top_logprobs) == 20 for choice in answer.choices for entry in choice.logprobs.content)
+    assert [runner["pid"] for runner in api.runners(MODEL)] == [before["pid"]]

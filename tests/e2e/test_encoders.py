@@ -141,3 +141,12 @@ def test_an_input_that_is_too_long_is_a_400_with_both_numbers(api: Api) -> None:
         assert f"this model takes {CONTEXT_LENGTH}" in error["message"]
     unknown = {"model": "vectors", "input": [[1, 2**30]]}
     assert error_of(api.http.post("/v1/embeddings", json=unknown), 400)["param"] == "input[0]"
+
+
+def test_input_that_would_break_a_runner_is_a_400_and_it_lives_on(api: Api, client: openai.OpenAI) -> None:
+    client.embeddings.create(model="vectors", input="the cat")
+    (before,) = api.runners("vectors")
+    for given in ([10**9], [[CLS_ID], [-1]], [[CLS_ID] * (CONTEXT_LENGTH + 1)], [[]], "", ["cat"] * 41):
+        error_of(api.http.post("/v1/embeddings", json={"model": "vectors", "input": given}), 400)
+    client.embeddings.create(model="vectors", input="the cat")
+    assert [runner["pid"] for runner in api.runners("vectors")] == [before["pid"]]
