@@ -146,7 +146,8 @@ def test_an_input_that_is_too_long_is_a_400_with_both_numbers(api: Api) -> None:
 def test_input_that_would_break_a_runner_is_a_400_and_it_lives_on(api: Api, client: openai.OpenAI) -> None:
     client.embeddings.create(model="vectors", input="the cat")
     (before,) = api.runners("vectors")
-    for given in ([10**9], [[CLS_ID], [-1]], [[CLS_ID] * (CONTEXT_LENGTH + 1)], [[]], "", ["cat"] * 41):
+    inputs: list[Any] = [[10**9], [[CLS_ID], [-1]], [[CLS_ID] * (CONTEXT_LENGTH + 1)], [[]], "", ["cat"] * 41]
+    for given in inputs:
         error_of(api.http.post("/v1/embeddings", json={"model": "vectors", "input": given}), 400)
     client.embeddings.create(model="vectors", input="the cat")
     assert [runner["pid"] for runner in api.runners("vectors")] == [before["pid"]]
