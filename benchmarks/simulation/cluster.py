@@ -15,7 +15,9 @@ from typing import Protocol
 
 from benchmarks.simulation.device import Device, Job, Sequence
 from benchmarks.simulation.parameters import Model, Setting
+from benchmarks.simulation.waiting_bound import WaitingBound
 from benchmarks.simulation.workload import Request
+from tasks.controller.plan import RULES
 
 STARTING, READY, DRAINING = "starting", "ready", "draining"
 
@@ -127,6 +129,7 @@ class Cluster:
         self.service: dict[str, tuple[float, int]] = {}  # mean run ms and count, as lua/finish.lua keeps it
         self.absent_since: dict[str, float] = {}
         self.longest_absence_ms = 0.0
+        self.bound = WaitingBound(setting, RULES)
         self._events: list[tuple[float, int, Callable[[], bool]]] = []
         self._number = 0
         self._left = len(requests)
@@ -193,6 +196,7 @@ class Cluster:
             self._at(job.request.arrival_ms, partial(self._arrive, job))
         if self.policy.is_ticked:
             self._at(self.setting.tick_ms, self._tick)
+        self._at(self.setting.tick_ms, self._watch)
         while self._events and self._left:
             at_ms, _, happen = heapq.heappop(self._events)
             if at_ms > until_ms:
@@ -208,6 +212,19 @@ class Cluster:
         for worker in self.workers:
             worker.read_ahead(self.now_ms)
         return True
+
+    def _watch(self) -> bool:
+        self._at(self.now_ms + self.setting.tick_ms, self._watch)
+        overdue_ms = {}
+        for model, since_ms in self.absent_since.items():
+            late_ms = [
+                max(job.request.arrival_ms, since_ms) + RULES.target_ms(job.request.priority)
+                for _, job in self.queues.get(model, ())
+            ]
+            if late_ms and min(late_ms) <= self.now_ms:
+                overdue_ms[model] = min(late_ms)
+        self.bound.look(overdue_ms, self.now_ms)
+        return False
 
     def _arrive(self, job: Job) -> bool:
         """News when nobody has the model ready: the front nudges the controller then."""

@@ -73,6 +73,10 @@ GOALS = (
         lambda seeds, policy: [each[policy].load_share for _, each in sorted(seeds.items())],
     ),
     Goal(
+        "no model waits beyond the bound of the policy in any run", 1.0, lambda alpha: True,
+        lambda seeds, policy: [max(each[policy].bound_share for each in seeds.values())],
+    ),
+    Goal(
         "no job is left over in any run", 0.0, lambda alpha: True,
         lambda seeds, policy: [float(max(each[policy].unfinished for each in seeds.values()))],
     ),

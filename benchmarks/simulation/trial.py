@@ -27,6 +27,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     load_share: float
     loads: int
     longest_absence_s: float  # from the first waiting job of a model to its ready runner
+    bound_share: float  # the longest wait past its target over the bound that `waiting_bound` gives it
     unfinished: int
 
 
@@ -58,5 +59,6 @@ def run(setting: Setting, requests: Sequence[Request], policy: Policy) -> Figure
         load_share=sum(worker.loading_ms for worker in cluster.workers) / (len(cluster.workers) * max(now_ms, 1.0)),
         loads=cluster.loads,
         longest_absence_s=cluster.longest_absence_ms / 1000,
+        bound_share=cluster.bound.worst_share,
         unfinished=sum(job.finished_ms is None for job in counted),
     )
