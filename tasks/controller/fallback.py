@@ -1,9 +1,10 @@
 """Rule 7 of `plan`: when the waiting jobs of a model should go to its fallback model. Pure.
 
-A refusal becomes a hand-over when the fallback can be served; a wait beyond the target does when the fallback has a
-free slot in a ready runner right now. Only jobs without a published token may be handed over: a stream that began in
-one model's words never ends in another's. And only text goes to another model: vectors and scores of two models can't
-be compared, so a client that got them from the wrong one would not even notice.
+A refusal becomes a hand-over when the fallback can be served. Jobs that wait beyond their target, for a load or in the
+line of a model whose slots are all taken, are handed over as far as the fallback has free slots in ready runners right
+now; the others go on waiting for either of the two. Only jobs without a published token may be handed over: a stream
+that began in one model's words never ends in another's. And only text goes to another model: vectors and scores of two
+models can't be compared, so a client that got them from the wrong one would not even notice.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.scene import Scene
 from tasks.fleet import ModelKind, RunnerState
 
+SLOTS_TAKEN = (Code.REPLICA_CEILING, Code.REPLICA_TOO_DEAR, Code.QUEUE_TOO_SHORT)
+
 
 def hand_over(scene: Scene) -> None:
     """Replace refusals, and add to waits, where a fallback can serve; where it can't, a refusal says why."""
     kept: list[Decision] = []
     for decision in [*scene.decisions, *obstacles(scene)]:
-        if decision.action not in (Action.REFUSE, Action.WAIT) or decision.model not in scene.asked:
+        is_open = decision.action in (Action.REFUSE, Action.WAIT) or decision.code in SLOTS_TAKEN
+        if not is_open or decision.model not in scene.asked:
             kept.append(decision)
             continue
         target = _fallback_of(decision.model, scene)
@@ -35,10 +39,11 @@ def hand_over(scene: Scene) -> None:
             text = f"{decision.text.rstrip('.')}. Its fallback '{target}' serves."
             kept.append(_handed(decision, target, decision.code, text))
             scene.fallbacks[decision.model] = target
-        elif obstacle is None and _is_late(decision.model, scene) and _free_slots(target, scene):
-            text = f"it waits beyond its target ({decision.text}); its fallback '{target}' has a free slot"
+        elif obstacle is None and _is_late(decision, scene) and (slots := _free_slots(target, scene)):
+            text = f"it waits beyond its target ({decision.text}); its fallback '{target}' has {slots} free slots"
             kept += [decision, _handed(decision, target, Code.WAIT_TOO_LONG, text)]
             scene.fallbacks[decision.model] = target
+            scene.fallback_slots[decision.model] = slots
         else:
             kept.append(decision)
     scene.decisions = kept
@@ -76,10 +81,11 @@ def _obstacle(model: str, target: str, scene: Scene) -> str | None:
     return None if refusal is None else refusal.text.rstrip(".")
 
 
-def _is_late(model: str, scene: Scene) -> bool:
-    """By the time that a load takes from now on it would have missed its target."""
-    patience, offer = scene.patience_ms(model), scene.fleet.offer(model)
-    return patience is not None and patience <= (offer.load_ms if offer is not None else 0)
+def _is_late(decision: Decision, scene: Scene) -> bool:
+    """It has missed its target, or would by the time that a load takes from now on, if it needs one."""
+    patience, offer = scene.patience_ms(decision.model), scene.fleet.offer(decision.model)
+    load_ms = offer.load_ms if offer is not None and decision.action is Action.WAIT else 0
+    return patience is not None and patience <= load_ms
 
 
 def _free_slots(target: str, scene: Scene) -> int:

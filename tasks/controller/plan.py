@@ -11,7 +11,7 @@
        for overdue ones a bound on waiting
     6  models that are held and have waiting jobs: another replica when it pays (`replicas`)
     7  a candidate that fits nowhere, or failed everywhere, ends its jobs with the reason, or hands them to its
-       fallback model; so does one that waits for too long while its fallback has a free slot
+       fallback model; so do jobs that wait for too long, for a load or in a line, while their fallback has free slots
     8  models that are likely to come next are named for the page cache
 
 Bound on waiting. T: class target; L: longest load; D: longest drain; R = (1/φ − 1)·L: frame. From the moment when a
@@ -50,6 +50,7 @@ class Plan:
     state: PolicyState  # for the next call
     decisions: tuple[Decision, ...]
     fallbacks: dict[str, str] = field(default_factory=dict)  # model → the model that its waiting jobs should go to
+    fallback_slots: dict[str, int] = field(default_factory=dict)  # at most so many of them; without an entry: all
 
     def refused(self) -> dict[str, Decision]:
         """Models whose waiting jobs can't be served, with the reason."""
@@ -95,7 +96,13 @@ def plan(
             scale_up(model, scene)
     hand_over(scene)
     desired = prefetch_hints(scene, view.placement(placement), placement)
-    return Plan(placement=desired, state=scene.state, decisions=tuple(scene.decisions), fallbacks=dict(scene.fallbacks))
+    return Plan(
+        placement=desired,
+        state=scene.state,
+        decisions=tuple(scene.decisions),
+        fallbacks=dict(scene.fallbacks),
+        fallback_slots=dict(scene.fallback_slots),
+    )
 
 
 def _note_failures(scene: Scene) -> None:

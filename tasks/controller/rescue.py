@@ -77,15 +77,20 @@ class Rescue:
             self.jobs.end_waiting(job_id, JobState.FAILED, error)
             _log.warning("job_refused", job_id=job_id, model=model)
 
-    def hand_over(self, model: str, target: str, *, refusal: JobError | None = None) -> None:
-        """Send the waiting jobs of a model to its fallback. Those that were handed over before, or have published
-        tokens, stay: they end with the `refusal` when nobody will ever serve them."""
-        stayed = set()
+    def hand_over(
+        self, model: str, target: str, *, refusal: JobError | None = None, at_most: int | None = None
+    ) -> None:
+        """Send the waiting jobs of a model to its fallback, the most urgent first. Those that were handed over before,
+        or have published tokens, stay: they end with the `refusal` when nobody will ever serve them."""
+        stayed, left = set(), BATCH if at_most is None else at_most
         for job_id in self.backlog_store.waiting(model, BATCH):
+            if not left:
+                break
             priority = self.jobs.hand_over(job_id, model, target)
             if priority is None:
                 stayed.add(job_id)
             else:
+                left -= 1
                 _log.warning("job_handed_over", job_id=job_id, model=model, fallback=target)
                 self.wakeups.wake(job_id, target, priority)
         if refusal is not None and stayed:

@@ -31,6 +31,7 @@ class Scene:
         self.decisions: list[Decision] = []
         self.claimed: dict[str, str] = {}  # worker → the overdue model that has the first claim on it
         self.fallbacks: dict[str, str] = {}
+        self.fallback_slots: dict[str, int] = {}
         self._ranked: dict[str, list[Resident]] = {}
         self._reachable: dict[str, int] = {}
 

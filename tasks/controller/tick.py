@@ -80,7 +80,8 @@ class Controller:
             self.fleet.take_ask(model)
         unservable = decided.unservable()
         for model, target in decided.fallbacks.items():
-            self.rescue.hand_over(model, target, refusal=_error(unservable[model]) if model in unservable else None)
+            reason = _error(unservable[model]) if model in unservable else None
+            self.rescue.hand_over(model, target, refusal=reason, at_most=decided.fallback_slots.get(model))
         for model, refusal in decided.refused().items():
             self.rescue.refuse(model, _error(refusal))
         return decided

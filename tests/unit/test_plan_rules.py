@@ -7,6 +7,7 @@ import pytest
 
 from tasks.controller.decisions import Action, Code, Decision
 from tasks.controller.demand import Demand
+from tasks.controller.fallback import SLOTS_TAKEN
 from tasks.controller.plan import RULES, Plan, plan
 from tasks.controller.policy_state import PolicyState, Rate
 from tasks.controller.rules import Rules
@@ -370,6 +371,31 @@ def test_late_model_hands_over_only_to_a_fallback_with_a_free_slot() -> None:
     for in_flight, expected in ((3, {"a": "b"}), (4, {})):
         here = worker("w", offers, runner("b", 2, in_flight=in_flight, age_s=0.1))
         assert decide(here, queues=(queue("a", 9.5),)).fallbacks == expected
+
+
+@pytest.mark.parametrize(
+    ("age_s", "in_flight", "expected"),
+    [
+        (RULES.interactive_target_ms / 1000, 1, {"a": "b"}),
+        (RULES.interactive_target_ms / 1000 - 0.1, 1, {}),  # within its target
+        (99, 4, {}),  # the fallback is full too
+    ],
+)
+def test_late_jobs_in_the_line_of_a_full_model_go_to_a_fallback_with_free_slots(
+    age_s: float, in_flight: int, expected: dict[str, str]
+) -> None:
+    offers = (offer("a", fallback="b"), offer("b"))
+    here = worker("w", offers, runner("a", in_flight=4), runner("b", in_flight=in_flight))
+    decided = decide(here, queues=(queue("a", age_s, depth=9),))
+    assert decided.fallbacks == expected
+    assert decided.fallback_slots == dict.fromkeys(expected, 3)
+    assert only(decided, Action.KEEP).code in SLOTS_TAKEN
+
+
+def test_late_jobs_of_a_model_with_free_slots_stay() -> None:
+    offers = (offer("a", fallback="b"), offer("b"))
+    here = worker("w", offers, runner("a", in_flight=3), runner("b"))
+    assert decide(here, queues=(queue("a", 99),)).fallbacks == {}
 
 
 @pytest.mark.parametrize("kinds", [(ModelKind.EMBED, ModelKind.GENERATE), (ModelKind.EMBED, ModelKind.EMBED)])
