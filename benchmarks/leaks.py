@@ -1,4 +1,5 @@
-"""Leaks: resident memory, file descriptors and threads of worker, front and controller over many load/evict cycles.
+"""Leaks: resident memory, file descriptors and threads of worker, nursery, front and controller over many load/evict
+cycles.
 
 A cycle asks a cold model for a few tokens, which loads it, then evicts it and waits until its process is gone. Several
 copies of the demo model go through their cycles side by side.
@@ -111,9 +112,16 @@ def run_cycles(home: Path, cycles: int, every: int, advance: Callable[[int], Non
                 shares = [len(range(lane, num_done, LANES)) for lane in range(LANES)]
                 list(lanes.map(_cycles, [api] * LANES, [f"copy-{lane}" for lane in range(LANES)], shares))
                 samples += [sample(first + num_done, name, process.pid) for name, process in processes.items()]
+                samples += [sample(first + num_done, "nursery", pid) for pid in _nurseries(processes["worker"].pid)]
                 advance(first + num_done)
         assert store.poll() is None, "the store has ended"
     return samples
+
+
+def _nurseries(worker_pid: int) -> list[int]:
+    """The process that the worker's runners are forked from, where there is one."""
+    children = psutil.Process(worker_pid).children()
+    return [child.pid for child in children if " ".join(child.cmdline()).strip() == "keepwarm nursery"]
 
 
 def _cycles(api: Api, model: str, count: int) -> None:
