@@ -102,6 +102,8 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     in_flight: int
     batch_in_flight: int = 0  # of these: batch work, whose places all others share
+    closed_slots: int = 0  # of `slots`: those that `bytes` leave out; the worker opens them when they are needed
+    slot_bytes: int = 0  # what each of them will take
     since_ms: int  # when it entered this state
     idle_since_ms: int | None = None  # None while something runs
     progress: float = 1.0  # of the load

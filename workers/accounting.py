@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,6 +17,28 @@ from workers.needs import overhead_bytes
 from workers.runner import Runner
 
 log = structlog.get_logger(__name__)
+
+WORTH_CLOSING = 0.9  # of the cache, at least: what is written to already can't be closed
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Slots that stay closed when a runner becomes ready, and what each of them will take."""
+
+    closed_slots: int = 0
+    slot_bytes: int = 0
+
+    @property
+    def closed_bytes(self) -> int:
+        return self.closed_slots * self.slot_bytes
+
+
+def opening_of(ready: Ready) -> Opening:
+    """Where the cache takes memory only when it is written to, one slot is enough to begin with. Pure."""
+    given_back = sum(end - start for start, end in ready.untouched)
+    if not given_back or given_back < WORTH_CLOSING * ready.kv_bytes or ready.slots < 2:
+        return Opening()
+    return Opening(closed_slots=ready.slots - 1, slot_bytes=ready.kv_bytes // ready.slots)
 
 
 class Accounting:
@@ -40,8 +63,9 @@ class Accounting:
         with self._lock:
             self._num_moves += 1
 
-    def settle(self, model: ModelFile, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> None:
-        """Replace the reservation by the measured bytes. Raises ModelDoesNotFit when they are too many."""
+    def settle(self, model: ModelFile, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> Opening:
+        """Replace the reservation by the measured bytes, less those of the slots that are left closed. Raises
+        ModelDoesNotFit when they are too many."""
         reported = ready.weight_bytes + ready.adapter_bytes + ready.kv_bytes + ready.compute_bytes
         told = self._measure(model, runner, ready)
         if told is None:
@@ -49,15 +73,18 @@ class Accounting:
         # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
         measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
         self._costs.record_load(model, measured_bytes=measured, load_ms=load_ms)
-        self._ledger.commit(model.id, measured + self._costs.parked_bytes(model))
+        opening = opening_of(ready)
+        held = measured - opening.closed_bytes
+        self._ledger.commit(model.id, held + self._costs.parked_bytes(model))
         log.info(
             "load_finished",
             model=model.id,
             pid=runner.pid,
-            bytes=measured,
+            bytes=held,
             load_ms=load_ms,
             untouched=",".join(f"{start:x}-{end:x}" for start, end in ready.untouched),
         )
+        return opening
 
     def measure_again(self, model: ModelFile, runner: Runner) -> bool:
         """A runner that has worked has touched buffers that were only reserved when it became ready. Whether its
@@ -65,13 +92,27 @@ class Accounting:
         if runner.ready is None:
             return False
         measured = self._measure(model, runner, runner.ready)
-        if measured is None or measured <= self._ledger.bytes_of(model.id):
+        if measured is None:
+            return False
+        held = measured - runner.closed_slots * runner.slot_bytes
+        if held <= self._ledger.bytes_of(model.id):
             return False
         self._costs.record_growth(model, measured_bytes=measured - self._costs.parked_bytes(model))
         try:
-            self._ledger.grow(model.id, measured)
+            self._ledger.grow(model.id, held)
         except ModelDoesNotFit as error:  # it runs already; the next load of it will reserve enough
             log.warning("budget_exceeded", model=model.id, reason=str(error))
+            return False
+        return True
+
+    def pay_slot(self, runner: Runner, *, kept_bytes: int) -> bool:
+        """One more slot of this runner is to be opened. False when that would take more than what is free, or some of
+        the bytes that others wait for."""
+        if self._ledger.free_bytes < runner.slot_bytes + kept_bytes:
+            return False
+        try:
+            self._ledger.grow(runner.model, self._ledger.bytes_of(runner.model) + runner.slot_bytes)
+        except ModelDoesNotFit:  # somebody else was quicker
             return False
         return True
 

@@ -41,11 +41,18 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     key: int
 
 
+class OpenSlots(msgspec.Struct, frozen=True, tag=True):
+    """From now on the first `count` slots may be used: the memory of the others belongs to somebody else. Fewer than
+    before only while nothing runs."""
+
+    count: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Free the model and exit with 0."""
 
 
-ToRunner = Generate | Encode | Cancel | Shutdown
+ToRunner = Generate | Encode | Cancel | OpenSlots | Shutdown
 
 # ---- runner → worker
 

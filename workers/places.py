@@ -21,7 +21,7 @@ class Openness:
 
 @dataclass(slots=True)
 class Places:
-    slots: int
+    slots: int  # that are open
     _taken: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
 
     @property

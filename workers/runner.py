@@ -23,7 +23,7 @@ from workers.clock import Clock
 from workers.flight import Flight
 from workers.flights import Flights
 from workers.lease_keeper import RunningAttempt
-from workers.messages import Ready, Shutdown, ToRunner
+from workers.messages import OpenSlots, Ready, Shutdown, ToRunner
 from workers.model_files import adapter_fingerprint
 from workers.oom import kernel_oom_kills
 from workers.publisher import Publisher
@@ -160,9 +160,25 @@ class Runner:
         """Block until it has put out something, or is gone; False after the timeout."""
         return self._reader.wait_answering(timeout_s)
 
-    def open(self) -> bool:
-        """Starting → ready, once the owner has accounted for its memory. False when it is gone by now."""
-        return self._lifecycle.open()
+    def open(self, *, closed_slots: int = 0, slot_bytes: int = 0) -> bool:
+        """Starting → ready, once the owner has accounted for its memory: without that of some slots, of which each will
+        take so many bytes when it is opened. False when it is gone by now."""
+        if closed_slots:
+            self._tell(OpenSlots(self.slots - closed_slots))
+        return self._lifecycle.open(closed_slots=closed_slots, slot_bytes=slot_bytes)
+
+    @property
+    def closed_slots(self) -> int:
+        return self._lifecycle.closed_slots
+
+    @property
+    def slot_bytes(self) -> int:
+        """What one more open slot will take."""
+        return self._lifecycle.slot_bytes
+
+    def widen(self) -> None:
+        """Open one more slot, whose memory the owner has accounted for."""
+        self._tell(OpenSlots(self._lifecycle.widen()))
 
     # ---- work
 

@@ -29,7 +29,9 @@ class RunnerLifecycle:
         self._idle = threading.Condition(self._lock)
         self._state = RunnerState.STARTING
         self._since_ms = self._idle_since_ms = clock.now_ms()
+        self._slots = slots
         self._places = Places(slots)
+        self._slot_bytes = 0
         self._settled = threading.Event()
         self._has_read = False
         self.stop_wanted = threading.Event()  # it never opens any more, and its end is no crash
@@ -69,7 +71,9 @@ class RunnerLifecycle:
                 model=model,
                 state=state or self._state,
                 bytes=bytes_held,
-                slots=self._places.slots,
+                slots=self._slots,
+                closed_slots=self._slots - self._places.slots,
+                slot_bytes=self._slot_bytes,
                 in_flight=self.in_flight,
                 batch_in_flight=self._places.batch_in_flight,
                 since_ms=self._since_ms,
@@ -77,7 +81,23 @@ class RunnerLifecycle:
                 progress=progress,
             )
 
+    @property
+    def closed_slots(self) -> int:
+        return self._slots - self._places.slots
+
+    @property
+    def slot_bytes(self) -> int:
+        """What one more open slot will take."""
+        return self._slot_bytes
+
     # ---- places
+
+    def widen(self) -> int:
+        """Open one more slot, of those that are closed; how many are open now. Nobody is told: the caller, who has paid
+        for it, is about to take it."""
+        with self._lock:
+            self._places.slots = min(self._slots, self._places.slots + 1)
+            return self._places.slots
 
     def take_place(self, priority: Priority) -> bool:
         """False when it is full for this priority, or not ready."""
@@ -114,11 +134,13 @@ class RunnerLifecycle:
             self._has_read = True
             self._on_change()
 
-    def open(self) -> bool:
-        """Starting → ready. False when it is gone by now, or shall be."""
+    def open(self, *, closed_slots: int = 0, slot_bytes: int = 0) -> bool:
+        """Starting → ready, without some of its slots at first, of which each will take so many bytes. False when it is
+        gone by now, or shall be."""
         with self._lock:
             opened = self._state is RunnerState.STARTING and not self.stop_wanted.is_set()
             if opened:
+                self._places.slots, self._slot_bytes = self._slots - closed_slots, slot_bytes
                 self._move_to(RunnerState.READY)
         self._on_change()
         return opened

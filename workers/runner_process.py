@@ -43,6 +43,7 @@ from workers.messages import (
     Generate,
     LoadFailed,
     LoadProgress,
+    OpenSlots,
     Rejected,
     Shutdown,
 )
@@ -54,7 +55,7 @@ PROGRESS_INTERVAL_S = 0.1
 QUICK_MESSAGES, QUICK_CHARS = 8, 2_000  # up to so many the thread that reads the socket prepares itself
 
 Request = Generate | Encode
-Work = Prepared | Cancel | Shutdown  # what reaches the engine thread
+Work = Prepared | Cancel | OpenSlots | Shutdown  # what reaches the engine thread
 Prepare = Callable[[Request], Prepared]
 Send = Callable[[FromRunner], None]
 
@@ -171,6 +172,8 @@ class RunnerProcess:
                 match work:
                     case Cancel(key):
                         engine.cancel(key)
+                    case OpenSlots(count):
+                        engine.open_slots(count)
                     case Shutdown():
                         return
                     case _:
@@ -201,6 +204,8 @@ class RunnerProcess:
                         self._intake.cancel(message)
                         if self._engine is not None:
                             self._engine.interrupt(message.key)
+                    case OpenSlots():
+                        self._work.put(message)
                     case Shutdown():
                         if self._engine is None:
                             exit_now(EXIT_OK)

@@ -133,6 +133,7 @@ class WarmPool:
         self._usage = _Usage()
         self._placement = WorkerPlacement()
         self._epoch = 0
+        self._awaited_bytes = 0  # of loads that wait for others to leave, or for a disk
         self._is_draining = False
         needs = needs or Needs(device)
         self._costs = ModelCosts(device=device, measurements=measurements, needs=needs, parked_memory=parked_memory)
@@ -191,9 +192,7 @@ class WarmPool:
         """Every model that is ready here, with the jobs of any priority that it could take right now.
 
         Adapters are there as well; they share the slots of their base."""
-        return {
-            model: runner.free_slots for model, runner in self._serving().items() if runner.state is RunnerState.READY
-        }
+        return self._room(lambda runner: runner.free_slots)
 
     def runner_of(self, model: str) -> str:
         """The model whose runner has the slots: its base, of an adapter."""
@@ -201,9 +200,7 @@ class WarmPool:
 
     def urgent_slots(self) -> dict[str, int]:
         """The same for jobs that are more urgent than batch work, whose places they may share."""
-        return {
-            model: runner.urgent_slots for model, runner in self._serving().items() if runner.state is RunnerState.READY
-        }
+        return self._room(lambda runner: runner.urgent_slots)
 
     def report(self) -> tuple[RunnerReport, ...]:
         with self._lock:
@@ -223,6 +220,8 @@ class WarmPool:
     def take_slot(self, model: str, priority: Priority) -> RunnerSlot | None:
         """A place in the model's ready runner, or None."""
         runner = self._serving().get(model)
+        if runner is not None and runner.closed_slots and runner.in_flight >= runner.slots - runner.closed_slots:
+            self._widen(runner)
         slot = runner.take_slot(priority, model) if runner else None
         if runner is not None and slot is not None:
             with self._lock:
@@ -283,6 +282,7 @@ class WarmPool:
             wanted = self._wanted()
             steps = self._plan(wanted)
             disks = {each.model: each.disk for each in wanted}
+            self._awaited_bytes = sum(each.bytes for each in wanted if each.model in steps.waiting)
             arriving = [resident for model in steps.load if (resident := self._admit(model, disks[model]))]
             own = [self._own_eviction(model) for model in steps.stop if not self._is_told_to_leave(model)]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
@@ -457,8 +457,8 @@ class WarmPool:
             ready = runner.wait_loaded()
             load_ms = int(self._lived_s(started_s) * 1000)
             self._note_broken(resident, ready)
-            self._accounting.settle(resident.model, runner, ready, window, load_ms=load_ms)
-            if runner.open():
+            opening = self._accounting.settle(resident.model, runner, ready, window, load_ms=load_ms)
+            if runner.open(closed_slots=opening.closed_slots, slot_bytes=opening.slot_bytes):
                 with self._lock:
                     wanted_s = self._wanted_since_s.pop(resident.model.id, started_s)
                 self._count_load(resident.model.id, load_ms, int(self._lived_s(wanted_s) * 1000))
@@ -632,6 +632,23 @@ class WarmPool:
         self._costs.hurry(model)
         return f"{self._ledger.refusal(model.id, need)}."
 
+    def _room(self, places: Callable[[Runner], int]) -> dict[str, int]:
+        """Of every model that is ready here: these places, and those that could be opened."""
+        spare = self._ledger.free_bytes - self._awaited_bytes
+        return {
+            model: places(runner) + _openable(runner, spare)
+            for model, runner in self._serving().items()
+            if runner.state is RunnerState.READY
+        }
+
+    def _widen(self, runner: Runner) -> None:
+        """Open one more slot, where there is memory for it that no load waits for. Decided and told under the lock, so
+        that the process hears of one slot after the other."""
+        with self._lock:
+            is_possible = runner.closed_slots and runner.state is RunnerState.READY
+            if is_possible and self._accounting.pay_slot(runner, kept_bytes=self._awaited_bytes):
+                runner.widen()
+
     def _serving(self) -> dict[str, Runner]:
         """Runners that may get new work, by all models that they serve."""
         with self._lock:
@@ -651,6 +668,13 @@ class WarmPool:
             self._listener()
         except Exception:
             log.exception("pool_listener_failed")
+
+
+def _openable(runner: Runner, spare_bytes: int) -> int:
+    """Closed slots for which there is memory."""
+    if not runner.closed_slots or spare_bytes <= 0:
+        return 0
+    return min(runner.closed_slots, spare_bytes // runner.slot_bytes)
 
 
 def _bases(models: Mapping[str, ModelFile]) -> dict[str, str]:

@@ -70,7 +70,10 @@ class WorkerView:
         return self.report.id
 
     def bytes_of(self, model: str) -> int:
+        """What it takes once it is there: a runner that is ready may have closed slots, and take less than its load."""
         runner, offer = self.runners.get(model), self.offers.get(model)
+        if runner is not None and runner.closed_slots:
+            return runner.bytes
         return max(runner.bytes if runner else 0, offer.bytes if offer else 0)
 
     def holds(self, model: str) -> bool:

@@ -9,7 +9,8 @@
        pinned models, minimum replicas and wishes
     5  for each candidate a worker (`placing`): room, idle victims, busy victims under the rules against thrash, and
        for overdue ones a bound on waiting
-    6  models that are held and have waiting jobs: another replica when it pays (`replicas`)
+    6  models that are held and have waiting jobs: one more slot (`widening`), or another replica when it pays
+       (`replicas`)
     7  a candidate that fits nowhere, or failed everywhere, ends its jobs with the reason, or hands them to its
        fallback model; so do jobs that wait for too long, for a load or in a line, while their fallback has free slots
     8  models that are likely to come next are named for the page cache

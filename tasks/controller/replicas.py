@@ -21,6 +21,7 @@ from tasks.controller.placing import Site, cheapest, load_replica, open_workers
 from tasks.controller.scene import Scene
 from tasks.controller.value import load_ms
 from tasks.controller.victims import is_protected
+from tasks.controller.widening import widen
 from tasks.fleet import ModelOffer, QueueReport, RunnerReport, RunnerState
 from tasks.jobs import Priority
 
@@ -35,7 +36,9 @@ def scale_up(model: str, scene: Scene) -> None:
     if offer is None or any(runner is None or runner.state is not RunnerState.READY for runner in runners):
         scene.say(Action.KEEP, Code.LOADING, model, "it is being loaded", terms={"copies": n, "depth": queue.depth})
         return
-    free = sum(max(0, runner.slots - runner.in_flight) for runner in runners if runner is not None)
+    free = sum(
+        max(0, runner.slots - runner.closed_slots - runner.in_flight) for runner in runners if runner is not None
+    )
     slots = max(1, offer.slots)
     shown_ms = _shown_wait_ms(queue, [runner for runner in runners if runner is not None], scene.now_ms)
     service_ms = scene.demand.service_ms.get(model, 0.0)
@@ -46,6 +49,8 @@ def scale_up(model: str, scene: Scene) -> None:
     }  # fmt: skip
     if free:
         scene.say(Action.KEEP, Code.SLOTS_FREE, model, f"{free} slots are free", terms=terms)
+        return
+    if widen(model, scene, service_ms=service_ms, shown_ms=shown_ms):
         return
     if n >= max(offer.max_replicas, offer.replicas):
         text = f"all slots are taken, and {n} of at most {offer.max_replicas} replicas are there"

@@ -106,6 +106,11 @@ class Engine(Protocol[P]):
     @property
     def has_work(self) -> bool: ...
 
+    def open_slots(self, count: int) -> None:
+        """At most so many sequences run at once from now on, and only their part of the context is written to. Fewer
+        than before only while nothing runs."""
+        ...
+
     def rest(self) -> None:
         """Called when there is no work, before the wait for some; takes milliseconds at most times."""
         ...

@@ -156,6 +156,9 @@ class LlamaEncoder:
     def interrupt(self, key: int) -> None:
         """A batch is short: nothing is gained by stopping inside it."""
 
+    def open_slots(self, count: int) -> None:
+        """All inputs share one context."""
+
     def rest(self) -> None:
         """Nothing is kept from one job to the next."""
 

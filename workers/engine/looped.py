@@ -33,6 +33,9 @@ class LoopedEngine:
     def hurry(self) -> None:
         self._loop.hurry()
 
+    def open_slots(self, count: int) -> None:
+        self._loop.open_slots(count)
+
     def rest(self) -> None:
         self._loop.rest()
 

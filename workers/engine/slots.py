@@ -49,6 +49,10 @@ class Slots:
         self.free = set(range(count))
         self.running: list[Sequence] = []  # by slot: the order that llama.cpp batches best
 
+    def open(self, count: int) -> None:
+        """Use the first `count` only. What others hold is not found any more."""
+        self.free = set(range(count)) - {each.slot for each in self.running}
+
     # ---- in and out
 
     def take(self, sequence: Sequence) -> None:

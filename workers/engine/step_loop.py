@@ -113,6 +113,11 @@ class StepLoop:
         if self._can_wait:
             self._backend.interrupt()
 
+    def open_slots(self, count: int) -> None:
+        """Use the first `count` slots from now on; fewer than before only while nothing runs."""
+        self._capacity = self._num_slots = count
+        self._slots.open(count)
+
     def rest(self) -> None:
         """Do what can be done for those to come, while there is no work."""
         if not self.has_work:
