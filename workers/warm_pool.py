@@ -133,7 +133,7 @@ class WarmPool:
         self._usage = _Usage()
         self._placement = WorkerPlacement()
         self._epoch = 0
-        self._awaited_bytes = 0  # of loads that wait for others to leave, or for a disk
+        self._awaited_bytes = 0  # of the free ones, what loads wait for
         self._is_draining = False
         needs = needs or Needs(device)
         self._costs = ModelCosts(device=device, measurements=measurements, needs=needs, parked_memory=parked_memory)
@@ -282,7 +282,7 @@ class WarmPool:
             wanted = self._wanted()
             steps = self._plan(wanted)
             disks = {each.model: each.disk for each in wanted}
-            self._awaited_bytes = sum(each.bytes for each in wanted if each.model in steps.waiting)
+            self._awaited_bytes = self._missing_bytes(wanted, steps)
             arriving = [resident for model in steps.load if (resident := self._admit(model, disks[model]))]
             own = [self._own_eviction(model) for model in steps.stop if not self._is_told_to_leave(model)]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
@@ -356,6 +356,12 @@ class WarmPool:
         return ResidencySteps(
             load=steps.load, stop=(*evicted, *steps.stop), waiting=steps.waiting, refused=steps.refused
         )
+
+    def _missing_bytes(self, wanted: Sequence[Wanted], steps: ResidencySteps) -> int:
+        """What loads that wait for others to leave, or for a disk, will need beside what becomes free by that."""
+        awaited = sum(each.bytes for each in wanted if each.model in steps.waiting)
+        going = {model for model, each in self._residents.items() if each.is_leaving}
+        return max(0, awaited - sum(map(self._ledger.bytes_of, going | self._unreleased.keys() | set(steps.stop))))
 
     def _wanted(self) -> list[Wanted]:
         """Held, known, with no process and no account, and not in a backoff; those held longest first, then the

@@ -31,7 +31,8 @@ def widen(model: str, scene: Scene, *, service_ms: float, shown_ms: int) -> bool
         if victims is None:
             continue
         n = runner.slots - runner.closed_slots
-        saved_s = max(depth**2 * service_ms / 2000 * (1 / n - 1 / (n + 1)), depth * shown_ms / (2000 * (n + 1)))
+        one_ms = service_ms or n * shown_ms / depth  # before any job has ended, the wait of the first tells the least
+        saved_s = depth**2 * one_ms / 2000 * (1 / n - 1 / (n + 1))
         lost_s = sum(each.value_s for each in victims)
         if saved_s <= scene.rules.replica_gain * lost_s:
             continue

@@ -81,3 +81,21 @@ def test_a_context_takes_its_memory_when_it_is_filled() -> None:
         engine.close()
     assert fresh > 0.9 * ready.kv_bytes
     assert 0.01 * ready.kv_bytes < fresh - used < 0.1 * ready.kv_bytes  # of one of 16 slots about a quarter
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing about single pages")
+def test_a_closed_slot_takes_no_memory_however_many_prompts_come_one_after_the_other() -> None:
+    (model, *_) = FolderScanner(DEMO_MODELS, default_slots=4).scan().models
+    engine = LlamaEngine(config(replace(model, context_length=1024, slots=64), STEADY))
+    ready = engine.load(lambda fraction: None)
+    left = {}
+    try:
+        for count in (1, 2):
+            engine.open_slots(count)
+            for text in ("word ", "stone ", "river ", "bird "):
+                run_one(engine, request(text * 400, max_tokens=4, ignore_eos=True))
+            left[count] = untouched_bytes(Path("/proc"), os.getpid(), ready.untouched) / ready.kv_bytes
+    finally:
+        engine.close()
+    assert left[1] > 62.5 / 64
+    assert 61.5 / 64 < left[2] < left[1] - 0.2 / 64

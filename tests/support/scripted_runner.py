@@ -86,15 +86,24 @@ class ScriptedLink:
         self._steps += 1
         self.say(Step(self._steps, outputs))  # type: ignore[arg-type]
 
-    def load(self, *, weight_bytes: int = MIB, slots: int = 2, broken_adapters: dict[str, str] | None = None) -> None:
+    def load(
+        self,
+        *,
+        weight_bytes: int = MIB,
+        slots: int = 2,
+        kv_bytes: int = 0,
+        untouched_bytes: int = 0,
+        broken_adapters: dict[str, str] | None = None,
+    ) -> None:
         self.say(
             Ready(
                 context_length=64,
                 slots=slots,
                 load_ms=1,
                 weight_bytes=weight_bytes,
-                kv_bytes=0,
+                kv_bytes=kv_bytes,
                 compute_bytes=0,
+                untouched=((0, untouched_bytes),) if untouched_bytes else (),
                 broken_adapters=broken_adapters or {},
             )
         )

@@ -295,6 +295,41 @@ def test_replica_is_not_worth_more_valuable_models() -> None:
     assert only(decided, Action.KEEP).code is Code.REPLICA_TOO_DEAR
 
 
+def narrow(in_flight: int = 1) -> RunnerReport:
+    """Ready with one of four slots."""
+    return runner("a", 1, in_flight=in_flight, closed_slots=3, slot_bytes=GIB // 2)
+
+
+def test_worker_opens_a_slot_itself_where_there_is_memory_for_it() -> None:
+    here = worker("w", (offer("a", 2.5), offer("b")), narrow(), runner("b"), gib=2.5)
+    decided = decide(here, queues=(queue("a", depth=9),), service_ms={"a": 2000})
+    assert only(decided, Action.KEEP).code is Code.SLOTS_FREE
+    assert decided.placement.workers["w"].hold == ("a", "b")
+
+
+@pytest.mark.parametrize(("depth", "leaves"), [(9, True), (1, False)])
+def test_idle_model_leaves_for_a_slot_that_saves_more_waiting_than_it_is_worth(depth: int, leaves: bool) -> None:
+    offers = (offer("a", 2.5, max_replicas=1), offer("b", load_ms=4000))
+    here = worker("w", offers, narrow(), runner("b"), gib=2)
+    state = PolicyState(rates={"b": Rate(0.05, 0.0, NOW_MS)})
+    decided = decide(here, queues=(queue("a", depth=depth),), service_ms={"a": 2000}, state=state)
+    assert decided.placement.workers["w"].evict == (("b",) if leaves else ())
+    if leaves:
+        assert only(decided, Action.EVICT).terms["slot_bytes"] == GIB // 2
+
+
+def test_busy_model_stays_whatever_waits_for_a_slot() -> None:
+    here = worker("w", (offer("a", 2.5), offer("b")), narrow(), runner("b", in_flight=1), gib=2)
+    decided = decide(here, queues=(queue("a", depth=99),), service_ms={"a": 9000})
+    assert decided.placement.workers["w"] == WorkerPlacement(hold=("a", "b"))
+
+
+def test_closed_slots_leave_room_for_another_model() -> None:
+    here = worker("w", (offer("a", 2.5), offer("c", 1.0)), narrow(in_flight=0), gib=2)
+    decided = decide(here, queues=(queue("c"),))
+    assert only(decided, Action.LOAD).code is Code.ROOM
+
+
 def test_replicas_end_at_their_ceiling() -> None:
     workers = (worker("w1", (replicable(max_replicas=1),), FULL), worker("w2", (replicable(max_replicas=1),)))
     decided = decide(*workers, queues=(queue("a", depth=99),), service_ms={"a": 9000})

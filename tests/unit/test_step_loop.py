@@ -203,6 +203,23 @@ def test_only_batch_work_makes_room():
     assert heard[1].done.completion_tokens == 9
 
 
+def test_closed_slots_are_never_written_to_and_serve_once_they_are_open():
+    backend = WatchedBackend(3)
+    loop = loop_of(backend)
+    loop.open_slots(1)
+    for number, prompt in enumerate(PROMPTS[:3]):
+        add(loop, number, prompt)
+    heard = run_loop(loop)
+    assert [heard[number].text for number in range(3)] == [alone(prompt).text for prompt in PROMPTS[:3]]
+    assert [backend.length(slot) > 0 for slot in range(3)] == [True, False, False]
+    loop.open_slots(2)
+    for number, prompt in enumerate(PROMPTS[:3]):
+        add(loop, number, prompt)
+    heard = run_loop(loop)
+    assert [heard[number].text for number in range(3)] == [alone(prompt).text for prompt in PROMPTS[:3]]
+    assert [backend.length(slot) > 0 for slot in range(3)] == [True, True, False]
+
+
 def test_waiting_line_serves_urgent_work_first_and_equals_in_order():
     loop = loop_of(WatchedBackend(1))
     ended: list[int] = []

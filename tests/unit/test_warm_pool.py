@@ -14,9 +14,9 @@ from tasks.fleet import ModelKind, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority
 from tasks.ports import Cancelled, Failed, Finished, Parked
 from tests.support.scripted_pool import PoolBench, make_model
-from tests.support.scripted_runner import MIB, Running, make_attempt
+from tests.support.scripted_runner import MIB, Running, ScriptedLink, make_attempt
 from workers.estimate import need_of_measured
-from workers.messages import READ_SHARE, LoadFailed, LoadProgress, TokenOut
+from workers.messages import READ_SHARE, LoadFailed, LoadProgress, OpenSlots, TokenOut
 from workers.model_files import ModelFile, ModelFolder, UnusableFile
 from workers.runner import RunnerSlot
 from workers.warm_pool import OUTDATED_GRACE_S
@@ -66,6 +66,75 @@ def test_held_model_is_loaded_and_serves(make_bench: MakeBench) -> None:
     link.step(TokenOut(key, "hi", (1,)))
     link.finish(key)
     assert isinstance(running.outcome(), Finished)
+
+
+def warm_in_slots(bench: PoolBench, model: str, *, kv_mib: int, slots: int) -> ScriptedLink:
+    """A model whose cache takes memory as it is filled."""
+    bench.place(*{model, *(each.model for each in bench.pool.report())})
+    link = bench.starter.await_start(model)
+    weight_bytes = bench.models[model].shape.weight_bytes - kv_mib * MIB
+    link.load(weight_bytes=weight_bytes, slots=slots, kv_bytes=kv_mib * MIB, untouched_bytes=kv_mib * MIB)
+    bench.changes.wait_until(lambda: bench.state(model) is RunnerState.READY)
+    return link
+
+
+def opened(link: ScriptedLink) -> list[int]:
+    return [message.count for message in link.sent if isinstance(message, OpenSlots)]
+
+
+def test_runner_takes_the_memory_of_one_slot_and_that_of_others_when_jobs_come(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100, slots=4), budget_mib=200)
+    link = warm_in_slots(bench, "a", kv_mib=80, slots=4)
+    assert bench.pool.used_bytes == 40 * MIB
+    assert bench.pool.free_slots() == {"a": 4}
+    first = take(bench, "a")
+    assert bench.pool.used_bytes == 40 * MIB
+    take(bench, "a")
+    assert (bench.pool.used_bytes, bench.pool.free_slots(), opened(link)) == (60 * MIB, {"a": 2}, [1, 2])
+    first.give_back()
+    take(bench, "a")
+    assert (bench.pool.used_bytes, opened(link)) == (60 * MIB, [1, 2])  # the slot that is open serves again
+    report = bench.report("a")
+    assert report is not None
+    assert (report.slots, report.closed_slots, report.slot_bytes, report.bytes) == (4, 2, 20 * MIB, 60 * MIB)
+    (offered,) = bench.pool.offers()
+    assert offered.bytes == need_of_measured(100 * MIB).total_bytes  # a load needs all of it for a moment
+
+
+def test_slots_open_only_as_far_as_the_budget_goes(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100, slots=4), make_model("b", mib=50), budget_mib=112)
+    link = warm_in_slots(bench, "a", kv_mib=80, slots=4)
+    bench.place("a", "b")
+    bench.finish_load("b")
+    assert bench.pool.free_slots() == {"a": 2, "b": 2}  # of 22 MiB that are left, 20
+    take(bench, "a")
+    take(bench, "a")
+    assert bench.pool.take_slot("a", Priority.DEFAULT) is None
+    assert bench.pool.free_slots() == {"a": 0, "b": 2}
+    bench.place("a", evict=("b",))
+    bench.await_gone("b")
+    take(bench, "a")
+    assert opened(link) == [1, 2, 3]
+
+
+def test_bytes_that_a_load_waits_for_open_no_slot(make_bench: MakeBench) -> None:
+    bench = make_bench(
+        make_model("a", mib=100, slots=4), make_model("b", mib=40), make_model("c", mib=60), budget_mib=125
+    )
+    warm_in_slots(bench, "a", kv_mib=80, slots=4)
+    bench.place("a", "b")
+    busy = bench.finish_load("b")
+    slot = take(bench, "b")
+    running = Running(slot, make_attempt(model="b"))
+    busy.is_deaf = True
+    bench.place("a", "c", evict=("b",))  # 45 MiB are free, and 40 more when b is gone
+    take(bench, "a")
+    take(bench, "a")  # 85 - 60 are nobody's
+    assert bench.pool.take_slot("a", Priority.DEFAULT) is None
+    busy.is_deaf = False
+    busy.exit(0)
+    running.outcome()
+    bench.finish_load("c")
 
 
 def test_memory_for_parked_states_is_accounted_before_and_after_the_load(make_bench: MakeBench) -> None:
