@@ -57,6 +57,8 @@ class RunnerObject(BaseModel):
     state: RunnerState
     bytes: int
     slots: int
+    closed_slots: int  # of them; they are opened when jobs come for them, and each takes `slot_bytes` more then
+    slot_bytes: int
     in_flight: int
     progress: float
     reduced: str | None  # what was taken from its context or slots to make it fit
@@ -194,6 +196,8 @@ def _runner_object(runner: RunnerReport, now_ms: int) -> RunnerObject:
         state=runner.state,
         bytes=runner.bytes,
         slots=runner.slots,
+        closed_slots=runner.closed_slots,
+        slot_bytes=runner.slot_bytes,
         in_flight=runner.in_flight,
         progress=runner.progress,
         reduced=runner.reduced,

@@ -95,7 +95,11 @@ def test_a_closed_slot_takes_no_memory_however_many_prompts_come_one_after_the_o
             for text in ("word ", "stone ", "river ", "bird "):
                 run_one(engine, request(text * 400, max_tokens=4, ignore_eos=True))
             left[count] = untouched_bytes(Path("/proc"), os.getpid(), ready.untouched) / ready.kv_bytes
+        assert engine._context is not None
+        engine._context.clear()
+        left[0] = untouched_bytes(Path("/proc"), os.getpid(), ready.untouched) / ready.kv_bytes
     finally:
         engine.close()
     assert left[1] > 62.5 / 64
     assert 61.5 / 64 < left[2] < left[1] - 0.2 / 64
+    assert left[0] > 63.5 / 64

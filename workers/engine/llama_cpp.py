@@ -37,6 +37,7 @@ class LlamaEngine(LoopedEngine):
         ready = load(self._config, self._log, progress, self._use)
         assert self._model is not None, "load calls _use"
         assert self._context is not None, "load calls _use"
+        self._context.untouched = ready.untouched
         if self._config.draft is not None and not self._context.max_drafted:
             print("runner: this model can't forget wrong drafts, so its draft model stays out", file=sys.stderr)
         elif self._config.draft is not None:

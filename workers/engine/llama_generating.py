@@ -25,7 +25,9 @@ from workers.engine.llama_model import LlamaModel
 from workers.engine.sampling import Floats
 from workers.engine.thread_pace import ThreadPace
 from workers.engine.turnstile import turnstile_for
+from workers.engine.untouched import give_back_zeros
 from workers.engine.vocabulary import Vocabulary
+from workers.messages import AddressRange
 
 _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
 
@@ -79,6 +81,7 @@ class LlamaContext:
         Raises ModelLoadFailed when the context can't be created, mostly for want of memory."""
         self._pointer: Any = generating_context(model, config, log)
         self._adapter = ActiveAdapter(self._pointer, adapters)
+        self.untouched: tuple[AddressRange, ...] = ()  # where it takes memory only when it is written to
         self._model = model
         self._vocabulary_size = model.vocabulary_size
         self.turn = turnstile_for(config) if turn is None else turn
@@ -94,7 +97,6 @@ class LlamaContext:
         self.max_drafted = max_drafted(model, config)
         self.length = self._memory.length
         self.keep_prefix = self._memory.keep_prefix
-        self.clear = self._memory.clear
         self.copy = self._memory.copy
         self.copy_cost = self._memory.copy_cost
         self.save = self._memory.save
@@ -107,6 +109,12 @@ class LlamaContext:
         self._wish_to_stop = ctypes.create_string_buffer(2)
         self._asks = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         api.llama_set_abort_callback(self._pointer, self._asks, ctypes.cast(self._wish_to_stop, ctypes.c_void_p))
+
+    def clear(self) -> None:
+        """Also of memory: llama.cpp zeroes all of it, that of closed slots included."""
+        self._memory.clear()
+        for start, end in self.untouched:
+            give_back_zeros(start, end)
 
     @property
     def vocabulary(self) -> Vocabulary:
