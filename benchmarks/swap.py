@@ -35,7 +35,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import product
@@ -114,7 +114,8 @@ class Bench:
                 began_at_s, began = time.time(), time.monotonic()
                 answers = replay(server.url, schedule, limit_s=self._limit_s, advance=advance)
                 overrun_s = time.monotonic() - began - schedule[-1].at_s
-            loads = _loads(server.api, self._models) if server.api is not None else {}
+            held = {Path(path).stem.lower(): held for path, held in watch.use.held_bytes.items()}
+            loads = _loads(server.api, self._models, held) if server.api is not None else {}
             spans = load_spans(server.worker_log().splitlines(), began_at_s)
             use = group.use() if group else None
         every = waits(schedule, answers, self._limit_s, warm_up_share=0.0)
@@ -149,7 +150,7 @@ class Bench:
         return None if bytes_per_s is None else ReadLimit(self._models, bytes_per_s)
 
 
-def _loads(api: Api, folder: Path) -> dict[str, Loads]:
+def _loads(api: Api, folder: Path, held_bytes: Mapping[str, int]) -> dict[str, Loads]:
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(api.http.get("/metrics").raise_for_status().text):
         for sample in family.samples:
@@ -161,7 +162,7 @@ def _loads(api: Api, folder: Path) -> dict[str, Loads]:
         model: Loads(
             count=int(figures["keepwarm_model_loads_total"]),
             load_s=figures["keepwarm_model_load_seconds_total"],
-            bytes=needs[model],
+            bytes=held_bytes.get(model, needs[model]),
             file_bytes=sizes[model],
         )
         for model, figures in found.items()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int  # of all model processes at one moment
     num_processes: int  # that had a model, one after another: loads
     ledger_errors: list[float]  # ledger / measured - 1, over all ready runners, whenever that was looked at
+    held_bytes: dict[str, int]  # by the path of the file: in the ledger, on average while its runner was ready
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -52,11 +54,12 @@ def read_weights(models: Path) -> dict[str, Weights]:
     return found
 
 
-class Account(msgspec.Struct, frozen=True):
-    """Bytes that a worker accounts for a runner, and the memory among them that is taken when it is written to."""
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker tells of a runner."""
 
-    num_bytes: int
-    untouched: list[AddressRange]
+    held_bytes: int  # of its budget
+    closed_bytes: int  # that it will hold beside them when all of its slots are open
+    untouched: list[AddressRange]  # memory that is taken when it is first written to
 
 
 class MemoryWatch:
@@ -75,6 +78,7 @@ class MemoryWatch:
         self._peak_bytes = 0
         self._seen: set[tuple[int, float]] = set()
         self._errors: list[float] = []
+        self._held: defaultdict[str, list[int]] = defaultdict(list)
 
     def __enter__(self) -> MemoryWatch:
         self._thread.start()
@@ -92,6 +96,7 @@ class MemoryWatch:
             peak_bytes=self._peak_bytes,
             num_processes=len(self._seen),
             ledger_errors=[round(e, 4) for e in self._errors],
+            held_bytes={path: sum(each) // len(each) for path, each in self._held.items()},
         )
 
     def _run(self) -> None:
@@ -115,7 +120,8 @@ class MemoryWatch:
                 weights = self._weights[path]
                 is_repacked = private >= weights.repacked_bytes
                 account = ledger[process.pid]
-                accounted += account.num_bytes
+                self._held[path].append(account.held_bytes)
+                accounted += account.held_bytes + account.closed_bytes
                 measured += private + _untouched_bytes(process, account.untouched)
                 measured += weights.all_bytes - (weights.repacked_bytes if is_repacked else 0)
         if measured:

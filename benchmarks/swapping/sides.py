@@ -39,17 +39,19 @@ class Server(msgspec.Struct, frozen=True):
     worker_log: Callable[[], str] = lambda: ""  # of Keepwarm
 
     def ledger(self) -> dict[int, Account]:
-        """Of Keepwarm: what its worker accounts for each ready runner, by pid, and would if all slots were open. Raises
-        httpx2.HTTPError."""
+        """Of Keepwarm: what its worker accounts for each ready runner, by pid. Raises httpx2.HTTPError."""
         if self.api is None:
             return {}
-        ready = {
-            runner["pid"]: runner["bytes"] + runner["closed_slots"] * runner["slot_bytes"]
+        untouched = untouched_ranges(self.worker_log().splitlines())
+        return {
+            runner["pid"]: Account(
+                held_bytes=runner["bytes"],
+                closed_bytes=runner["closed_slots"] * runner["slot_bytes"],
+                untouched=untouched.get(runner["pid"], []),
+            )
             for runner in self.api.runners()
             if runner["state"] == "ready"
         }
-        untouched = untouched_ranges(self.worker_log().splitlines())
-        return {pid: Account(num_bytes, untouched.get(pid, [])) for pid, num_bytes in ready.items()}
 
 
 @contextmanager
