@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from tasks.errors import ModelDoesNotFit
+from tasks.fleet import ModelKind
 from workers.costs import ModelCosts
 from workers.devices import Device, LoadWindow, ModelMapping
 from workers.ledger import Ledger
@@ -33,9 +34,10 @@ class Opening:
         return self.closed_slots * self.slot_bytes
 
 
-def opening_of(ready: Ready) -> Opening:
-    """Where the cache takes memory only when it is written to, one slot is enough to begin with. Pure."""
-    given_back = sum(end - start for start, end in ready.untouched)
+def opening_of(kind: ModelKind, ready: Ready) -> Opening:
+    """Where the cache takes memory only when it is written to, one slot is enough to begin with; what encoders have is
+    one cache for all inputs. Pure."""
+    given_back = sum(end - start for start, end in ready.untouched) if kind is ModelKind.GENERATE else 0
     if not given_back or given_back < WORTH_CLOSING * ready.kv_bytes or ready.slots < 2:
         return Opening()
     return Opening(closed_slots=ready.slots - 1, slot_bytes=ready.kv_bytes // ready.slots)
@@ -73,7 +75,7 @@ class Accounting:
         # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
         measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
         self._costs.record_load(model, measured_bytes=measured, load_ms=load_ms)
-        opening = opening_of(ready)
+        opening = opening_of(model.kind, ready)
         held = measured - opening.closed_bytes
         self._ledger.commit(model.id, held + self._costs.parked_bytes(model))
         log.info(

@@ -101,6 +101,28 @@ def test_runner_takes_the_memory_of_one_slot_and_that_of_others_when_jobs_come(m
     assert offered.bytes == need_of_measured(100 * MIB).total_bytes  # a load needs all of it for a moment
 
 
+@pytest.mark.parametrize(
+    ("kind", "slots", "untouched_mib", "held_mib"),
+    [
+        (ModelKind.GENERATE, 4, 80, 40),
+        (ModelKind.GENERATE, 4, 70, 100),  # the rest is written to already: nobody knows which slots have it
+        (ModelKind.GENERATE, 4, 0, 100),  # another system, or a GPU
+        (ModelKind.GENERATE, 1, 80, 100),
+        (ModelKind.EMBED, 4, 80, 100),  # one cache for all inputs
+    ],
+)
+def test_slots_are_closed_only_where_each_has_memory_of_its_own_that_nobody_wrote_to(
+    make_bench: MakeBench, kind: ModelKind, slots: int, untouched_mib: int, held_mib: int
+) -> None:
+    bench = make_bench(replace(make_model("a", mib=100, slots=slots), kind=kind), budget_mib=200)
+    bench.place("a")
+    link = bench.starter.await_start("a")
+    link.load(weight_bytes=20 * MIB, slots=slots, kv_bytes=80 * MIB, untouched_bytes=untouched_mib * MIB)
+    bench.changes.wait_until(lambda: bench.state("a") is RunnerState.READY)
+    assert bench.pool.used_bytes == held_mib * MIB
+    assert bench.pool.free_slots() == {"a": slots}
+
+
 def test_slots_open_only_as_far_as_the_budget_goes(make_bench: MakeBench) -> None:
     bench = make_bench(make_model("a", mib=100, slots=4), make_model("b", mib=50), budget_mib=112)
     link = warm_in_slots(bench, "a", kv_mib=80, slots=4)
