@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +11,8 @@ from typing import BinaryIO
 from workers.messages import AddressRange
 
 _ENTRY_BYTES = 8
-_IN_MEMORY_OR_SWAP = 0b11  # bits 63 and 62 of an entry
+_HIGHEST_BYTE = 7 if sys.byteorder == "little" else 0
+_ABSENT = bytes(range(0b0100_0000))  # the highest byte of an entry without bits 63, in memory, and 62, swapped out
 
 
 def untouched_bytes(proc: Path, pid: int, ranges: Iterable[AddressRange]) -> int:
@@ -27,8 +29,8 @@ def num_absent(page_map: BinaryIO, where: AddressRange) -> int:
     """Pages of this range that are neither in memory nor swapped out."""
     first, last = where[0] // mmap.PAGESIZE, -(-where[1] // mmap.PAGESIZE)
     page_map.seek(first * _ENTRY_BYTES)
-    entries = memoryview(page_map.read((last - first) * _ENTRY_BYTES)).cast("Q")
-    return sum(entry >> 62 & _IN_MEMORY_OR_SWAP == 0 for entry in entries)
+    highest = page_map.read((last - first) * _ENTRY_BYTES)[_HIGHEST_BYTE::_ENTRY_BYTES]
+    return len(highest) - len(highest.translate(None, _ABSENT))
 
 
 def _anonymous_ranges(maps: Path) -> list[AddressRange]:
