@@ -65,7 +65,9 @@ class Accounting:
         with self._lock:
             self._num_moves += 1
 
-    def settle(self, model: ModelFile, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int) -> Opening:
+    def settle(
+        self, model: ModelFile, runner: Runner, ready: Ready, window: LoadWindow, *, load_ms: int, may_close: bool
+    ) -> Opening:
         """Replace the reservation by the measured bytes, less those of the slots that are left closed. Raises
         ModelDoesNotFit when they are too many."""
         reported = ready.weight_bytes + ready.adapter_bytes + ready.kv_bytes + ready.compute_bytes
@@ -75,7 +77,7 @@ class Accounting:
         # Pages that no step has touched yet are not measured; a device that tells nothing leaves only the report.
         measured = reported + overhead_bytes(self._device, model.shape) if told is None else max(told, reported, 0)
         self._costs.record_load(model, measured_bytes=measured, load_ms=load_ms)
-        opening = opening_of(model.kind, ready)
+        opening = opening_of(model.kind, ready) if may_close else Opening()
         held = measured - opening.closed_bytes
         self._ledger.commit(model.id, held + self._costs.parked_bytes(model))
         log.info(

@@ -463,7 +463,9 @@ class WarmPool:
             ready = runner.wait_loaded()
             load_ms = int(self._lived_s(started_s) * 1000)
             self._note_broken(resident, ready)
-            opening = self._accounting.settle(resident.model, runner, ready, window, load_ms=load_ms)
+            opening = self._accounting.settle(
+                resident.model, runner, ready, window, load_ms=load_ms, may_close=not self._has_room_for_all()
+            )
             if runner.open(closed_slots=opening.closed_slots, slot_bytes=opening.slot_bytes):
                 with self._lock:
                     wanted_s = self._wanted_since_s.pop(resident.model.id, started_s)
@@ -594,6 +596,13 @@ class WarmPool:
             if each.draft_problem is not None:
                 log.warning("model_without_draft", model=each.id, reason=each.draft_problem)
         return fitted
+
+    def _has_room_for_all(self) -> bool:
+        """Whether memory is no matter here: then a conversation finds its slot as it left it, rather than in the memory
+        for parked states."""
+        with self._lock:
+            models = [each for each in self._models.values() if self._may_run(each)]
+        return sum(self._costs.need(each).total_bytes for each in models) <= self.budget_bytes
 
     def _refit(self) -> None:
         """A dry run knows better what a model needs."""

@@ -83,7 +83,7 @@ def opened(link: ScriptedLink) -> list[int]:
 
 
 def test_runner_takes_the_memory_of_one_slot_and_that_of_others_when_jobs_come(make_bench: MakeBench) -> None:
-    bench = make_bench(make_model("a", mib=100, slots=4), budget_mib=200)
+    bench = make_bench(make_model("a", mib=100, slots=4), make_model("b", mib=150), budget_mib=200)
     link = warm_in_slots(bench, "a", kv_mib=80, slots=4)
     assert bench.pool.used_bytes == 40 * MIB
     assert bench.pool.free_slots() == {"a": 4}
@@ -97,8 +97,14 @@ def test_runner_takes_the_memory_of_one_slot_and_that_of_others_when_jobs_come(m
     report = bench.report("a")
     assert report is not None
     assert (report.slots, report.closed_slots, report.slot_bytes, report.bytes) == (4, 2, 20 * MIB, 60 * MIB)
-    (offered,) = bench.pool.offers()
+    offered, _ = bench.pool.offers()
     assert offered.bytes == need_of_measured(100 * MIB).total_bytes  # a load needs all of it for a moment
+
+
+def test_all_slots_are_open_where_all_models_fit_with_all_of_theirs(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100, slots=4), make_model("b", mib=100), budget_mib=200)
+    link = warm_in_slots(bench, "a", kv_mib=80, slots=4)
+    assert (bench.pool.used_bytes, bench.pool.free_slots(), opened(link)) == (100 * MIB, {"a": 4}, [])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,8 @@ def test_runner_takes_the_memory_of_one_slot_and_that_of_others_when_jobs_come(m
 def test_slots_are_closed_only_where_each_has_memory_of_its_own_that_nobody_wrote_to(
     make_bench: MakeBench, kind: ModelKind, slots: int, untouched_mib: int, held_mib: int
 ) -> None:
-    bench = make_bench(replace(make_model("a", mib=100, slots=slots), kind=kind), budget_mib=200)
+    model = replace(make_model("a", mib=100, slots=slots), kind=kind)
+    bench = make_bench(model, make_model("b", mib=150), budget_mib=200)
     bench.place("a")
     link = bench.starter.await_start("a")
     link.load(weight_bytes=20 * MIB, slots=slots, kv_bytes=80 * MIB, untouched_bytes=untouched_mib * MIB)
