@@ -118,10 +118,18 @@ def run_cycles(home: Path, cycles: int, every: int, advance: Callable[[int], Non
     return samples
 
 
+def _title(process: psutil.Process) -> str:
+    """Nothing of one that has just ended."""
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.Error:
+        return ""
+
+
 def _nurseries(worker_pid: int) -> list[int]:
     """The process that the worker's runners are forked from, where there is one."""
     children = psutil.Process(worker_pid).children()
-    return [child.pid for child in children if " ".join(child.cmdline()).strip() == "keepwarm nursery"]
+    return [child.pid for child in children if _title(child) == "keepwarm nursery"]
 
 
 def _cycles(api: Api, model: str, count: int) -> None:
