@@ -110,6 +110,10 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     reduced: str | None = None  # what was taken from its context or slots to make it fit
     adapters: dict[str, int] = {}  # LoRA adapters that it serves as well → how many of `in_flight` are theirs
 
+    @property
+    def open_slots(self) -> int:
+        return self.slots - self.closed_slots
+
     def serves(self, model: str) -> bool:
         """Also while it starts."""
         return model == self.model or model in self.adapters

@@ -19,7 +19,7 @@ def untouched_bytes(proc: Path, pid: int, ranges: Iterable[AddressRange]) -> int
     """Bytes of these ranges, as far as they are still mapped, that take no memory until they are written to.
 
     Raises OSError when the process is gone or not ours."""
-    mapped = _anonymous_ranges(proc / str(pid) / "maps")
+    mapped = anonymous_ranges(proc / str(pid) / "maps")
     with (proc / str(pid) / "pagemap").open("rb") as page_map:
         parts = _common_parts(ranges, mapped)
         return sum(num_absent(page_map, part) for part in parts) * mmap.PAGESIZE
@@ -33,11 +33,12 @@ def num_absent(page_map: BinaryIO, where: AddressRange) -> int:
     return len(highest) - len(highest.translate(None, _ABSENT))
 
 
-def _anonymous_ranges(maps: Path) -> list[AddressRange]:
+def anonymous_ranges(maps: Path) -> list[AddressRange]:
+    """Of /proc/PID/maps, in their order: private and writable memory that belongs to no file."""
     found = []
     for line in maps.read_text(errors="replace").splitlines():
         columns = line.split(maxsplit=5)
-        if len(columns) == 5:
+        if len(columns) == 5 and columns[1] == "rw-p":
             start, end = columns[0].split("-")
             found.append((int(start, 16), int(end, 16)))
     return found

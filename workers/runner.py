@@ -176,6 +176,11 @@ class Runner:
         """What one more open slot will take."""
         return self._lifecycle.slot_bytes
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many attempts are here as slots are open, whatever their priority."""
+        return self.in_flight >= self.slots - self.closed_slots
+
     def widen(self) -> None:
         """Open one more slot, whose memory the owner has accounted for."""
         self._tell(OpenSlots(self._lifecycle.widen()))

@@ -133,7 +133,7 @@ class WarmPool:
         self._usage = _Usage()
         self._placement = WorkerPlacement()
         self._epoch = 0
-        self._awaited_bytes = 0  # of the free ones, what loads wait for
+        self._awaited_bytes = 0  # what loads that wait, for others to leave or for a disk, need of the free ones
         self._is_draining = False
         needs = needs or Needs(device)
         self._costs = ModelCosts(device=device, measurements=measurements, needs=needs, parked_memory=parked_memory)
@@ -220,7 +220,7 @@ class WarmPool:
     def take_slot(self, model: str, priority: Priority) -> RunnerSlot | None:
         """A place in the model's ready runner, or None."""
         runner = self._serving().get(model)
-        if runner is not None and runner.closed_slots and runner.in_flight >= runner.slots - runner.closed_slots:
+        if runner is not None and runner.closed_slots and runner.is_full:
             self._widen(runner)
         slot = runner.take_slot(priority, model) if runner else None
         if runner is not None and slot is not None:
@@ -282,7 +282,6 @@ class WarmPool:
             wanted = self._wanted()
             steps = self._plan(wanted)
             disks = {each.model: each.disk for each in wanted}
-            self._awaited_bytes = self._missing_bytes(wanted, steps)
             arriving = [resident for model in steps.load if (resident := self._admit(model, disks[model]))]
             own = [self._own_eviction(model) for model in steps.stop if not self._is_told_to_leave(model)]
             leaving = [self._dismiss(self._residents[model]) for model in steps.stop]
@@ -343,25 +342,23 @@ class WarmPool:
             for model, each in self._residents.items()
             if model not in going and model not in evicted
         ]
+        leaving_bytes = sum(self._ledger.bytes_of(model) for model in going.union(evicted))
         steps = plan_residency(
             wanted=wanted,
             residents=candidates,
             free_bytes=self._ledger.free_bytes,
-            leaving_bytes=sum(self._ledger.bytes_of(model) for model in going.union(evicted)),
+            leaving_bytes=leaving_bytes,
             disks_in_use={disk for each in self._residents.values() if (disk := each.busy_disk) is not None},
         )
+        leaving_bytes += sum(map(self._ledger.bytes_of, steps.stop))
+        awaited_bytes = sum(each.bytes for each in wanted if each.model in steps.waiting)
+        self._awaited_bytes = max(0, awaited_bytes - leaving_bytes)
         self._refusals = {model: self._refusal(model, reason) for model, reason in steps.refused.items()}
         for model in steps.refused:
             self._costs.hurry(self._models[model])
         return ResidencySteps(
             load=steps.load, stop=(*evicted, *steps.stop), waiting=steps.waiting, refused=steps.refused
         )
-
-    def _missing_bytes(self, wanted: Sequence[Wanted], steps: ResidencySteps) -> int:
-        """What loads that wait for others to leave, or for a disk, will need beside what becomes free by that."""
-        awaited = sum(each.bytes for each in wanted if each.model in steps.waiting)
-        going = {model for model, each in self._residents.items() if each.is_leaving}
-        return max(0, awaited - sum(map(self._ledger.bytes_of, going | self._unreleased.keys() | set(steps.stop))))
 
     def _wanted(self) -> list[Wanted]:
         """Held, known, with no process and no account, and not in a backoff; those held longest first, then the

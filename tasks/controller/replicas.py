@@ -36,9 +36,7 @@ def scale_up(model: str, scene: Scene) -> None:
     if offer is None or any(runner is None or runner.state is not RunnerState.READY for runner in runners):
         scene.say(Action.KEEP, Code.LOADING, model, "it is being loaded", terms={"copies": n, "depth": queue.depth})
         return
-    free = sum(
-        max(0, runner.slots - runner.closed_slots - runner.in_flight) for runner in runners if runner is not None
-    )
+    free = sum(max(0, runner.open_slots - runner.in_flight) for runner in runners if runner is not None)
     slots = max(1, offer.slots)
     shown_ms = _shown_wait_ms(queue, [runner for runner in runners if runner is not None], scene.now_ms)
     service_ms = scene.demand.service_ms.get(model, 0.0)

@@ -30,7 +30,7 @@ def widen(model: str, scene: Scene, *, service_ms: float, shown_ms: int) -> bool
         victims = pick(scene.residents(view), shortfall, lambda each: not each.is_busy)
         if victims is None:
             continue
-        n = runner.slots - runner.closed_slots
+        n = runner.open_slots
         one_ms = service_ms or n * shown_ms / depth  # before any job has ended, the wait of the first tells the least
         saved_s = depth**2 * one_ms / 2000 * (1 / n - 1 / (n + 1))
         lost_s = sum(each.value_s for each in victims)
@@ -51,5 +51,5 @@ def _full(model: str, scene: Scene) -> Iterator[tuple[WorkerView, RunnerReport]]
         runner = view.runners.get(model)
         if runner is None or runner.state is not RunnerState.READY or model in view.evict:
             continue
-        if runner.closed_slots and runner.in_flight >= runner.slots - runner.closed_slots:
+        if runner.closed_slots and runner.in_flight >= runner.open_slots:
             yield view, runner

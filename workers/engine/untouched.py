@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workers.messages import AddressRange
-from workers.page_map import num_absent
+from workers.page_map import anonymous_ranges, num_absent
 
 PIECE_BYTES = 256 * 1024  # looked at, and given back, as one
 _SMALLEST_BYTES = 4 * 1024**2  # buffers of llama.cpp's; the interpreter allocates less at once
 _MADV_DONTNEED = 4
+_MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
@@ -30,11 +31,11 @@ def zeros_given_back(is_wanted: bool) -> Iterator[list[AddressRange]]:
     No thread but this one may write to what was allocated within, unless it holds the GIL."""
     given_back: list[AddressRange] = []
     is_possible = is_wanted and sys.platform == "linux"
-    before = _anonymous_ranges() if is_possible else []
+    before = anonymous_ranges(_MAPS) if is_possible else []
     yield given_back
     if is_possible:
         with _no_other_thread():
-            for start, end in parts_outside(_anonymous_ranges(), before):
+            for start, end in parts_outside(anonymous_ranges(_MAPS), before):
                 if end - start >= _SMALLEST_BYTES:
                     given_back += give_back_zeros(start, end)
 
@@ -81,14 +82,3 @@ def _no_other_thread() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(interval_s)
-
-
-def _anonymous_ranges() -> list[AddressRange]:
-    """Private and writable memory of this process that belongs to no file."""
-    found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        columns = line.split(maxsplit=5)
-        if len(columns) == 5 and columns[1] == "rw-p":
-            start, end = columns[0].split("-")
-            found.append((int(start, 16), int(end, 16)))
-    return found
