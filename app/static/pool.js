@@ -22,16 +22,18 @@ function row(...cells) {
 }
 
 function runnerRow(runner) {
+  const closed = runner.closed_slots ? `, ${runner.slots - runner.closed_slots} open` : "";
   const made = row(
     [[runner.model, ...Object.keys(runner.adapters)].join(" + ")],
     [""],
-    [`${runner.in_flight} of ${runner.slots}`, "number"],
+    [`${runner.in_flight} of ${runner.slots}${closed}`, "number"],
     [runner.idle_s === null ? "–" : `${Math.round(runner.idle_s)} s`, "number"],
     [size(runner.bytes), "number"],
     [runner.pid, "number"],
   );
   const state = runner.state === "starting" ? `loading ${Math.round(runner.progress * 100)} %` : runner.state;
   made.cells[1].append(element("span", state, `state ${runner.state}`));
+  if (closed) made.cells[2].title = `The others open as jobs come; each takes ${size(runner.slot_bytes)} more.`;
   return made;
 }
 

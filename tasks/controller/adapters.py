@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import msgspec
 
-from tasks.controller.decisions import Action, Code, Decision
+from tasks.controller.decisions import SLOTS_TAKEN, Action, Code, Decision
 from tasks.controller.demand import AdapterQueue, Demand, classes_of
 from tasks.controller.scene import Scene
 from tasks.fleet import ClassBacklog, Fleet, ModelOffer, QueueReport
@@ -59,7 +59,8 @@ def as_demand_of_bases(demand: Demand, adapters: Mapping[str, ModelOffer]) -> De
 def obstacles(scene: Scene) -> list[Decision]:
     """Of every adapter that jobs wait for: what keeps them waiting, or why they can't be served."""
     found = []
-    of_base = {each.model: each for each in scene.decisions if each.action in (Action.WAIT, Action.REFUSE)}
+    lines = {each.model: each for each in scene.decisions if each.code in SLOTS_TAKEN}
+    of_base = lines | {each.model: each for each in scene.decisions if each.action in (Action.WAIT, Action.REFUSE)}
     for each in scene.demand.adapters:
         found += _obstacles(each, of_base.get(each.base), scene)
     return found

@@ -57,6 +57,9 @@ class Code(StrEnum):
     WAIT_TOO_LONG = "wait_too_long"
 
 
+SLOTS_TAKEN = (Code.REPLICA_CEILING, Code.REPLICA_TOO_DEAR, Code.QUEUE_TOO_SHORT)  # a line before a warm model stays
+
+
 Term = int | float | str
 
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 import msgspec
 
 from tasks.controller.adapters import obstacles
-from tasks.controller.decisions import Action, Code, Decision
+from tasks.controller.decisions import SLOTS_TAKEN, Action, Code, Decision
 from tasks.controller.scene import Scene
-from tasks.fleet import ModelKind, RunnerState
-
-SLOTS_TAKEN = (Code.REPLICA_CEILING, Code.REPLICA_TOO_DEAR, Code.QUEUE_TOO_SHORT)
+from tasks.fleet import ModelKind
 
 
 def hand_over(scene: Scene) -> None:
@@ -91,9 +89,5 @@ def _is_late(decision: Decision, scene: Scene) -> bool:
 def _free_slots(target: str, scene: Scene) -> int:
     offer = scene.fleet.offer(target)
     model = offer.runner_model if offer is not None else target
-    runners = [view.runners.get(model) for view in scene.fleet.holders(model)]
-    return sum(
-        max(0, runner.slots - runner.in_flight)
-        for runner in runners
-        if runner is not None and runner.state is RunnerState.READY and runner.serves(target)
-    )
+    views = [view for view in scene.fleet.holders(model) if model in view.runners]
+    return sum(view.free_slots(model) for view in views if view.runners[model].serves(target))

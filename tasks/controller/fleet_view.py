@@ -82,6 +82,14 @@ class WorkerView:
     def held(self) -> set[str]:
         return self.hold.union(self.runners) - self.evict
 
+    def free_slots(self, model: str) -> int:
+        """Jobs that its ready runner could take right now: in open slots, and in closed ones for which bytes are free."""
+        runner = self.runners.get(model)
+        if runner is None or runner.state is not RunnerState.READY:
+            return 0
+        openable = min(runner.closed_slots, max(0, self.free_bytes) // runner.slot_bytes) if runner.closed_slots else 0
+        return max(0, runner.open_slots + openable - runner.in_flight)
+
     def copy(self) -> WorkerView:
         twin = object.__new__(WorkerView)
         for name in WorkerView.__slots__:

@@ -115,6 +115,14 @@ def test_late_jobs_go_to_an_adapter_whose_runner_has_a_free_slot() -> None:
         assert (decided.waiting(), decided.fallbacks) == ({"a"}, expected)
 
 
+def test_late_jobs_of_an_adapter_in_the_line_of_its_full_base_go_to_its_own_fallback() -> None:
+    offers = (BASE, offer("tune", 0.01, base="base", fallback="other"), offer("other"))
+    for age_s, expected in ((99, {"tune": 3}), (0.1, {})):
+        here = worker("w", offers, runner("base", in_flight=4, adapters={"tune": 4}), runner("other", in_flight=1))
+        decided = decide(here, asked=demand(queue("base", age_s, depth=9), queue("tune", age_s, depth=9)))
+        assert decided.fallback_slots == expected
+
+
 def test_jobs_of_an_adapter_whose_worker_is_away_wait_for_it() -> None:
     away = {"base": BASE, "tune": TUNE}
     waits = decide(worker("w", (offer("other"),)), asked=demand(queue("tune"), away=away))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tasks.controller.decisions import Action, Code, Decision
+from tasks.controller.decisions import SLOTS_TAKEN, Action, Code, Decision
 from tasks.controller.demand import Demand
-from tasks.controller.fallback import SLOTS_TAKEN
 from tasks.controller.plan import RULES, Plan, plan
 from tasks.controller.policy_state import PolicyState, Rate
 from tasks.controller.rules import Rules
@@ -425,6 +424,14 @@ def test_late_jobs_in_the_line_of_a_full_model_go_to_a_fallback_with_free_slots(
     assert decided.fallbacks == expected
     assert decided.fallback_slots == dict.fromkeys(expected, 3)
     assert only(decided, Action.KEEP).code in SLOTS_TAKEN
+
+
+def test_closed_slots_of_a_fallback_are_free_where_memory_is() -> None:
+    offers = (offer("a", fallback="b"), offer("b"))
+    half_open = runner("b", 1, in_flight=2, closed_slots=2, slot_bytes=GIB // 2)
+    for gib, expected in ((2.6, {"a": 1}), (2.4, {})):
+        here = worker("w", offers, runner("a", 1, in_flight=4), half_open, gib=gib)
+        assert decide(here, queues=(queue("a", 99, depth=9),)).fallback_slots == expected
 
 
 def test_late_jobs_of_a_model_with_free_slots_stay() -> None:
