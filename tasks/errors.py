@@ -418,13 +418,13 @@ class ModelNotLoaded(ModelError):
 
 
 class ModelLoadFailed(ModelError):
-    """llama.cpp refused the file, the load stalled, or the runner died while loading."""
+    """llama.cpp refused the file, or the load broke off."""
 
     code = "model_load_failed"
 
 
 class ModelLoadBroken(ModelLoadFailed):
-    """The runner died while it loaded the model; nothing is known against the file."""
+    """The runner died or stalled while it loaded the model; nothing is known against the file, so it is tried again."""
 
     is_retryable = True
 

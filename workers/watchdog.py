@@ -10,7 +10,6 @@ from collections.abc import Callable
 from tasks.errors import (
     KeepwarmError,
     ModelLoadBroken,
-    ModelLoadFailed,
     RunnerCrashed,
     RunnerOutOfMemory,
     RunnerStalled,
@@ -60,7 +59,7 @@ class Watchdog:
         if not is_loaded:
             if silent_s <= self._load_stall_s:
                 return None
-            return ModelLoadFailed(f"no progress for {silent_s:.0f} s at {self._progress:.0%}")
+            return ModelLoadBroken(f"no progress for {silent_s:.0f} s at {self._progress:.0%}")
         if busy_since_s is None:
             return None
         silent_s = min(silent_s, now_s - busy_since_s)

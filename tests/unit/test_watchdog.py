@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tasks.errors import ModelLoadBroken, ModelLoadFailed, RunnerStalled
+from tasks.errors import ModelLoadBroken, RunnerStalled
 from tests.support.scripted_runner import ManualClock
 from workers.watchdog import Watchdog
 
@@ -75,7 +75,7 @@ def test_load_has_a_patience_of_its_own_and_says_how_far_it_came(kennel: Kennel)
     assert kennel.stall_while_loading() is None
     kennel.clock.advance(1)
     stall = kennel.stall_while_loading()
-    assert isinstance(stall, ModelLoadFailed)
+    assert isinstance(stall, ModelLoadBroken)  # tried again: a disk that hangs says nothing against the file
     assert "no progress for 61 s at 25%" in str(stall)
 
 
