@@ -41,6 +41,7 @@ from workers.devices import CpuDevice, Device, default_budget, find_device
 from workers.dry_runs import KnownAnswers
 from workers.folder_watch import FolderWatch
 from workers.hints import Hints
+from workers.keeper import PoolLimits
 from workers.lease_keeper import LeaseKeeper
 from workers.ledger import Ledger
 from workers.load_notices import LoadNotices
@@ -57,7 +58,7 @@ from workers.spare_runner import SpareRunner
 from workers.subscriptions import CeleryQueues
 from workers.tiers import Tiers, disk_of
 from workers.token_sink import FailingSink
-from workers.warm_pool import PoolLimits, WarmPool
+from workers.warm_pool import WarmPool
 from workers.worker_devices import worker_devices
 
 SPARE_SHARE = 0.05  # of the budget, at most, for a runner that waits for a model

@@ -1,4 +1,4 @@
-"""Start real runner processes with a worker's settings: the effect behind `warm_pool.StartRunner`."""
+"""Start real runner processes with a worker's settings: the effect behind `keeper.StartRunner`."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class WorkerView:
         return self.hold.union(self.runners) - self.evict
 
     def free_slots(self, model: str) -> int:
-        """Jobs that its ready runner could take right now: in open slots, and in closed ones for which bytes are free."""
+        """Jobs that its ready runner could take now: in open slots, and in closed ones for which bytes are free."""
         runner = self.runners.get(model)
         if runner is None or runner.state is not RunnerState.READY:
             return 0

@@ -24,6 +24,7 @@ from workers.clock import Clock
 from workers.devices import CPU_OVERHEAD_BYTES, CpuDevice
 from workers.engine.fake_behaviour import FakeBehaviour
 from workers.estimate import need_of_measured
+from workers.keeper import PoolLimits
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.model_folder import FolderScanner
@@ -31,7 +32,7 @@ from workers.needs import formula_need
 from workers.runner_launch import EngineKind
 from workers.runner_starter import RunnerStarter
 from workers.spare_runner import SpareRunner
-from workers.warm_pool import PoolLimits, WarmPool
+from workers.warm_pool import WarmPool
 
 LOAD_PATIENCE_S = 60.0  # two busy cores
 
@@ -42,7 +43,14 @@ class Worker:
     """A pool over a folder; without one, over the same tiny model under three names."""
 
     def __init__(
-        self, folder: Path, *, kind: EngineKind, budget_bytes: int, fake: FakeBehaviour, models: Path | None = None
+        self,
+        folder: Path,
+        *,
+        kind: EngineKind,
+        budget_bytes: int,
+        fake: FakeBehaviour,
+        models: Path | None = None,
+        limits: PoolLimits | None = None,
     ) -> None:
         if models is None:
             models = folder / "models"
@@ -77,7 +85,7 @@ class Worker:
                 fake=fake,
             ),
             clock=Clock(),
-            limits=PoolLimits(drain_s=0.0),
+            limits=limits or PoolLimits(drain_s=0.0),
             on_change=self.changes,
         )
         self._epoch = 0
@@ -124,8 +132,10 @@ def make_worker(tmp_path: Path) -> Iterator[MakeWorker]:
         budget_bytes: int = 2000 * MIB,
         fake: FakeBehaviour | None = None,
         models: Path | None = None,
+        limits: PoolLimits | None = None,
     ) -> Worker:
-        worker = Worker(tmp_path, kind=kind, budget_bytes=budget_bytes, fake=fake or FakeBehaviour(), models=models)
+        fake = fake or FakeBehaviour()
+        worker = Worker(tmp_path, kind=kind, budget_bytes=budget_bytes, fake=fake, models=models, limits=limits)
         workers.append(worker)
         return worker
 
@@ -248,8 +258,7 @@ def test_parked_job_goes_on_at_the_next_token(make_worker: MakeWorker) -> None:
 
 
 def test_process_that_hangs_is_killed_at_close(make_worker: MakeWorker) -> None:
-    worker = make_worker()
-    worker.pool._limits = PoolLimits(drain_s=0, park_s=0.1, stop_s=0.5)
+    worker = make_worker(limits=PoolLimits(drain_s=0, park_s=0.1, stop_s=0.5))
     worker.place("a")
     report = worker.await_ready("a")
     os.kill(report.pid, signal.SIGSTOP)

@@ -13,12 +13,13 @@ from tasks.jobs import WorkerId
 from tests.support.scripted_runner import MIB, PATIENCE_S, Changes, ManualClock, MemorySink, ScriptedLink
 from workers.devices import ModelMapping
 from workers.estimate import ModelShape
+from workers.keeper import PoolLimits
 from workers.ledger import Ledger
 from workers.measurements import Measurements
 from workers.messages import Shutdown
 from workers.model_files import AdapterFile, ModelFile, ModelFolder, UnusableFile
 from workers.runner import Runner, RunnerLimits
-from workers.warm_pool import PoolLimits, WarmPool
+from workers.warm_pool import WarmPool
 
 
 def make_adapter(adapter_id: str, *, identity: str = "1") -> AdapterFile:

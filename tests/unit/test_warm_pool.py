@@ -18,8 +18,8 @@ from tests.support.scripted_runner import MIB, Running, ScriptedLink, make_attem
 from workers.estimate import need_of_measured
 from workers.messages import READ_SHARE, LoadFailed, LoadProgress, OpenSlots, TokenOut
 from workers.model_files import ModelFile, ModelFolder, UnusableFile
+from workers.pool_planner import OUTDATED_GRACE_S
 from workers.runner import RunnerSlot
-from workers.warm_pool import OUTDATED_GRACE_S
 
 MakeBench = Callable[..., PoolBench]
 
