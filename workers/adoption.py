@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def adopting() -> Iterator[None]:
 
     Only meanwhile: whoever adopts must reap, and nobody here reaps what he does not know. One thread at a time. Raises
     NoAdoption."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl = _libc().prctl
     before = ctypes.c_int()
     _check(prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0))
     _check(prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0))
@@ -37,6 +38,11 @@ def adopting() -> Iterator[None]:
         yield
     finally:
         prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(before.value), 0, 0, 0)
+
+
+@functools.cache  # each handle makes a class of its own
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _check(result: int) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import mmap
 import os
+import random
 import sys
 from collections.abc import Callable
 from io import FileIO
@@ -14,24 +17,16 @@ _SAMPLE_BYTES = 64 * 1024**2  # looked at per window: a large file is asked abou
 _WINDOWS = 8
 _PIECE_BYTES = 4 * 1024**2
 _CACHED_SHARE = 0.9
+_MOST_TRIES = 64  # pages that are tried at random
+_MISSES_BY_CHANCE = 2
 
 
 def cached_share(path: Path) -> float | None:
-    """0 to 1, of a sample of the file's pages (mincore(2)); None where the system does not tell. Raises OSError."""
-    libc = _libc()
-    size = path.stat().st_size
-    if libc is None or size == 0:
-        return None
-    num_cached = num_pages = 0
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        for offset, length in _windows(size):
-            pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
-            if libc.mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), pages) != 0:
-                return None
-            num_cached += sum(page & 1 for page in pages.raw)
-            num_pages += len(pages.raw)
-    return num_cached / num_pages
+    """0 to 1, of a sample of the file's pages; None where the system does not tell. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        share = _resident_share(file, size) if size else None
+        return _tried_share(file, size) if share == 1.0 and not _hears_the_truth(path) else share
 
 
 def is_cached(path: Path) -> bool | None:
@@ -68,6 +63,56 @@ def _reader(file: FileIO) -> Callable[[int], int]:
     return lambda _offset: file.readinto(buffer)
 
 
+def _resident_share(file: FileIO, size: int) -> float | None:
+    """mincore(2), of some windows."""
+    libc = _libc()
+    if libc is None:
+        return None
+    num_cached = num_pages = 0
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        for offset, length in _windows(size):
+            pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
+            if libc.mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), pages) != 0:
+                return None
+            num_cached += sum(page & 1 for page in pages.raw)
+            num_pages += len(pages.raw)
+    return num_cached / num_pages
+
+
+def _hears_the_truth(path: Path) -> bool:
+    """Since Linux 5.2 mincore(2) says "all of it" to those who neither own a file nor may write to it."""
+    return sys.platform != "linux" or path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK)
+
+
+def _tried_share(file: FileIO, size: int) -> float | None:
+    """Of random pages, those that a read gets which must not wait (RWF_NOWAIT, preadv(2)); None where the file system
+    has no such reads.
+
+    The kernel reads a page that is missing all the same, later. So it ends as soon as no chance explains how many are
+    missing, after three pages of a file that is not cached; and each look tries others, so that what one has brought in
+    is no more likely than the rest to be seen by the next."""
+    if sys.platform != "linux":
+        return None
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # else more than the page may be read
+    num_pages = -(-size // mmap.PAGESIZE)
+    byte = bytearray(1)
+    num_tried = num_missing = 0
+    for page in random.sample(range(num_pages), min(num_pages, _MOST_TRIES)):
+        try:
+            os.preadv(file.fileno(), [byte], page * mmap.PAGESIZE, os.RWF_NOWAIT)
+        except BlockingIOError:
+            num_missing += 1
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return None
+            raise
+        num_tried += 1
+        if num_missing > _MISSES_BY_CHANCE + (1 - _CACHED_SHARE) * num_tried:
+            break
+    return 1 - num_missing / num_tried
+
+
 def _windows(size: int) -> list[tuple[int, int]]:
     """Page-aligned (offset, length) pieces, evenly spread."""
     if size <= _SAMPLE_BYTES:
@@ -77,6 +122,7 @@ def _windows(size: int) -> list[tuple[int, int]]:
     return [(index * step // mmap.PAGESIZE * mmap.PAGESIZE, length) for index in range(_WINDOWS)]
 
 
+@functools.cache  # each handle makes a class of its own
 def _libc() -> ctypes.CDLL | None:
     libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
     return libc if libc is not None and hasattr(libc, "mincore") else None

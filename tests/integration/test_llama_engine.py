@@ -78,8 +78,11 @@ def test_load_reports_progress_and_sizes(config: EngineConfig):
     assert ready.compute_bytes > 0
 
 
-def test_file_that_is_not_cached_is_read_before_it_is_loaded(config: EngineConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: 0.5)
+@pytest.mark.parametrize("share", [0.5, None])
+def test_file_that_is_not_known_to_be_cached_is_read_before_it_is_loaded(
+    share: float | None, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("workers.page_cache.cached_share", lambda path: share)
     fractions: list[float] = []
     engine = LlamaEngine(config)
     engine.load(fractions.append)

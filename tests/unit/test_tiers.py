@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.page_cache import cached_share, read_through
+from tests.support.cached_files import write_uncached
+from workers.page_cache import read_through
 from workers.tiers import Load, LoadSpeed, Tiers, disk_of, load_speed
 
 MIB = 1024**2
@@ -25,17 +25,6 @@ class File:
     @property
     def file_bytes(self) -> int:
         return self.path.stat().st_size
-
-
-def write_uncached(path: Path, num_bytes: int = 8 * MIB) -> File:
-    path.write_bytes(os.urandom(num_bytes))
-    file = os.open(path, os.O_RDONLY)
-    os.fsync(file)
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(file)
-    if (cached_share(path) or 0) > 0.5:
-        pytest.skip("this file system keeps its pages")
-    return File(path.stem, path)
 
 
 @pytest.fixture
@@ -54,7 +43,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @on_linux
 def test_prefetch_brings_a_file_into_the_page_cache(tmp_path: Path) -> None:
-    files = [write_uncached(tmp_path / f"{name}.gguf") for name in "ab"]
+    files = [File(name, write_uncached(tmp_path / name, 8 * MIB)) for name in "ab"]
     tiers = Tiers(lambda: files, lambda: 1024 * MIB)
     tiers.look()
     assert [tiers.of("a"), tiers.of("b"), tiers.of("nobody")] == ["disk", "disk", None]

@@ -55,8 +55,9 @@ def load(config: EngineConfig, log: LlamaLog, progress: ProgressCallback, use: U
 
 
 def _read_from_disk(config: EngineConfig, progress: ProgressCallback) -> ProgressCallback:
-    """Bring the file into the page cache, if most of it is not there; the callback for the rest of the load. A file
-    that can't be read is the load's to complain about."""
+    """Bring the file into the page cache, unless most of it is there; the callback for the rest of the load. Where
+    nobody can tell, it is read: that costs next to nothing if it is there. A file that can't be read is the load's to
+    complain about."""
     check_file(config.model_path)
 
     def goes_on(share: float) -> bool:
@@ -64,7 +65,7 @@ def _read_from_disk(config: EngineConfig, progress: ProgressCallback) -> Progres
         return True
 
     try:
-        if is_cached(config.model_path) in (True, None):  # reading ahead of the load would only cost a copy
+        if is_cached(config.model_path):
             return progress
         read_through(config.model_path, goes_on)
     except OSError:
