@@ -114,6 +114,12 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     def open_slots(self) -> int:
         return self.slots - self.closed_slots
 
+    def slots_with(self, free_bytes: int) -> int:
+        """Slots that are open, and those for which so many bytes are enough."""
+        if not self.closed_slots:
+            return self.slots
+        return self.open_slots + min(self.closed_slots, max(0, free_bytes) // self.slot_bytes)
+
     def serves(self, model: str) -> bool:
         """Also while it starts."""
         return model == self.model or model in self.adapters
@@ -137,6 +143,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     offers: tuple[ModelOffer, ...] = ()
     runners: tuple[RunnerReport, ...] = ()
     warnings: tuple[str, ...] = ()  # what its operator should mend, such as an entry of models.yaml; sentences
+
+    @property
+    def free_bytes(self) -> int:
+        return self.budget_bytes - self.used_bytes
 
 
 class WorkerPlacement(msgspec.Struct, frozen=True, kw_only=True):

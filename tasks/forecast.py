@@ -55,20 +55,20 @@ def seats(offer: ModelOffer, fleet: Fleet, priority: Priority = Priority.BATCH) 
 
     For a job that is more urgent than batch work, places where batch work runs are free: it gives way."""
     runners = [
-        runner
+        (runner, worker.free_bytes)
         for worker in fleet.workers
         if not worker.is_draining
         for runner in worker.runners
         if runner.serves(offer.id)
     ]
-    ready = [runner for runner in runners if runner.state is RunnerState.READY]
+    ready = [(runner, free_bytes) for runner, free_bytes in runners if runner.state is RunnerState.READY]
     if ready:
-        slots = sum(runner.slots for runner in ready)
-        taken = sum(runner.in_flight for runner in ready)
+        slots = sum(runner.slots_with(free_bytes) for runner, free_bytes in ready)
+        taken = sum(runner.in_flight for runner, _ in ready)
         if priority is not Priority.BATCH:
-            taken -= sum(runner.batch_in_flight for runner in ready)
+            taken -= sum(runner.batch_in_flight for runner, _ in ready)
         return Seats(slots=slots, free=max(0, slots - taken))
-    progress = max((runner.progress for runner in runners if runner.state is RunnerState.STARTING), default=0.0)
+    progress = max((runner.progress for runner, _ in runners if runner.state is RunnerState.STARTING), default=0.0)
     return Seats(slots=offer.slots, free=offer.slots, load_ms=round(offer.load_ms * (1 - progress)))
 
 

@@ -50,7 +50,7 @@ class Accounting:
         self._device = device
         self._ledger = ledger
         self._costs = costs
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of this number, and of accounts that are compared with what was measured
         self._num_moves = 0  # runners that began to take or to give back memory
 
     def open_window(self) -> LoadWindow:
@@ -98,27 +98,31 @@ class Accounting:
         measured = self._measure(model, runner, runner.ready)
         if measured is None:
             return False
-        held = measured - runner.closed_slots * runner.slot_bytes
-        if held <= self._ledger.bytes_of(model.id):
-            return False
+        with self._lock:
+            held = measured - runner.closed_slots * runner.slot_bytes
+            if held <= self._ledger.bytes_of(model.id):
+                return False
+            try:
+                self._ledger.grow(model.id, held)
+                has_grown = True
+            except ModelDoesNotFit as error:  # it runs already; the next load of it will reserve enough
+                log.warning("budget_exceeded", model=model.id, reason=str(error))
+                has_grown = False
         self._costs.record_growth(model, measured_bytes=measured - self._costs.parked_bytes(model))
-        try:
-            self._ledger.grow(model.id, held)
-        except ModelDoesNotFit as error:  # it runs already; the next load of it will reserve enough
-            log.warning("budget_exceeded", model=model.id, reason=str(error))
-            return False
-        return True
+        return has_grown
 
-    def pay_slot(self, runner: Runner, *, kept_bytes: int) -> bool:
-        """One more slot of this runner is to be opened. False when that would take more than what is free, or some of
-        the bytes that others wait for."""
-        if self._ledger.free_bytes < runner.slot_bytes + kept_bytes:
-            return False
-        try:
-            self._ledger.grow(runner.model, self._ledger.bytes_of(runner.model) + runner.slot_bytes)
-        except ModelDoesNotFit:  # somebody else was quicker
-            return False
-        return True
+    def open_slot(self, runner: Runner, *, kept_bytes: int) -> bool:
+        """Account for one more slot of this runner and count it as open. False when none is closed, or that would take
+        more than what is free, or some of the bytes that others wait for."""
+        with self._lock:
+            if not runner.closed_slots or self._ledger.free_bytes < runner.slot_bytes + kept_bytes:
+                return False
+            try:
+                self._ledger.grow(runner.model, self._ledger.bytes_of(runner.model) + runner.slot_bytes)
+            except ModelDoesNotFit:  # somebody else was quicker
+                return False
+            runner.open_one()
+            return True
 
     def _measure(self, model: ModelFile, runner: Runner, ready: Ready) -> int | None:
         mapping = ModelMapping(

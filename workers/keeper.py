@@ -187,14 +187,14 @@ class Keeper:
     def _forget(self, resident: Resident) -> None:
         """The process is gone: give its bytes back if the device agrees, and see who waited for them."""
         model, runner = resident.model.id, resident.runner
-        is_released = runner is None or self._device.has_released(runner.pid)
+        is_released = runner is None or (runner.has_exited() and self._device.has_released(runner.pid))
         with self._state.emptier:
             del self._state.residents[model]
             self._accounting.note_end()
             if is_released:
                 self._ledger.release(model)
             elif runner is not None:
-                self._state.unreleased[model] = runner.pid
+                self._state.unreleased[model] = runner
                 log.warning("device_dirty", model=model, pid=runner.pid, device=self._device.name)
             self._state.emptier.notify_all()
         self._on_gone()

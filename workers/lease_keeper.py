@@ -82,3 +82,5 @@ class LeaseKeeper:
                 self.renew_all()
             except StoreUnavailable as error:
                 log.warning("renewal_failed", error=str(error))
+            except Exception:  # without this thread every longer job would be rescued, again and again
+                log.exception("renewal_failed")

@@ -52,6 +52,7 @@ class Measurements:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # of the file, which may take its time; taken before the other one
         self._entries = {entry.key: entry for entry in _read(path)}
 
     def get(self, key: MeasurementKey) -> Measurement | None:
@@ -66,8 +67,9 @@ class Measurements:
         with self._lock:
             known = self._entries.get(key)
             self._add(entry)
-            if self._entries[key] != known:
-                self._write(entry)
+            has_changed = self._entries[key] != known
+        if has_changed:
+            self._write(entry)
 
     def _add(self, newest: Measurement) -> None:
         self._join(newest)
@@ -95,10 +97,13 @@ class Measurements:
 
     def _write(self, newest: Measurement) -> None:
         try:
-            with sole_writer(self._path):
-                self._join_all(_read(self._path))
-                self._add(newest)
-                replace_file(self._path, msgspec.json.format(msgspec.json.encode(list(self._entries.values()))))
+            with self._writing, sole_writer(self._path):
+                written = _read(self._path)
+                with self._lock:
+                    self._join_all(written)
+                    self._add(newest)
+                    entries = list(self._entries.values())
+                replace_file(self._path, msgspec.json.format(msgspec.json.encode(entries)))
         except OSError as error:
             log.warning(
                 "measurements_not_saved",

@@ -1,15 +1,14 @@
 """What leaves a warm pool next and what is loaded, so that it comes closer to its placement.
 
 It puts together what `workers.residency` decides on. Everything here is called under the lock of the pool's state, and
-changes nothing but what that says of plans: `wanted_since_s`, `refusals` and `awaited_bytes`.
+changes nothing but what that says of plans: `wanted_since_s` and `awaited_bytes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 
 from tasks.controller.decisions import Decision
 from tasks.fleet import RunnerState
@@ -47,9 +46,7 @@ class PoolPlanner:
         ledger: Ledger,
         costs: ModelCosts,
         clock: Clock,
-        disk_of: Callable[[Path], int | None],
     ) -> None:
-        """`disk_of`: as `workers.tiers.disk_of`."""
         self._worker_id = worker_id
         self._device_name = device_name
         self._state = state
@@ -57,12 +54,12 @@ class PoolPlanner:
         self._ledger = ledger
         self._costs = costs
         self._clock = clock
-        self._disk_of = disk_of
 
-    def plan(self) -> PoolSteps:
+    def plan(self, disks: Mapping[str, int | None]) -> PoolSteps:
+        """`disks`: that loads of absent models would read from, as `workers.tiers.disk_of` tells."""
         state = self._state
         self._note_wanted()
-        wanted = self._wanted()
+        wanted = self._wanted(disks)
         going = {model for model, each in state.residents.items() if each.is_leaving} | state.unreleased.keys()
         evicted = self._evicted(going)
         leaving_bytes = sum(map(self._ledger.bytes_of, going.union(evicted)))
@@ -76,7 +73,7 @@ class PoolPlanner:
         leaving_bytes += sum(map(self._ledger.bytes_of, steps.stop))
         awaited_bytes = sum(each.bytes for each in wanted if each.model in steps.waiting)
         state.awaited_bytes = max(0, awaited_bytes - leaving_bytes)
-        state.refusals = {model: self._refusal(model, reason) for model, reason in steps.refused.items()}
+        # No failure of theirs: slots were opened since they were placed, as the next heartbeat says.
         for model in steps.refused:
             self._costs.hurry(self._served.by_id[model])
         stop = (*evicted, *steps.stop)
@@ -94,7 +91,7 @@ class PoolPlanner:
         known = {model: since_s for model, since_s in state.wanted_since_s.items() if model in held}
         state.wanted_since_s = dict.fromkeys(absent, now_s) | known
 
-    def _wanted(self) -> list[Wanted]:
+    def _wanted(self, disks: Mapping[str, int | None]) -> list[Wanted]:
         """Held, known, with no process and no account, and not in a backoff; those held longest first, then the
         smallest."""
         state, models, now_s = self._state, self._served.by_id, self._clock.monotonic_s()
@@ -102,7 +99,7 @@ class PoolPlanner:
             Wanted(
                 model=model,
                 bytes=self._costs.need(models[model]).total_bytes,
-                disk=self._disk_of(models[model].path),
+                disk=disks.get(model),
             )
             for model in dict.fromkeys(state.placement.hold)
             if model in models
@@ -163,6 +160,3 @@ class PoolPlanner:
             outdated_for_ms=int((self._clock.monotonic_s() - resident.outdated_since_s) * 1000),
             in_flight=resident.runner.in_flight if resident.runner is not None else 0,
         )
-
-    def _refusal(self, model: str, reason: str) -> str:
-        return f"{self._ledger.refusal(model, self._costs.need(self._served.by_id[model]))}; {reason}."

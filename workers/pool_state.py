@@ -23,9 +23,8 @@ class PoolState:
     epoch: int = 0  # of the newest placement
     is_draining: bool = False
     residents: dict[str, Resident] = field(default_factory=dict)
-    unreleased: dict[str, int] = field(default_factory=dict)  # → pid of a gone process whose memory the device holds
+    unreleased: dict[str, Runner] = field(default_factory=dict)  # gone, or to be gone; the device holds its memory
     wanted_since_s: dict[str, float] = field(default_factory=dict)  # held by the placement and not ready
-    refusals: dict[str, str] = field(default_factory=dict)  # held by the placement, but they don't fit
     awaited_bytes: int = 0  # what loads that wait, for others to leave or for a disk, need of the free ones
     rates: dict[str, UseRate] = field(default_factory=dict)  # of requests; kept beyond a single residency
     broken_adapters: dict[str, tuple[str, str]] = field(default_factory=dict)  # → identity, and why it was left out

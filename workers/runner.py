@@ -10,6 +10,7 @@ lifecycle is never held together with one of these.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class Runner:
         self.slots = slots
         self.fingerprint = fingerprint
         self._link = link
+        self._telling_open = threading.Lock()
         self._lifecycle = RunnerLifecycle(slots=slots, clock=clock, on_change=on_change)
         self._flights = Flights(model=model, clock=clock, tell=self._tell)
         self._watchdog = Watchdog(
@@ -181,9 +183,14 @@ class Runner:
         """Whether as many attempts are here as slots are open, whatever their priority."""
         return self.in_flight >= self.slots - self.closed_slots
 
-    def widen(self) -> None:
-        """Open one more slot, whose memory the owner has accounted for."""
-        self._tell(OpenSlots(self._lifecycle.widen()))
+    def open_one(self) -> None:
+        """Count one more slot as open, whose memory the owner has accounted for; `tell_open` comes next."""
+        self._lifecycle.widen()
+
+    def tell_open(self) -> None:
+        """Tell the process how many slots are open. Blocks while it does not read."""
+        with self._telling_open:  # so that no smaller number comes behind a larger one
+            self._tell(OpenSlots(self.slots - self.closed_slots))
 
     # ---- work
 
@@ -225,6 +232,10 @@ class Runner:
             self._tell(Shutdown())
         if not self._lifecycle.wait_settled(grace_s):
             self._reader.kill()
+
+    def has_exited(self) -> bool:
+        """Whether the process has ended. To ask is to bury it: until then its pid lasts, and so does what it held."""
+        return self._link.exit_code() is not None
 
     def wait_gone(self, timeout_s: float | None = None) -> bool:
         """Block until the process is gone and everything that was in flight has its outcome."""

@@ -92,12 +92,11 @@ class RunnerLifecycle:
 
     # ---- places
 
-    def widen(self) -> int:
-        """Open one more slot, of those that are closed; how many are open now. Nobody is told: the caller, who has paid
-        for it, is about to take it."""
+    def widen(self) -> None:
+        """Open one more slot, of those that are closed. Nobody is told: the caller, who has paid for it, is about to
+        take it."""
         with self._lock:
             self._places.slots = min(self._slots, self._places.slots + 1)
-            return self._places.slots
 
     def take_place(self, priority: Priority) -> bool:
         """False when it is full for this priority, or not ready."""

@@ -81,6 +81,7 @@ class WarmPool:
         self._limits = limits
         self._listener = on_change
         self._tell_eviction = on_evict
+        self._disk_of = disk_of
         self._updating = threading.Lock()  # of the models; taken before the state's
         needs = needs or Needs(device)
         self._costs = ModelCosts(device=device, measurements=measurements, needs=needs, parked_memory=parked_memory)
@@ -97,7 +98,6 @@ class WarmPool:
             ledger=ledger,
             costs=self._costs,
             clock=clock,
-            disk_of=disk_of,
         )
         self._keeper = Keeper(
             state=self._state,
@@ -244,10 +244,11 @@ class WarmPool:
         """One step towards the placement. Never blocks on a runner."""
         self._collect_unreleased()
         state = self._state
+        disks = self._disks_of_absent()
         with state.lock:
             if state.is_draining:
                 return
-            steps = self._planner.plan()
+            steps = self._planner.plan(disks)
             arriving = [resident for wanted in steps.load if (resident := self._admit(wanted))]
             leaving = [self._dismiss(state.residents[model]) for model in steps.stop]
             grown = [each for each in state.residents.values() if each.take_remeasuring()]
@@ -258,6 +259,13 @@ class WarmPool:
             in_background(f"tell-{decision.model}", self._tell_eviction, decision)
         if arriving or leaving:
             self._notify()
+
+    def _disks_of_absent(self) -> dict[str, int | None]:
+        """Of models that are to be loaded: as `workers.tiers.disk_of`, which takes its time."""
+        with self._state.lock:
+            absent = [model for model in self._state.placement.hold if model not in self._state.residents]
+        known = self._served.by_id
+        return {model: self._disk_of(known[model].path) for model in absent if model in known}
 
     def _admit(self, wanted: Wanted) -> Resident | None:
         """Reserve before anything is spawned: from here on the model counts as resident, so nobody loads it twice."""
@@ -280,13 +288,15 @@ class WarmPool:
         return resident
 
     def _collect_unreleased(self) -> None:
+        unreleased = self._state.unreleased
         with self._state.lock:
-            waiting = list(self._state.unreleased.items())
-        for model, pid in waiting:
-            if self._device.has_released(pid):
+            waiting = list(unreleased.items())
+        for model, runner in waiting:
+            if runner.has_exited() and self._device.has_released(runner.pid):
                 with self._state.lock:
-                    self._state.unreleased.pop(model, None)
-                    self._ledger.release(model)
+                    if unreleased.get(model) is runner:  # nobody was quicker: the account is not a new load's
+                        del unreleased[model]
+                        self._ledger.release(model)
 
     def drain(self, deadline_s: float) -> None:
         """Take nothing new, let work end for `deadline_s`, park the rest, stop all runners. Returns when all are gone.
@@ -332,8 +342,6 @@ class WarmPool:
             reason = self._state.failures.final_reason(model.id, model.identity)
             if reason is not None:
                 return reason
-            if model.id in self._state.refusals:
-                return self._state.refusals[model.id]
             if model.id in self._state.residents:
                 return None
         if not self._served.may_run(model):
@@ -355,12 +363,12 @@ class WarmPool:
         }
 
     def _widen(self, runner: Runner) -> None:
-        """Open one more slot, where there is memory for it that no load waits for. Decided and told under the lock, so
-        that the process hears of one slot after the other."""
+        """Open one more slot, where there is memory for it that no load waits for."""
         with self._state.lock:
-            is_possible = runner.closed_slots and runner.state is RunnerState.READY
-            if is_possible and self._accounting.pay_slot(runner, kept_bytes=self._state.awaited_bytes):
-                runner.widen()
+            is_possible = runner.state is RunnerState.READY
+            is_open = is_possible and self._accounting.open_slot(runner, kept_bytes=self._state.awaited_bytes)
+        if is_open:
+            runner.tell_open()
 
     def _reconcile_and_notify(self) -> None:
         self.reconcile()

@@ -62,6 +62,7 @@ class WorkerView:
         }
         self.wished: WorkerPlacement | None = None  # what `placement` returned last
         self.free_bytes = report.budget_bytes - sum(map(self.bytes_of, self.hold.union(self.runners) - self.evict))
+        self._let_go_what_no_longer_fits()
         self.idle_bytes = sum(runner.bytes for runner in report.runners if idle_since_ms(runner) is not None)
         self.ttl_ms = min(map(self._ends_ms, self.runners.values()), default=None) if self._has_ttl() else None
 
@@ -87,8 +88,7 @@ class WorkerView:
         runner = self.runners.get(model)
         if runner is None or runner.state is not RunnerState.READY:
             return 0
-        openable = min(runner.closed_slots, max(0, self.free_bytes) // runner.slot_bytes) if runner.closed_slots else 0
-        return max(0, runner.open_slots + openable - runner.in_flight)
+        return max(0, runner.slots_with(self.free_bytes) - runner.in_flight)
 
     def copy(self) -> WorkerView:
         twin = object.__new__(WorkerView)
@@ -105,6 +105,13 @@ class WorkerView:
             fresh = WorkerPlacement(hold=hold, evict=evict, prefetch=self.desired.prefetch)
             self.wished = self.desired if is_same else fresh
         return self.wished
+
+    def _let_go_what_no_longer_fits(self) -> None:
+        """Slots may have opened since a load was decided on; if it has not begun, it is placed anew."""
+        for model in sorted(self.hold.difference(self.runners), key=lambda each: (-self.bytes_of(each), each)):
+            if self.free_bytes < 0:
+                self.hold.remove(model)
+                self.free_bytes += self.bytes_of(model)
 
     def _has_ttl(self) -> bool:
         return any(model in self.offers and self.offers[model].ttl_s is not None for model in self.runners)

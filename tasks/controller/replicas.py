@@ -1,11 +1,12 @@
 """More copies of a model when its queue outweighs a load, fewer when they are idle: rules 3 and 6 of `plan`. Pure.
 
-A further replica must pay (AlpaServe's replicas by rate × time, on what waits now): with n replicas of K slots, mean
-run time s and Q waiting jobs, the line takes Q·s/(K·n). It has to outlast the load, and the waiting that n + 1
-replicas save, Q²s/2K · (1/n − 1/(n+1)), must exceed what the victims are worth and the load by a margin.
+A further replica must pay (AlpaServe's replicas by rate × time, on what waits now): with C slots on n replicas, mean
+run time s and Q waiting jobs, the line takes Q·s/C. It has to outlast the load, and the waiting that a replica of K
+slots more saves, Q²s/2 · (1/C − 1/(C+K)), must exceed what the victims are worth and the load by a margin. Closed slots
+for which there is no memory don't count in C.
 
 While every slot is taken, the line takes at least as long as its head has waited already. So where there is room, s is
-at least what that wait says, Q·s/(K·n) ≥ wait: a model none of whose jobs has ended yet has no other figure, and long
+at least what that wait says, Q·s/C ≥ wait: a model none of whose jobs has ended yet has no other figure, and long
 jobs show before their ends do. It is no reason to send others away: where memory is short and everybody waits, that
 made waits at high load longer (simulated).
 """
@@ -37,10 +38,10 @@ def scale_up(model: str, scene: Scene) -> None:
         scene.say(Action.KEEP, Code.LOADING, model, "it is being loaded", terms={"copies": n, "depth": queue.depth})
         return
     free = sum(max(0, runner.open_slots - runner.in_flight) for runner in runners if runner is not None)
-    slots = max(1, offer.slots)
+    slots = max(1, sum(view.runners[model].slots_with(view.free_bytes) for view in holders))
     shown_ms = _shown_wait_ms(queue, [runner for runner in runners if runner is not None], scene.now_ms)
     service_ms = scene.demand.service_ms.get(model, 0.0)
-    line_ms = max(round(queue.depth * service_ms / (slots * n)), shown_ms)
+    line_ms = max(round(queue.depth * service_ms / slots), shown_ms)
     terms: dict[str, Term] = {
         "copies": n, "depth": queue.depth, "slots": slots, "free_slots": free,
         "service_ms": round(service_ms), "shown_wait_ms": shown_ms, "line_ms": line_ms,
@@ -59,7 +60,7 @@ def scale_up(model: str, scene: Scene) -> None:
         text = f"the line takes {line_ms} ms, no longer than a load of {own_ms} ms and {rules.replica_wait_ms} ms"
         scene.say(Action.KEEP, Code.QUEUE_TOO_SHORT, model, text, terms={**terms, "load_ms": own_ms})
         return
-    _replicate(model, offer, n, service_ms, shown_ms, terms, scene)
+    _replicate(model, offer, n, slots, service_ms, shown_ms, terms, scene)
 
 
 def _shown_wait_ms(queue: QueueReport, runners: Sequence[RunnerReport], now_ms: int) -> int:
@@ -72,10 +73,18 @@ def _shown_wait_ms(queue: QueueReport, runners: Sequence[RunnerReport], now_ms: 
 
 
 def _replicate(
-    model: str, offer: ModelOffer, n: int, service_ms: float, shown_ms: int, terms: dict[str, Term], scene: Scene
+    model: str,
+    offer: ModelOffer,
+    n: int,
+    slots: int,
+    service_ms: float,
+    shown_ms: int,
+    terms: dict[str, Term],
+    scene: Scene,
 ) -> None:
+    """`n` copies have so many slots in all."""
     depth, gain = scene.queues[model].depth, scene.rules.replica_gain
-    saved_s = depth**2 * service_ms / (2000 * max(1, offer.slots)) * (1 / n - 1 / (n + 1))
+    saved_s = depth**2 * service_ms / 2000 * (1 / slots - 1 / (slots + max(1, offer.slots)))
     shown_saved_s = max(saved_s, depth * shown_ms / (2000 * (n + 1)))  # the same with s = wait·K·n/Q
     views = [view for view in open_workers(model, scene) if view.id not in scene.claimed]
     room = cheapest(views, model, scene, lambda _view, _each: False)

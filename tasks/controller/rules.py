@@ -21,7 +21,7 @@ class Rules:
 
     rate_window_ms: int = 120_000  # τ of the moving average of a model's arrivals
     keep_horizon_ms: int = 45_000  # H: below about 40 s a pool thrashes, above about 80 s it hoards
-    batch_weight: float = 0.2  # of an arrival in the batch class: it can wait for about as much longer
+    batch_weight: float = 0.2  # of a job in the batch class: it can wait for about as much longer
     replica_share: float = 0.1  # of a model's keep-value, when another replica of it stays
 
     # Busy victims (rule 5c): a candidate whose slack is below the gate may displace models that have slack to spare,
@@ -55,6 +55,10 @@ class Rules:
 
     def target_ms(self, priority: int) -> int:
         return self.batch_target_ms if priority >= Priority.BATCH else self.interactive_target_ms
+
+    def weight(self, priority: int) -> float:
+        """Of a job of this priority, where waiting is weighed."""
+        return self.batch_weight if priority >= Priority.BATCH else 1.0
 
     def residency_floor_ms(self, load_ms: int) -> int:
         """½(1/φ − 1)·L: a displacement within slack and bucket may come after half of a fair frame."""

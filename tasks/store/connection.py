@@ -37,6 +37,10 @@ _UNAVAILABLE = (
     redis.exceptions.TryAgainError,
     OSError,
 )
+_UNAVAILABLE_WORDS = (
+    *("OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN"),
+    *("NOREPLICAS", "CLUSTERDOWN", "BUSY Redis", "BUSY Valkey"),
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +54,8 @@ def store_errors() -> Iterator[None]:
     except _UNAVAILABLE as error:
         raise StoreUnavailable(f"The store can't serve this right now: {error}") from error
     except redis.exceptions.ResponseError as error:
-        # A script that met a full or read-only server reports it as a plain response error.
-        if any(word in str(error) for word in ("OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN")):
+        # A script that met such a server reports it as a plain response error.
+        if any(word in str(error) for word in _UNAVAILABLE_WORDS):
             raise StoreUnavailable(f"The store refuses writes: {error}") from error
         raise
 

@@ -91,6 +91,7 @@ class FakeDevice:
     free_marks: list[int] = field(default_factory=list)  # answers to come; none left: it keeps no marks
     measured: dict[int, int] = field(default_factory=dict)  # pid → bytes
     dirty_pids: set[int] = field(default_factory=set)
+    on_question: Callable[[], None] = lambda: None  # whenever it is asked about a pid, ahead of the answer
 
     def total_bytes(self) -> int:
         return 1000 * MIB
@@ -105,6 +106,7 @@ class FakeDevice:
         return self.free_marks.pop(0) if self.free_marks else None
 
     def has_released(self, pid: int) -> bool:
+        self.on_question()
         return pid not in self.dirty_pids
 
 

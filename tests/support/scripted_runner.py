@@ -115,6 +115,10 @@ class ScriptedLink:
         """Wake the reader, so that it looks at the clock."""
         self._inbox.put(())
 
+    def hang_up(self) -> None:
+        """The stream ends; the process does not."""
+        self._inbox.put(None)
+
     def exit(self, code: int) -> None:
         with self._condition:
             if self._exit_code is None:

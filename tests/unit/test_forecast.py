@@ -48,6 +48,14 @@ def test_batch_work_gives_its_places_to_all_others() -> None:
     assert seats(OFFER, fleet(full), Priority.BATCH) == Seats(slots=4, free=0)
 
 
+def test_closed_slots_are_seats_as_far_as_memory_goes() -> None:
+    narrow = msgspec.structs.replace(runner(in_flight=1), closed_slots=3, slot_bytes=10)
+    for budget, expected in ((1, Seats(slots=1, free=0)), (26, Seats(slots=3, free=2)), (99, Seats(slots=4, free=3))):
+        (worker,) = fleet(narrow).workers
+        roomy = msgspec.structs.replace(worker, budget_bytes=budget)
+        assert seats(OFFER, Fleet(now_ms=0, workers=(roomy,))) == expected
+
+
 def test_cold_and_loading_models_cost_their_load() -> None:
     cold = Seats(slots=4, free=4, load_ms=2000)
     assert seats(OFFER, fleet()) == cold

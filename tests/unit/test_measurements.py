@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -103,6 +104,20 @@ def test_workers_of_one_home_keep_what_the_others_measured(path: Path) -> None:
     other.record(key("a"), measured_bytes=90, load_ms=9)
     found = [Measurements(path).get(key(model)) for model in "abc"]
     assert [(entry.bytes, entry.load_ms) for entry in found if entry] == [(100, 9), (50, 5), (10, 0)]
+
+
+def test_figures_can_be_had_while_the_file_is_being_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measurements = Measurements(path)
+    seen: list[int] = []
+
+    def replace_slowly(_path: Path, _content: bytes) -> None:
+        asking = threading.Thread(target=lambda: seen.append(measurements.get(key()).bytes))  # type: ignore[union-attr]
+        asking.start()
+        asking.join(timeout=10)
+
+    monkeypatch.setattr("workers.measurements.replace_file", replace_slowly)
+    measurements.record(key(), measured_bytes=5)
+    assert seen == [5]
 
 
 def test_measurement_made_while_another_worker_hangs_over_the_file_is_written_with_the_next_one(

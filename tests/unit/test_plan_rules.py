@@ -22,7 +22,7 @@ from tasks.fleet import (
     WorkerPlacement,
     WorkerReport,
 )
-from tasks.jobs import WorkerId
+from tasks.jobs import Priority, WorkerId
 from tests.support.plan_world import World
 
 NOW_MS = 1_000_000_000
@@ -315,6 +315,38 @@ def test_idle_model_leaves_for_a_slot_that_saves_more_waiting_than_it_is_worth(d
     assert decided.placement.workers["w"].evict == (("b",) if leaves else ())
     if leaves:
         assert only(decided, Action.EVICT).terms["slot_bytes"] == GIB // 2
+
+
+def test_batch_jobs_open_fewer_slots_than_people_do() -> None:
+    offers = (offer("a", 2.5, max_replicas=1), offer("b", load_ms=4000))
+    here = worker("w", offers, narrow(), runner("b"), gib=2)
+    state = PolicyState(rates={"b": Rate(0.05, 0.0, NOW_MS)})
+    for priority, leaves in ((Priority.DEFAULT, ("b",)), (Priority.BATCH, ())):
+        line = queue("a", depth=4, priority=priority)
+        decided = decide(here, queues=(line,), service_ms={"a": 2000}, state=state)
+        assert decided.placement.workers["w"].evict == leaves
+
+
+def test_load_that_no_longer_fits_since_slots_were_opened_is_placed_anew() -> None:
+    offers = (offer("a", 2.5), offer("b"), offer("c", 1.0))
+    grown = runner("a", 2, in_flight=3, closed_slots=1, slot_bytes=GIB // 2)
+    held = Placement(epoch=1, workers={"w": WorkerPlacement(hold=("a", "b", "c"))})
+    here = worker("w", offers, grown, runner("b", idle_s=99), gib=3)
+    decided = decide(here, queues=(queue("c"),), placement=held)
+    assert decided.placement.workers["w"] == WorkerPlacement(hold=("a", "c"), evict=("b",))
+    assert only(decided, Action.LOAD).code is Code.IDLE_VICTIMS
+    stuck = worker("w", offers, grown, runner("b", in_flight=1), gib=3)
+    decided = decide(stuck, queues=(queue("c"),), placement=held)
+    assert decided.placement.workers["w"].hold == ("a", "b")
+    assert only(decided, Action.WAIT).model == "c"
+
+
+def test_line_of_a_model_whose_slots_find_no_memory_takes_longer() -> None:
+    here = worker("w", (offer("a", 2.5),), runner("a", 1, in_flight=1, closed_slots=3, slot_bytes=GIB // 2), gib=1.2)
+    full = worker("w", (offer("a"),), FULL, gib=1.2)
+    for each, line_ms in ((here, 8000), (full, 2000)):
+        decided = decide(each, queues=(queue("a", depth=8),), service_ms={"a": 1000})
+        assert only(decided, Action.KEEP).terms["line_ms"] == line_ms
 
 
 def test_busy_model_stays_whatever_waits_for_a_slot() -> None:
