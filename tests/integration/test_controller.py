@@ -198,11 +198,11 @@ def test_jobs_of_a_broken_model_go_to_its_fallback_once(store: Store) -> None:
 
 def test_no_more_late_jobs_go_to_a_fallback_than_it_has_slots_and_the_most_urgent_go(store: Store) -> None:
     store.beat(offer("a"), offer("b"))
-    batch, first, second = (store.admit("a", each) for each in (Priority.BATCH, Priority.DEFAULT, Priority.DEFAULT))
+    batch, default, urgent = map(store.admit, "aaa", (Priority.BATCH, Priority.DEFAULT, Priority.INTERACTIVE))
     rescue = store.controller("c1").rescue
     rescue.hand_over("a", "b", at_most=1)
-    assert [store.jobs.get(each).model for each in (batch, first, second)] == ["a", "b", "a"]
+    assert [store.jobs.get(each).model for each in (batch, default, urgent)] == ["a", "a", "b"]
     rescue.hand_over("a", "b", at_most=1)
-    assert [store.jobs.get(each).model for each in (batch, first, second)] == ["a", "b", "b"]
+    assert [store.jobs.get(each).model for each in (batch, default, urgent)] == ["a", "b", "b"]
     rescue.hand_over("a", "b")
     assert store.jobs.get(batch).model == "b"
