@@ -30,10 +30,16 @@ class Hints:
 
     def _run(self) -> None:
         for hint in self._listener:
-            match hint.split(" "):
-                case ["placement"]:
-                    self._on_placement()
-                case ["cancel", job_id]:
-                    self._on_cancel(JobId(job_id))
-                case _:
-                    log.warning("hint_not_understood", hint=hint)
+            try:
+                self._follow(hint)
+            except Exception:  # the next hint is none the worse for it
+                log.exception("hint_failed", hint=hint)
+
+    def _follow(self, hint: str) -> None:
+        match hint.split(" "):
+            case ["placement"]:
+                self._on_placement()
+            case ["cancel", job_id]:
+                self._on_cancel(JobId(job_id))
+            case _:
+                log.warning("hint_not_understood", hint=hint)
