@@ -5,6 +5,9 @@ arithmetic.
 
     1  the most slots with which the whole context fits
     2  with one slot, the longest context that fits, in steps of CONTEXT_STEP and not below CONTEXT_FLOOR
+
+A load takes the memory of all slots for a moment, for which others have to leave. So where the models don't fit side by
+side, each gets the most slots with which a load takes a third of the memory, or half of it where one slot takes more.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from workers.model_files import ModelFile
 
 CONTEXT_FLOOR = 512  # tokens; a chat with less is none
 CONTEXT_STEP = 256  # llama.cpp rounds the cache up to this
+SHARES = (3, 2)  # parts of the memory that a load should get along with one of
 
 NeedOf = Callable[[ModelFile], int]
 
@@ -30,11 +34,16 @@ def fit_models(
 
     What is warm keeps the size that it was loaded with, unless its file or its settings have changed: a better estimate
     is no reason to load it again."""
+    known = sorted(models, key=lambda each: (not each.is_pinned, each.id))
     fitted: dict[str, ModelFile] = {}
     pinned_bytes = 0
-    for model in sorted(models, key=lambda each: (not each.is_pinned, each.id)):
+    must_share = sum(map(need_of, known)) > budget_bytes
+    num_sharing = sum(not each.is_pinned for each in known) if must_share else 1
+    for model in known:
         as_warm = _sized_like(model, warm.get(model.id))
-        fitted[model.id] = as_warm or fit(model, budget_bytes - pinned_bytes, need_of)
+        room_bytes = budget_bytes - pinned_bytes
+        modest = None if model.is_pinned else leave_room(model, room_bytes, num_sharing, need_of)
+        fitted[model.id] = as_warm or modest or fit(model, room_bytes, need_of)
         if model.is_pinned:
             pinned_bytes += need_of(fitted[model.id])
     return fitted
@@ -48,8 +57,18 @@ def fit(model: ModelFile, room_bytes: int, need_of: NeedOf) -> ModelFile:
         # Sorted from the largest, so that "fits" is false up to a place and true from there on.
         place = bisect_right(candidates, 0, key=lambda each: int(need_of(each) <= room_bytes))
         if place < len(candidates):
-            return _explained(candidates[place], model, room_bytes)
+            return _explained(candidates[place], model, f"to fit into {format_bytes(room_bytes)}")
     return model
+
+
+def leave_room(model: ModelFile, room_bytes: int, num_sharing: int, need_of: NeedOf) -> ModelFile | None:
+    """The model with so many slots that others have room beside its load; None when one slot alone takes too much for
+    that, or nobody shares the room."""
+    for parts in (each for each in SHARES if each <= num_sharing):
+        for smaller in (model, *_fewer_slots(model)):
+            if need_of(smaller) <= room_bytes // parts:
+                return smaller if smaller is model else _explained(smaller, model, "to leave memory for others")
+    return None
 
 
 def _fewer_slots(model: ModelFile) -> list[ModelFile]:
@@ -66,7 +85,7 @@ def _shorter_contexts(model: ModelFile) -> list[ModelFile]:
     return [replace(model, slots=slots, context_length=length) for length in lengths]
 
 
-def _explained(smaller: ModelFile, model: ModelFile, room_bytes: int) -> ModelFile:
+def _explained(smaller: ModelFile, model: ModelFile, why: str) -> ModelFile:
     changes = []
     if smaller.slots != model.slots:
         changes.append(f"{smaller.slots} of {model.slots} slots")
@@ -74,7 +93,7 @@ def _explained(smaller: ModelFile, model: ModelFile, room_bytes: int) -> ModelFi
         changes.append(f"{smaller.context_length} of {model.context_length} tokens of context")
     return replace(
         smaller,
-        reduced=f"{' and '.join(changes)}, to fit into {format_bytes(room_bytes)}",
+        reduced=f"{' and '.join(changes)}, {why}",
         full_size=(model.context_length, model.slots),
     )
 

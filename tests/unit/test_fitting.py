@@ -68,6 +68,30 @@ def test_pinned_models_take_their_room_first(model):
     assert size(fitted["m"]) == (4096, 1)
 
 
+@pytest.mark.parametrize(
+    ("count", "budget", "slots"),
+    [
+        (3, 3 * (WEIGHTS + 8 * 4096), 8),  # all of them side by side
+        (3, 3 * (WEIGHTS + 8 * 4096) - 1, 7),
+        (3, 3 * (WEIGHTS + 2 * 4096), 2),
+        (9, 3 * (WEIGHTS + 2 * 4096), 2),
+        (9, 3 * (WEIGHTS + 4096) - 1, 1),  # not with a third of it: with half of it
+        (9, 2 * (WEIGHTS + 4096) - 1, 2),  # not even that: what fits alone
+        (2, 2 * (WEIGHTS + 3 * 4096), 3),
+    ],
+)
+def test_models_that_do_not_fit_side_by_side_leave_room_for_others(model, count: int, budget: int, slots: int):
+    models = [replace(model, id=f"m{number}") for number in range(count)]
+    fitted = fit_models(models, budget, need_of, {})
+    assert {size(each) for each in fitted.values()} == {(4096, slots)}
+
+
+def test_slots_of_models_yaml_leave_no_room(model):
+    fixed = replace(model, id="fixed", has_fixed_slots=True)
+    fitted = fit_models([fixed, model], need_of(fixed), need_of, {})
+    assert (size(fitted["fixed"]), size(fitted["m"])) == ((4096, 8), (4096, 3))
+
+
 def test_a_warm_model_keeps_its_size_until_its_settings_change(model):
     warm = fit(model, WEIGHTS + 2 * 4096, need_of)
     again = fit_models([replace(model, aliases=("a",))], need_of(model), need_of, {"m": warm})["m"]
