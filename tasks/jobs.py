@@ -30,8 +30,9 @@ class JobState(StrEnum):
 
 
 # Who moves it: claim (queued → running), finish (running → terminal), rescue and drain (running → queued),
-# cancel (queued → cancelled; a running job gets a flag and its worker finishes it), the deadline sweep
-# (queued → expired), and the controller (queued → failed when the model can't be loaded anywhere).
+# cancel (queued → cancelled; a running job gets a flag, and its worker finishes it, or whoever would have returned it
+# to the queue), the deadline sweep (queued → expired), and the controller (queued → failed when the model can't be
+# loaded anywhere).
 NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED}),
     JobState.RUNNING: frozenset(

@@ -8,7 +8,7 @@
 | kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; cleaned by the controller | controller, app | – |
 | kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, hand_over, rewake | admit (bound), controller | when empty |
 | kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release, expired (orphans) | controller (rescue), metrics | when empty |
-| kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, end_unclaimed | controller | when empty |
+| kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, release, end_unclaimed | controller | when empty |
 | kw:jobs | zset | ids of known jobs; score = created ms | admit, answered; trimmed by the controller | app (lists) | trimmed by age |
 | kw:tagged:{tag} | zset | jobs with one pair of metadata, or of one batch (`tasks.attachments.tags`); score = created ms | admit; forget and response_forget remove | app (lists) | as kw:jobs, by age |
 | kw:idempotency:{digest} | string | `<job> <body digest>` of an Idempotency-Key | admit, answered | admit | retention |

@@ -213,7 +213,8 @@ class LeaseStore:
         """Return the job to its queue. With a failure the attempt counts, and the last one ends the job as failed.
 
         `company`: how many other attempts broke with the same runner, so that any of them may be to blame.
-        None when nothing is to be woken: the job failed for good, or is no longer ours."""
+        None when nothing is to be woken: the job failed for good, was to be cancelled and is now, or is no longer
+        ours."""
         return self._return_to_queue(job_id, number, failure=failure, only_expired=False, company=company)
 
     @translated
@@ -273,6 +274,8 @@ class LeaseStore:
                 self._dead_retention_ms,
                 *self._quarantine_args(job_id, model.decode(), digest, failure),
                 company,
+                encode_event(End(state=JobState.CANCELLED)),
+                self._retention_ms,
             ],
         )
         if verdict == b"quarantined":

@@ -72,9 +72,12 @@ class ModelJob:
             self.events += 1  # the End
 
     def back_to_queue(self, *, is_failure: bool) -> bool:
-        """False when that was the last attempt."""
+        """False when that was the last attempt, or the job is to be cancelled."""
         self.has_lease_ended = False
         self.failures += is_failure
+        if self.is_cancel_wanted:
+            self.move(JobState.CANCELLED)
+            return False
         if is_failure and self.failures >= MAX_ATTEMPTS:
             self.move(JobState.FAILED)
             self.is_dead = True
@@ -288,6 +291,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             record = self.jobs.get(job.id)
             assert (record.state, record.attempt, record.last_seq) == (job.state, job.attempt, job.events)
             assert record.cancel_requested == job.is_cancel_wanted
+            assert job.state is not QUEUED or not job.is_cancel_wanted
             entries = self.client.xrange(keys.stream(job.id))
             assert [entry_id for entry_id, _ in entries] == [b"0-%d" % seq for seq in range(1, job.events + 1)]
             ends = [seq for seq, (_, fields) in enumerate(entries, 1) if isinstance(decode_numbered(fields[b"e"]), End)]

@@ -132,6 +132,17 @@ def keepwarm(store_settings: StoreSettings) -> Iterator[Keepwarm]:
 # ---- prompts
 
 
+def test_prompt_that_kills_twice_is_quarantined_though_its_client_has_left(keepwarm: Keepwarm) -> None:
+    job_id = keepwarm.admit()
+    assert keepwarm.break_attempt(job_id)
+    keepwarm.claim(job_id)
+    keepwarm.jobs.cancel(job_id)
+    keepwarm.crash(job_id)
+    assert keepwarm.jobs.get(job_id).state is JobState.FAILED
+    with pytest.raises(PromptQuarantined):
+        keepwarm.admit()
+
+
 @pytest.mark.parametrize("failures", [(CRASHED, CRASHED), (CRASHED, STALLED)])
 def test_prompt_that_kills_twice_fails_at_once_and_is_refused(keepwarm: Keepwarm, failures: tuple) -> None:
     job_id = keepwarm.admit()

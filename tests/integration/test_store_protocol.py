@@ -343,6 +343,37 @@ def test_cancel_ends_a_waiting_job_and_flags_a_running_one(
     assert writer.append([tokens(running, 1, 1)]) == [Verdict.CANCEL]
 
 
+@pytest.mark.parametrize("way", ["parked", "broken", "broken for the last time", "rescued"])
+def test_job_that_is_to_be_cancelled_ends_where_it_would_go_back_to_the_queue(
+    client: Client, store_settings: StoreSettings, jobs: JobStore, admissions: AdmissionStore, lists: JobLists, way: str
+) -> None:
+    max_attempts = 1 if way == "broken for the last time" else 3
+    leases = LeaseStore(client, store_settings.model_copy(update={"max_attempts": max_attempts}))
+    job_id = admit(admissions, deadline_ms=9_999_999_999_999)
+    leases.claim(job_id, MODEL, W1)
+    TokenWriter(client).append([tokens(job_id, 1, 1)])
+    jobs.cancel(job_id)
+    live = client.pubsub(ignore_subscribe_messages=True)
+    live.subscribe(keys.live(job_id))
+    live.get_message(timeout=4)
+    if way == "rescued":
+        expire_lease(client, job_id)
+        assert leases.rescue(job_id, 1, W1) is None
+    else:
+        assert leases.release(job_id, 1, failure=None if way == "parked" else BROKEN) is None
+    job = jobs.get(job_id)
+    assert (job.state, job.error, job.last_seq) == (JobState.CANCELLED, None, 2)
+    assert job.failures == (way != "parked")  # what broke is on record all the same
+    for key in (keys.waiting(MODEL), keys.QUEUED, keys.RUNNING, keys.DEADLINES, keys.DEAD):
+        assert client.zcard(key) == 0, key
+    (_, told) = client.xrange(keys.stream(job_id))[-1]
+    assert decode_numbered(told[b"e"]) == End(state=JobState.CANCELLED)
+    assert live.get_message(timeout=4)["data"] == b"2 " + told[b"e"]
+    live.close()
+    assert 0 < client.pttl(keys.job(job_id)) <= store_settings.retention_s * 1000
+    assert lists.recent(1).jobs == [job]
+
+
 def test_nothing_is_left_behind_by_finished_jobs(
     client: Client, jobs: JobStore, admissions: AdmissionStore, leases: LeaseStore
 ) -> None:
