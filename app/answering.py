@@ -161,10 +161,9 @@ class LiveAnswer:
                     if transcript.end is not None:
                         break
                     if time.monotonic() - self._arrived > timeout_s:
-                        await self.cancel()
-                        raise AnswerTookTooLong(timeout_s)
+                        raise AnswerTookTooLong(timeout_s, goes_on=not self._source.ends_with_client)
                     self._front.closing.check()
-        except ServerShuttingDown:
+        except (AnswerTookTooLong, ServerShuttingDown):
             await self.part()
             raise
         finally:
@@ -215,10 +214,7 @@ class LiveAnswer:
                 if self._is_over or self.watch.has_left:
                     return
                 batch = await self._next_batch()
-        except StreamReset as error:
-            yield in_band(error)
-            await self.cancel()
-        except ServerShuttingDown as error:
+        except (StreamReset, ServerShuttingDown) as error:
             yield in_band(error)
             await self.part()
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
@@ -271,12 +267,9 @@ class LiveAnswer:
         return end
 
     async def part(self) -> None:
-        """The client gets no answer here."""
+        """The client gets no answer here. With an idempotency key it can come back for it."""
         if self._source.ends_with_client:
             await self._source.leave()
-
-    async def cancel(self) -> None:
-        await self._source.leave()
 
     async def close(self) -> None:
         """Neither the client nor the job is followed any more; both go on."""

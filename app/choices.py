@@ -1,7 +1,8 @@
 """Several choices for one request (`n`): as many jobs, whose answers become one.
 
 Each job is admitted, runs and is resumed on its own. What a client gets is complete or an error: the first choice that
-fails ends the others, and so does a client that leaves.
+fails ends the others, for the answer can't become complete any more. Anything else that keeps a client from its answer,
+be it that it leaves, ends only jobs without an idempotency key: with one it can come back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from app import sse
 from app.answer_source import AnswerSource
 from app.answering import STATUS_CLIENT_LEFT, answer, has_begun, in_band, silence, source_headers
 from app.backend import Batch
-from app.errors import AnswerIncomplete, AnswerTookTooLong, ServerShuttingDown, StreamReset, error_of
+from app.errors import AnswerIncomplete, AnswerTookTooLong, JobEnded, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
 from app.idempotency import choice_key
@@ -57,7 +58,7 @@ async def answer_with_choices(
 ) -> Response:
     """`app.answering.answer` with n choices. `has_seed`: the client chose one.
 
-    Raises what `answer` does; then no job of the request is left."""
+    Raises what `answer` does; then no job of the request is left but those under an idempotency key."""
     if n == 1:
         return await answer(
             front,
@@ -89,7 +90,7 @@ async def answer_with_choices(
             await source.open()
             sources.append(source)
     except BaseException:  # whatever it is: nobody waits for these any more
-        await leave_all(sources)
+        await part_from_all(sources)
         for source in sources:
             await source.close()
         raise
@@ -107,6 +108,11 @@ def choice_requests(generation: GenerationRequest, n: int) -> list[GenerationReq
     return [
         msgspec.structs.replace(generation, sampling=msgspec.structs.replace(sampling, seed=seed)) for seed in seeds
     ]
+
+
+async def part_from_all(sources: Sequence[AnswerSource]) -> None:
+    """The client gets no answer here. It comes back for those with an idempotency key: they go on."""
+    await leave_all([source for source in sources if source.ends_with_client])
 
 
 async def leave_all(sources: Sequence[AnswerSource]) -> None:
@@ -151,7 +157,7 @@ class LiveChoices:
         metrics = front.metrics.of_job(sources[0].job)
         self._meters = [AnswerMeter(metrics, arrived) for _ in sources]
         self._headers = source_headers(sources)
-        self._watch = ClientWatch(request.receive, self._leave if sources[0].ends_with_client else None)
+        self._watch = ClientWatch(request.receive, self._part)
         self._batches = merged([source.batches for source in sources])
         self._ends: dict[int, End] = {}  # of the choices that are complete, by index
         self._forms: dict[int, AnswerForm] = {}  # of the choices that are being streamed
@@ -179,17 +185,14 @@ class LiveChoices:
                     if self._is_over:
                         break
                     if time.monotonic() - self._arrived > timeout_s:
-                        raise AnswerTookTooLong(timeout_s)
+                        raise AnswerTookTooLong(timeout_s, goes_on=not self._sources[0].ends_with_client)
                     self._front.closing.check()
             if not self._is_over:
                 raise AnswerIncomplete()
         except StoreUnavailable:  # the jobs live; with an idempotency key the client comes back to them
             raise
-        except ServerShuttingDown:
-            await self._part()
-            raise
-        except KeepwarmError:
-            await self._leave()
+        except KeepwarmError as error:
+            await self._give_up(error)
             raise
         finally:
             await self._watch.finish()
@@ -213,7 +216,7 @@ class LiveChoices:
                     break
         except BaseException as error:
             if isinstance(error, KeepwarmError) and not isinstance(error, StoreUnavailable):
-                await self._leave()
+                await self._give_up(error)
             await self._watch.finish()
             await self._batches.aclose()
             raise
@@ -243,12 +246,9 @@ class LiveChoices:
                 yield self._forms[0].closing(self._usage())
         except StoreUnavailable as error:  # away for longer than the reader bridges; the jobs may live
             yield in_band(error)
-        except ServerShuttingDown as error:
-            yield in_band(error)
-            await self._part()
         except KeepwarmError as error:
             yield in_band(error)
-            await self._leave()
+            await self._give_up(error)
         finally:
             await self._watch.finish()
             self._front.metrics.open_streams.dec()
@@ -295,14 +295,11 @@ class LiveChoices:
     def _usage(self) -> Usage | None:
         return usage_of_all([self._ends[index] for index in range(len(self._sources))])
 
-    async def _part(self) -> None:
-        """The client gets no answer here."""
-        if self._sources[0].ends_with_client:
-            await self._leave()
+    async def _give_up(self, error: KeepwarmError) -> None:
+        await (leave_all(self._sources) if isinstance(error, JobEnded) else self._part())
 
-    async def _leave(self) -> None:
-        """Those that have ended stay as they are."""
-        await leave_all(self._sources)
+    async def _part(self) -> None:
+        await part_from_all(self._sources)
 
 
 async def merged(streams: Sequence[AsyncGenerator[Batch, None]]) -> AsyncGenerator[tuple[int, Batch], None]:

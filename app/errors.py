@@ -40,15 +40,18 @@ class JobEnded(KeepwarmError):
 
 
 class AnswerTookTooLong(KeepwarmError):
-    """A request that waits for the whole answer waited longer than the front allows; the job was cancelled."""
+    """A request that waits for the whole answer waited longer than the front allows."""
 
     code = "timeout"
 
-    def __init__(self, waited_s: float) -> None:
-        super().__init__(
-            f"No complete answer within {waited_s:.0f} s, so the job was cancelled. "
-            "Use stream=true, or POST /v1/jobs for long work."
+    def __init__(self, waited_s: float, *, goes_on: bool) -> None:
+        """`goes_on`: the job does, because it has an idempotency key; any other is cancelled."""
+        ending = (
+            "but the job goes on. Send the request again with the same Idempotency-Key, or use stream=true."
+            if goes_on
+            else "so the job was cancelled. Use stream=true, or POST /v1/jobs for long work."
         )
+        super().__init__(f"No complete answer within {waited_s:.0f} s, {ending}")
 
 
 class AnswerIncomplete(KeepwarmError):

@@ -86,19 +86,17 @@ class ResponseStream:
         events: ResponseEvents,
         *,
         saw: Callable[[Batch], None] | None = None,
-        on_reset: Callable[[], Awaitable[object]] | None = None,
-        on_closing: Callable[[], Awaitable[object]] | None = None,
+        on_break: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """`saw` hears of what comes behind the first batch; `on_reset` is called when the answer had to start over
-        and this stream ends for it, `on_closing` when it ends because the front does."""
+        """`saw` hears of what comes behind the first batch; `on_break` is called when this stream ends without the
+        answer: because that had to start over, or because the front ends."""
         self._front = front
         self._job = job
         self._batches = batches
         self._watch = watch
         self._events = events
         self._saw = saw
-        self._on_reset = on_reset
-        self._on_closing = on_closing
+        self._on_break = on_break
 
     async def chunks(self, batch: Batch) -> Chunks:
         """Bytes to send, one chunk per batch; `batch` is the first one."""
@@ -119,8 +117,7 @@ class ResponseStream:
                 batch = await self._next()
         except ServerShuttingDown as error:
             yield self._events.trouble(error.code, str(error))
-            if self._on_closing is not None:
-                await self._on_closing()
+            await self._broke()
         except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
             yield self._events.trouble(error.code, str(error))
         finally:
@@ -138,6 +135,10 @@ class ResponseStream:
             self._saw(batch)
         return batch
 
+    async def _broke(self) -> None:
+        if self._on_break is not None:
+            await self._on_break()
+
     async def _worded(self, batch: Batch, beat: Beat) -> bytes:
         parts = [await self._event(event) for _, event in batch if not self._events.is_over]
         beat.saw(batch[-1][1])
@@ -149,8 +150,8 @@ class ResponseStream:
                 return self._events.tokens(event)
             case Reset():
                 worded = self._events.reset(event)
-                if self._events.is_over and self._on_reset is not None:
-                    await self._on_reset()
+                if self._events.is_over:
+                    await self._broke()
                 return worded
             case End():
                 job = await to_thread.run_sync(self._front.backend.jobs.get, self._job.id)
@@ -243,8 +244,7 @@ async def _streamed(front: Front, live: LiveAnswer, response: StoredResponse) ->
         live.watch,
         events,
         saw=live.meter.saw,
-        on_reset=None if response.is_background else live.cancel,
-        on_closing=live.part,
+        on_break=live.part,
     )
     return SseResponse(stream.chunks(first), live.headers)
 

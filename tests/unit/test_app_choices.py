@@ -21,6 +21,7 @@ from tasks.stream_events import End, Reset, Tokens
 from tests.support.front_fakes import FakeBackend, RawRequest, Submission, chat, front_client, numbered, sse_data
 from tests.support.front_fakes import succeeded as ended
 
+KEY = {"Idempotency-Key": "k"}
 ROUTES = pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 
 
@@ -48,6 +49,9 @@ class Several(FakeBackend):
     ) -> AsyncGenerator[Batch, None]:
         if self.breaks is not None:
             raise self.breaks
+        if self.jobs[job_id].state is JobState.CANCELLED:
+            yield numbered(End(state=JobState.CANCELLED))[0]
+            return
         index = list(self.jobs).index(job_id)
         self.batches = self.plays[min(index, len(self.plays) - 1)]
         async for batch in super().follow_batches(job_id, after_seq, follower=follower):
@@ -202,7 +206,43 @@ async def test_client_that_leaves_cancels_all_choices(fake, stream):
 
 
 def test_repeat_under_an_idempotency_key_attaches_to_every_choice(client, fake):
-    headers = {"Idempotency-Key": "k"}
-    replies = [client.post("/v1/chat/completions", json=chat(n=2), headers=headers) for _ in range(2)]
+    replies = [client.post("/v1/chat/completions", json=chat(n=2), headers=KEY) for _ in range(2)]
     assert replies[0].content == replies[1].content
     assert len(fake.jobs) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_refused_choice_under_a_key_is_all_that_the_repeat_admits(client, fake, stream):
+    body = chat(n=2, stream=stream)
+    fake.refuse_after = 1
+    assert client.post("/v1/chat/completions", json=body, headers=KEY).status_code == 429
+    admitted = list(fake.jobs)
+    fake.refuse_after = None
+    reply = client.post("/v1/chat/completions", json=body, headers=KEY)
+    assert (reply.status_code, "error" in reply.text) == (200, False)
+    assert reply.headers["x-keepwarm-job"] == ", ".join(fake.jobs)
+    assert (list(fake.jobs)[:1], len(fake.jobs), fake.cancelled) == (admitted, 2, [])
+
+
+def test_choices_under_a_key_that_take_too_long_go_on(fake):
+    fake.plays, fake.stays_open = (FIRST[:1],), True
+    with front_client(fake, sync_timeout_s=0.01) as client:
+        reply = client.post("/v1/chat/completions", json=chat(n=2), headers=KEY)
+    assert (reply.status_code, fake.cancelled) == (504, [])
+    assert "same Idempotency-Key" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("later", "code"), [((Reset(2, "other"),), "stream_reset"), ((), "internal_error")])
+def test_choices_under_a_key_outlive_a_stream_that_breaks(client, fake, later, code):
+    fake.plays = (numbered(Tokens("Hel", (1,)), *later), SECOND)
+    reply = client.post("/v1/chat/completions", json=chat(n=2, stream=True), headers=KEY)
+    assert sse_data(reply.text)[-1]["error"]["code"] == code
+    assert fake.cancelled == []
+
+
+def test_failed_choice_ends_the_others_also_under_a_key(client, fake):
+    """The answer can't become complete any more, whoever asks for it."""
+    fake.plays = (numbered(FAILED), [])
+    fake.stays_open = True
+    assert client.post("/v1/chat/completions", json=chat(n=2), headers=KEY).status_code == 500
+    assert fake.cancelled == list(fake.jobs)

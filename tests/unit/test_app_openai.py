@@ -455,6 +455,13 @@ def test_reset_after_text_breaks_a_stream_and_cancels_the_job(client, fake):
     assert fake.cancelled == list(fake.jobs)
 
 
+def test_reset_breaks_a_stream_under_a_key_but_not_its_job(client, fake):
+    fake.batches = numbered(HELLO[0], Reset(2, "other engine"), HELLO[1], succeeded())
+    reply = client.post("/v1/chat/completions", json=chat(stream=True), headers={"Idempotency-Key": "k"})
+    assert sse_data(reply.text)[-1]["error"]["code"] == "stream_reset"
+    assert fake.cancelled == []
+
+
 def test_reset_before_any_text_goes_unnoticed(client, fake):
     fake.batches = numbered(Reset(2, "other engine"), *HELLO, succeeded())
     assert "error" not in client.post("/v1/chat/completions", json=chat(stream=True)).text
@@ -479,6 +486,14 @@ def test_answer_that_takes_too_long_is_cancelled(fake):
         reply = client.post("/v1/chat/completions", json=chat())
     assert reply.status_code == 504
     assert fake.cancelled == list(fake.jobs)
+
+
+def test_answer_under_a_key_that_takes_too_long_goes_on(fake):
+    fake.batches, fake.stays_open = [], True
+    with front_client(fake, sync_timeout_s=0.01) as client:
+        reply = client.post("/v1/chat/completions", json=chat(), headers={"Idempotency-Key": "k"})
+    assert (reply.status_code, fake.cancelled) == (504, [])
+    assert "same Idempotency-Key" in reply.json()["error"]["message"]
 
 
 # ---- while a job waits

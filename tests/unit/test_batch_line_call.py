@@ -16,9 +16,11 @@ from app.settings import ApiSettings
 from tasks import errors
 from tasks.batches import ENDPOINTS, BatchState
 from tasks.fleet import ModelKind
+from tasks.job_request import JobRequest
 from tasks.jobs import JobError, JobState, Priority, Usage
+from tasks.order import Order
 from tasks.stream_events import End, Tokens, Vectors
-from tests.support.front_fakes import FakeBackend, chat, demo_worker, numbered, succeeded
+from tests.support.front_fakes import FakeBackend, Submission, chat, demo_worker, numbered, succeeded
 
 CHAT, TEXT, EMBEDDINGS = ENDPOINTS
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
@@ -116,6 +118,25 @@ async def test_what_is_not_the_lines_fault_is_to_be_sent_again(fake: FakeBackend
     assert (await caller.call(CHAT, chat(), "batch_1/7", unheard)).retry_after_s == 30
     fake.error = errors.StoreUnavailable("away")
     assert (await caller.call(CHAT, chat(), "batch_1/7", unheard)).retry_after_s == 1
+
+
+async def test_line_of_several_choices_is_sent_again_for_those_that_were_refused(
+    fake: FakeBackend, caller: LineCaller, monkeypatch: pytest.MonkeyPatch
+):
+    admit = fake.submit
+
+    def one_only(request: JobRequest, order: Order) -> Submission:
+        if fake.jobs:
+            raise errors.QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
+        return admit(request, order)
+
+    monkeypatch.setattr(fake, "submit", one_only)
+    assert (await caller.call(CHAT, chat(n=2), "batch_1/7", unheard)).retry_after_s == 7
+    (first,) = fake.jobs
+    monkeypatch.undo()
+    answer = await caller.call(CHAT, chat(n=2), "batch_1/7", unheard)
+    assert (answer.is_ok, answer.job_ids, answer.job_ids[0]) == (True, tuple(fake.jobs), first)
+    assert (len(fake.jobs), fake.cancelled) == (2, [])
 
 
 async def test_failed_job_is_the_lines_last_word(fake: FakeBackend, caller: LineCaller):
