@@ -71,14 +71,10 @@ class JobStore:
 
     @translated
     def _end(self, job_id: JobId, state: JobState, error: JobError | None, *, flag_running: bool) -> None:
-        model = self._client.hget(keys.job(job_id), "model")
-        if model is None:
-            raise JobNotFound(job_id)
         found, worker = self._end_unclaimed(
             keys=[
                 keys.job(job_id),
                 keys.stream(job_id),
-                keys.waiting(model.decode()),
                 keys.QUEUED,
                 keys.DEADLINES,
                 keys.DEAD,
@@ -94,8 +90,11 @@ class JobStore:
                 b"" if error is None else msgspec.json.encode(error),
                 self._dead_retention_ms if state is JobState.FAILED else self._retention_ms,
                 "1" if flag_running else "0",
+                keys.waiting(""),
             ],
         )
+        if not found:
+            raise JobNotFound(job_id)
         if flag_running and found == b"running":
             self._client.publish(keys.hints(WorkerId(worker.decode())), f"cancel {job_id}")
 

@@ -53,6 +53,7 @@ class ModelJob:
     has_lease_ended: bool = False
     is_cancel_wanted: bool = False
     is_dead: bool = False
+    was_handed_over: bool = False
     history: list[JobState] = field(default_factory=lambda: [QUEUED])
 
     @property
@@ -283,6 +284,21 @@ class ProtocolMachine(RuleBasedStateMachine):
                 job.move(state)
                 job.is_dead = state is JobState.FAILED
 
+    @rule(pick=picks)
+    def hand_over(self, pick: int) -> None:
+        """To its model's fallback, by a controller that found it in the line some time ago."""
+        job = self.choose(pick)
+        if job is None:
+            return
+        target = next(model for model in MODELS if model != job.model)
+        priority = self.jobs.hand_over(job.id, job.model, target)
+        if job.state is not QUEUED or job.events or job.was_handed_over:
+            assert priority is None
+            return
+        assert priority is job.priority
+        job.model, job.was_handed_over = target, True
+        assert self.leases.claim(job.id, next(model for model in MODELS if model != target), WorkerId("w1")) is None
+
     # ---- what must hold after every call
 
     @invariant()
@@ -290,6 +306,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         for job in getattr(self, "known", ()):
             record = self.jobs.get(job.id)
             assert (record.state, record.attempt, record.last_seq) == (job.state, job.attempt, job.events)
+            assert record.model == job.model
             assert record.cancel_requested == job.is_cancel_wanted
             assert job.state is not QUEUED or not job.is_cancel_wanted
             entries = self.client.xrange(keys.stream(job.id))

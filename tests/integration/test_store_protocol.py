@@ -343,6 +343,27 @@ def test_cancel_ends_a_waiting_job_and_flags_a_running_one(
     assert writer.append([tokens(running, 1, 1)]) == [Verdict.CANCEL]
 
 
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.EXPIRED])
+def test_job_that_ends_just_when_it_was_handed_over_leaves_no_line_behind(
+    client: Client, jobs: JobStore, admissions: AdmissionStore, monkeypatch: pytest.MonkeyPatch, state: JobState
+) -> None:
+    job_id, end = admit(admissions), jobs._end_unclaimed
+
+    def after_a_hand_over(**arguments: object) -> object:
+        assert jobs.hand_over(job_id, MODEL, "fallback") is not None
+        return end(**arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "_end_unclaimed", after_a_hand_over)
+    if state is JobState.CANCELLED:
+        jobs.cancel(job_id)
+    else:
+        jobs.end_waiting(job_id, state, BROKEN)
+    job = jobs.get(job_id)
+    assert (job.state, job.model) == (state, "fallback")
+    assert FleetStore(client).queues() == ()
+    assert client.zcard(keys.QUEUED) == 0
+
+
 @pytest.mark.parametrize("way", ["parked", "broken", "broken for the last time", "rescued"])
 def test_job_that_is_to_be_cancelled_ends_where_it_would_go_back_to_the_queue(
     client: Client, store_settings: StoreSettings, jobs: JobStore, admissions: AdmissionStore, lists: JobLists, way: str
