@@ -75,6 +75,8 @@ class BacklogStore:
 
     def _oldest_woken(self, model: str, count: int) -> list[tuple[JobId, str, Priority]]:
         jobs = self._client.zrange(keys.waiting(model), 0, -1, withscores=True)
+        if not jobs:  # by now they have all been claimed
+            return []
         long_ago = now_ms(self._client) - LOST_AFTER_MS
         woken = self._client.zmscore(keys.QUEUED, [job_id for job_id, _ in jobs])
         overdue = sorted(
