@@ -72,11 +72,12 @@ def _resident_share(file: FileIO, size: int) -> float | None:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
         for offset, length in _windows(size):
-            pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
-            if libc.mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), pages) != 0:
+            pages = bytearray(-(-length // mmap.PAGESIZE))
+            vector = ctypes.byref(ctypes.c_char.from_buffer(pages))  # an array would have a class of its own per length
+            if libc.mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), vector) != 0:
                 return None
-            num_cached += sum(page & 1 for page in pages.raw)
-            num_pages += len(pages.raw)
+            num_cached += sum(page & 1 for page in pages)
+            num_pages += len(pages)
     return num_cached / num_pages
 
 

@@ -24,12 +24,12 @@ from workers.clock import Clock
 from workers.flight import Flight
 from workers.flights import Flights
 from workers.lease_keeper import RunningAttempt
-from workers.messages import OpenSlots, Ready, Shutdown, ToRunner
+from workers.messages import OpenSlots, Ready, Shutdown
 from workers.model_files import adapter_fingerprint
 from workers.oom import kernel_oom_kills
 from workers.publisher import Publisher
 from workers.runner_lifecycle import GONE, RunnerLifecycle
-from workers.runner_link import LinkClosed, RunnerLink
+from workers.runner_link import RunnerLink, Teller
 from workers.runner_reader import RunnerReader
 from workers.token_sink import TokenSink
 from workers.watchdog import Watchdog
@@ -68,6 +68,7 @@ class Runner:
         self._link = link
         self._telling_open = threading.Lock()
         self._lifecycle = RunnerLifecycle(slots=slots, clock=clock, on_change=on_change)
+        self._tell = Teller(model, link)
         self._flights = Flights(model=model, clock=clock, tell=self._tell)
         self._watchdog = Watchdog(
             model=model,
@@ -269,12 +270,6 @@ class Runner:
             error = failure or RunnerCrashed(self.model, self._link.exit_code())
             return flight.outcome_of_loss(error, company=1)  # it came too late to be to blame
         return None
-
-    def _tell(self, message: ToRunner) -> None:
-        try:
-            self._link.send(message)
-        except LinkClosed:
-            log.info("runner_deaf", model=self.model, pid=self.pid)  # its end will settle what is in flight
 
 
 class RunnerSlot:

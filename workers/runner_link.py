@@ -12,11 +12,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import structlog
 
 from workers.framing import BrokenFrame, FrameDecoder, encode_frame
 from workers.messages import FromRunner, ToRunner
 from workers.runner_launch import ChildProcess
+
+log = structlog.get_logger(__name__)
 
 READ_BYTES = 256 * 1024
 
@@ -48,6 +53,23 @@ class RunnerLink(Protocol):
     def kill(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Sends to a runner that may be gone: then nothing happens, since its end settles what is in flight.
+
+    It knows the link alone. A method of the Runner's in its place would make Runner and Flights a cycle, so that each
+    runner's memory would wait for the garbage collector long after its end."""
+
+    model: str
+    link: RunnerLink
+
+    def __call__(self, message: ToRunner) -> None:
+        try:
+            self.link.send(message)
+        except LinkClosed:
+            log.info("runner_deaf", model=self.model, pid=self.link.pid)
 
 
 class ProcessLink:

@@ -7,6 +7,7 @@ the command itself. Here a broken connection is the caller's to try again; `Retr
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,21 +17,41 @@ from tasks.store.connection import Client, load_script
 
 
 class ThreadConnections:
-    """One connection for each thread that asks, for as long as the thread lives."""
+    """One connection for each thread that asks, for as long as the thread lives; then the next new thread gets it."""
 
     def __init__(self, client: Client) -> None:
         self._pool = client.connection_pool
         self._of_thread = threading.local()
+        self._left: deque[Any] = deque()  # by threads that have ended
 
     def get(self) -> Any:
-        """Connected; closed with its thread.
+        """Connected.
 
         Not made by the pool: it counts every connection that it ever made, and refuses to make more than a hundred,
         however many of them are closed by now."""
-        if not hasattr(self._of_thread, "connection"):
-            self._of_thread.connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        self._of_thread.connection.connect()  # by itself a send would not ask the sentinels where to
-        return self._of_thread.connection
+        if not hasattr(self._of_thread, "loan"):
+            self._of_thread.loan = _Loan(self._take(), self._left)
+        connection = self._of_thread.loan.connection
+        connection.connect()  # by itself a send would not ask the sentinels where to
+        return connection
+
+    def _take(self) -> Any:
+        try:
+            return self._left.pop()
+        except IndexError:
+            return self._pool.connection_class(**self._pool.connection_kwargs)
+
+
+class _Loan:
+    """A thread's connection, which goes back when the thread's own data is cleared. Thrown away instead it would cost
+    each new thread a handshake, and leave redis-py's parser behind as garbage of cycles."""
+
+    def __init__(self, connection: Any, left: deque[Any]) -> None:
+        self.connection = connection
+        self._left = left
+
+    def __del__(self) -> None:
+        self._left.append(self.connection)
 
 
 class HotScript:

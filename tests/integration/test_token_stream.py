@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,6 +16,7 @@ from tasks.jobs import JobId, JobResult, JobState, Priority, WorkerId, new_job_i
 from tasks.settings import StoreSettings
 from tasks.store.admission_store import AdmissionStore
 from tasks.store.connection import Client, connect
+from tasks.store.hot_script import ThreadConnections
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import LeaseStore
 from tasks.store.token_reader import LEAVE_DELAY_S, Follower, TokenReader
@@ -305,14 +307,37 @@ async def test_channel_that_is_left_after_the_end_opens_no_connection(store_sett
     assert {each["id"] for each in admin.client_list()} <= known
 
 
-def test_many_threads_one_after_the_other_can_all_write(publisher: Publisher) -> None:
+def test_many_threads_one_after_the_other_write_over_one_connection(
+    publisher: Publisher, store_settings: StoreSettings
+) -> None:
     """A worker has a writing thread per runner, and hundreds of runners in its life."""
+    admin = connect(store_settings)
+    publisher.publish(1)  # the script is loaded
+    before = admin.info("stats")["total_connections_received"]
     for _ in range(150):
         thread = threading.Thread(target=publisher.publish, args=(1,))
         thread.start()
         thread.join()
     last = publisher.jobs.get(publisher.job_id)
-    assert last.last_seq == 150
+    assert last.last_seq == 151
+    assert admin.info("stats")["total_connections_received"] == before + 1
+
+
+def test_threads_that_live_at_once_have_a_connection_each(store_settings: StoreSettings) -> None:
+    connections = ThreadConnections(connect(store_settings))
+    at_once = threading.Barrier(4)
+
+    def get(_: int) -> object:
+        connection = connections.get()
+        at_once.wait(10)
+        return connection
+
+    used: list[set[object]] = []
+    for _ in range(2):  # the second time what the threads before have left
+        with ThreadPoolExecutor(4) as threads:
+            used.append(set(threads.map(get, range(4))))
+    assert len(used[0]) == 4
+    assert used[1] == used[0]
 
 
 async def test_more_readers_than_connections_replay_at_once(publisher: Publisher, reader: TokenReader) -> None:

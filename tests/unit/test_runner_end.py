@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 
 import pytest
 
@@ -199,3 +201,21 @@ def test_stop_does_not_wait_for_a_store_that_is_away(ready: RunnerBench) -> None
     outcome = running.outcome()
     assert isinstance(outcome, Failed)
     assert (outcome.error.code, outcome.is_retryable) == ("store_unavailable", True)
+
+
+def test_runner_that_has_ended_takes_no_memory_until_the_next_garbage_collection() -> None:
+    bench = RunnerBench()
+    bench.open()
+    running, key = bench.run()
+    bench.link.finish(key)
+    assert isinstance(running.outcome(), Finished)
+    bench.close()
+    reader = bench.runner._reader._thread
+    reader.join(10)
+    parts = [weakref.ref(part) for part in (bench.runner, bench.runner._reader, bench.runner._flights, reader)]
+    gc.disable()
+    try:
+        del bench.runner, running, reader
+        assert [part() for part in parts] == [None] * 4
+    finally:
+        gc.enable()
