@@ -14,6 +14,7 @@ from tasks.errors import ModelLoadFailed
 from workers.engine.base import EngineConfig
 from workers.engine.llama_log import LlamaLog
 from workers.engine.probe import extra_buffers_are_safe
+from workers.engine.stack_room import with_room_for
 from workers.engine.tool_formats import TOOL_MARKERS
 from workers.engine.vocabulary import LazyPieces, Vocabulary
 from workers.gguf_types import FILE_TYPES, FLOATS
@@ -90,8 +91,12 @@ class LlamaModel:
         return length <= 0 or FILE_TYPES.get(int(buffer.value)) not in FLOATS
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
-        """Text → ids; control tokens written out in the text are recognised if asked for. Safe in any thread."""
-        data = text.encode("utf-8", "replace")
+        """Text → ids; control tokens written out in the text are recognised if asked for. Safe in any thread.
+
+        Raises InvalidRequest for a text that no stack has room for."""
+        return with_room_for(text, lambda: self._tokenize(text.encode("utf-8", "replace"), add_special, parse_special))
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         capacity = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * capacity)()
