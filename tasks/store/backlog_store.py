@@ -15,6 +15,7 @@ from tasks.store.fleet_store import SCORE_PER_PRIORITY, WORKER_TTL_MS
 TRANSPORT_SEPARATOR = "\x06\x16"
 LOST_AFTER_MS = 3_000  # a message is popped and claimed well within this time
 RESEND_LIMIT = 200  # per model and tick
+USELESS_WAKEUPS = 500  # per model, a kilobyte each; a sweep takes out as many or more, and refusals make fewer
 MAX_DEAD_LETTERS = 1000  # each keeps its prompt and its text in memory
 
 
@@ -33,7 +34,7 @@ class Due:
 class BacklogStore:
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._forget_line = load_script(client, "forget_line")
+        self._tend_line = load_script(client, "tend_line")
 
     @translated
     def due(self) -> Due:
@@ -58,19 +59,17 @@ class BacklogStore:
     @translated
     def lost(self) -> list[tuple[JobId, str, Priority]]:
         """Queued jobs to wake again: per model as many as the transport's lists miss, those woken longest ago first.
+        On the way, wake-ups that nobody needs are taken out of these lists where they pile up.
 
-        Too many is harmless (a second wake-up finds the job taken), so no message is parsed."""
+        Too many is harmless: a second wake-up finds the job taken."""
         found = []
         for model in sorted(raw.decode() for raw in self._client.smembers(keys.WAITING_MODELS)):
-            pipe = self._client.pipeline(transaction=False)
-            pipe.zcard(keys.waiting(model))
-            for priority in Priority:
-                pipe.llen(_transport_list(model, priority))
-            waiting, *lengths = pipe.execute()
-            if not waiting:
-                self._forget_line(keys=[keys.waiting(model), keys.WAITING_MODELS], args=[model])
-            elif waiting > sum(lengths):
-                found += self._oldest_woken(model, min(waiting - sum(lengths), RESEND_LIMIT))
+            lists = [_transport_list(model, priority) for priority in Priority]
+            waiting, wakeups = self._tend_line(
+                keys=[keys.waiting(model), keys.WAITING_MODELS, keys.QUEUED, *lists], args=[model, USELESS_WAKEUPS]
+            )
+            if waiting > wakeups:
+                found += self._oldest_woken(model, min(waiting - wakeups, RESEND_LIMIT))
         return found
 
     def _oldest_woken(self, model: str, count: int) -> list[tuple[JobId, str, Priority]]:

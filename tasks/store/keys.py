@@ -4,8 +4,8 @@
 |---|---|---|---|---|---|
 | kw:job:{job} | hash | the job record (fields: see lua/prelude.lua) | admit, claim, append, finish, release, end_unclaimed, hand_over, leave, answered, outbox_settle | app, workers, controller | retention after the end |
 | kw:stream:{job} | stream | numbered events, id `0-<seq>`, field `e` = JSON | append, finish, end_unclaimed, answered | app, workers (resume) | retention after the end |
-| kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed, hand_over | app (position), controller (depth, age) | when empty |
-| kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; cleaned by the controller | controller, app | – |
+| kw:waiting:{model} | zset | queued jobs of a model; score = priority·10¹³ + created ms | admit, claim, release, end_unclaimed, hand_over, tend_line (orphans) | app (position), controller (depth, age) | when empty |
+| kw:waiting-models | set | models that may have a non-empty kw:waiting | admit, release, hand_over; tend_line | controller, app | – |
 | kw:queued | zset | all queued jobs; score = ms of the last wake-up sent | admit, claim, release, end_unclaimed, hand_over, rewake | admit (bound), controller | when empty |
 | kw:running | zset | running jobs; score = ms at which the lease ends | claim, renew, finish, release, expired (orphans) | controller (rescue), metrics | when empty |
 | kw:deadlines | zset | open jobs with a deadline; score = that ms | admit, finish, release, end_unclaimed | controller | when empty |
@@ -52,6 +52,7 @@
 | kw:loads | hash | `n <model>` → loads so far, `ms <model>` → what they took in all, `swap <model>` → the same with making room; `cold <model>` → jobs that found it cold | workers, app | app (metrics) | – |
 | kw:leader | string | id of the leading controller | lead | lead, place | leader lease |
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |
+| model.{model}, and this with `\\x06\\x16` and the priority | list | kombu's lists of the model's wake-ups, one for each priority | admit, `tasks.wakeups` | workers' pops | popped, or useless (tend_line) |
 | worker.{worker} | list | kombu's list of the worker's private queue; an entry ends the worker's pop | a worker to itself | the worker's pop | 2 s |
 
 | channel | message | publisher → subscriber |

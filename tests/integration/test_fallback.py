@@ -35,7 +35,7 @@ GOOD = ModelOffer(id="good", context_length=64, slots=4, bytes=1000, load_ms=50)
 def test_jobs_go_to_the_fallback_and_one_that_has_begun_is_told_why_it_ends(store_settings: StoreSettings) -> None:
     client = connect(store_settings)
     jobs, leases, fleet = JobStore(client, store_settings), LeaseStore(client, store_settings), FleetStore(client)
-    admissions = AdmissionStore(client, store_settings)
+    admissions, wakeups = AdmissionStore(client, store_settings), Wakeups(create_celery_app(store_settings))
     rescue = Rescue(
         jobs=jobs,
         leases=leases,
@@ -43,7 +43,7 @@ def test_jobs_go_to_the_fallback_and_one_that_has_begun_is_told_why_it_ends(stor
         backlog_store=BacklogStore(client),
         batches=BatchStore(client, store_settings),
         quarantine=QuarantineStore(client, store_settings),
-        wakeups=Wakeups(create_celery_app(store_settings)),
+        wakeups=wakeups,
         settings=store_settings,
     )
     fleet.heartbeat(
@@ -60,9 +60,10 @@ def test_jobs_go_to_the_fallback_and_one_that_has_begun_is_told_why_it_ends(stor
     )
 
     def admit() -> JobId:
-        request = GenerationRequest(model="broken", prompt="Say")
+        request, job_id = GenerationRequest(model="broken", prompt="Say"), new_job_id()
+        wakeup = wakeups.envelope(job_id, "broken", Priority.DEFAULT)
         return admissions.admit(
-            new_job_id(), request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None
+            job_id, request, priority=Priority.DEFAULT, deadline_ms=None, idempotency_key=None, wakeup=wakeup
         ).job_id
 
     begun = admit()
@@ -71,9 +72,12 @@ def test_jobs_go_to_the_fallback_and_one_that_has_begun_is_told_why_it_ends(stor
     TokenWriter(client).append([Chunk(begun, attempt.number, 1, Tokens("a", (1,)))])
     leases.release(begun, attempt.number, failure=None)  # parked, and then its model's file went bad
     fresh = admit()
-    Controller(fleet=fleet, policy=PolicyStore(client), rescue=rescue).tick()
+    controller = Controller(fleet=fleet, policy=PolicyStore(client), rescue=rescue)
+    controller.tick()
     assert (jobs.get(fresh).state, jobs.get(fresh).model) == (JobState.QUEUED, "good")
     ended = jobs.get(begun)
     assert (ended.state, ended.model) == (JobState.FAILED, "broken")
     assert ended.error is not None
     assert (ended.error.code, "no tensor data" in ended.error.message) == ("model_load_failed", True)
+    controller.tick()
+    assert client.keys("model.*") == [b"model.good\x06\x163"]  # nobody pops what woke jobs of the broken model

@@ -11,12 +11,15 @@ from kombu import Consumer, Queue  # type: ignore[attr-defined]
 
 from tasks.celery_app import create_celery_app
 from tasks.generation import GenerationRequest
-from tasks.jobs import JobId, Priority, WorkerId, new_job_id
+from tasks.jobs import JobError, JobId, JobState, Priority, WorkerId, new_job_id
 from tasks.routing import worker_queue
 from tasks.settings import StoreSettings
+from tasks.store import keys
 from tasks.store.admission_store import AdmissionStore
-from tasks.store.connection import connect
+from tasks.store.backlog_store import BacklogStore
+from tasks.store.connection import Client, connect
 from tasks.store.fleet_store import FleetStore
+from tasks.store.job_store import JobStore
 from tasks.wakeups import Wakeups
 
 
@@ -97,3 +100,73 @@ def test_doorbell_ends_a_pop_and_reaches_no_consumer(store_settings: StoreSettin
             connection.drain_events(timeout=30)  # raises when nothing came
     assert heard == []
     assert client.llen(worker_queue(worker_id)) == 0
+
+
+# ---- wake-ups of jobs that do not wait any more, where no worker pops them
+
+REFUSED = JobError(code="model_load_failed", message="It can't be loaded.")
+
+
+def admit(admissions: AdmissionStore, wakeups: Wakeups, priority: Priority = Priority.DEFAULT) -> JobId:
+    job_id = new_job_id()
+    return admissions.admit(
+        job_id,
+        GenerationRequest(model="m", prompt="x"),
+        priority=priority,
+        deadline_ms=None,
+        idempotency_key=None,
+        wakeup=wakeups.envelope(job_id, "m", priority),
+    ).job_id
+
+
+def woken(client: Client, list_key: str) -> list[JobId]:
+    """In the order in which workers pop."""
+    messages = reversed(client.lrange(list_key, 0, -1))
+    return [JobId(json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]) for message in messages]
+
+
+def test_useless_wakeups_go_when_nobody_waits_for_the_model(
+    client: Client, admissions: AdmissionStore, jobs: JobStore, wakeups: Wakeups
+) -> None:
+    backlog = BacklogStore(client)
+    ended = [admit(admissions, wakeups, priority) for priority in Priority]
+    handed_over = admit(admissions, wakeups)
+    for job_id in ended:
+        jobs.end_waiting(job_id, JobState.FAILED, REFUSED)
+    jobs.hand_over(handed_over, "m", "fallback")
+    assert backlog.lost() == []
+    assert client.keys("model.m*") == []
+    assert client.smembers(keys.WAITING_MODELS) == {b"fallback"}
+    again = admit(admissions, wakeups)  # the next one is seen and woken as ever
+    assert backlog.lost() == []
+    assert woken(client, "model.m\x06\x163") == [again]
+    assert [queue.model for queue in FleetStore(client).queues()] == ["fallback", "m"]
+
+
+def test_useless_wakeups_do_not_pile_up_while_jobs_keep_coming(
+    client: Client, admissions: AdmissionStore, jobs: JobStore, wakeups: Wakeups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.backlog_store.USELESS_WAKEUPS", 2)
+    backlog, waiting, lengths = BacklogStore(client), [admit(admissions, wakeups)], []
+    wakeups.wake(waiting[0], "m", Priority.DEFAULT)  # a second time
+    client.lpush("model.m", "{}")  # whatever that is
+    admit(admissions, wakeups, Priority.INTERACTIVE)
+    urgent = client.lrange("model.m", 0, -1)
+    for _ in range(20):
+        jobs.cancel(admit(admissions, wakeups))
+        assert backlog.lost() == []
+        lengths.append(client.llen("model.m") + client.llen("model.m\x06\x163"))
+    assert max(lengths) <= 2 * (2 + 2 + 1)
+    waiting.append(admit(admissions, wakeups))
+    left = woken(client, "model.m\x06\x163")
+    assert [job_id for job_id in left if jobs.get(job_id).state is JobState.QUEUED] == waiting
+    assert client.lrange("model.m", 0, -1) == urgent
+
+
+def test_line_of_a_busy_model_keeps_its_wakeups(
+    client: Client, admissions: AdmissionStore, jobs: JobStore, wakeups: Wakeups
+) -> None:
+    sent = [admit(admissions, wakeups) for _ in range(5)]
+    jobs.cancel(sent[1])
+    assert BacklogStore(client).lost() == []
+    assert woken(client, "model.m\x06\x163") == sent
