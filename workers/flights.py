@@ -112,6 +112,12 @@ class Flights:
             self.end(flight, Ending.CANCEL)
         return bool(flights)
 
+    def lose(self, job_id: JobId, number: int) -> None:
+        """Give up this attempt alone: the job is another one's, or has ended."""
+        for flight in self.all():
+            if (flight.attempt.job_id, flight.attempt.number) == (job_id, number):
+                self.abandon(flight, Lost())
+
     def park_all(self) -> None:
         """Stop every flight at a token boundary; attempts that begin from now on are parked at once."""
         with self._lock:

@@ -35,6 +35,8 @@ class AttemptHost(Protocol):
 
     def cancel(self, job_id: JobId) -> bool: ...
 
+    def lose(self, job_id: JobId, number: int) -> None: ...
+
 
 class LeaseKeeper:
     """An attempt that made no step for `stall_s` is no longer renewed: its runner hangs, and the job is better
@@ -57,14 +59,18 @@ class LeaseKeeper:
         self._stopping.set()
 
     def renew_all(self) -> None:
-        """One round. A job that is cancelled or lost is ended in its runner."""
+        """One round. A job that is cancelled is ended in its runner; of one that is lost only the attempt that lost it,
+        since a newer one may run here by now."""
         alive = self._alive()
         if alive:
             failpoint("before_renew")
-        for (job_id, _), verdict in zip(alive, self._leases.renew(alive), strict=True):
+        for (job_id, number), verdict in zip(alive, self._leases.renew(alive), strict=True):
             if verdict is not Verdict.OK:
-                log.info("attempt_to_end", job_id=job_id, verdict=verdict.name)
+                log.info("attempt_to_end", job_id=job_id, attempt=number, verdict=verdict.name)
+            if verdict is Verdict.CANCEL:
                 self._host.cancel(job_id)
+            elif verdict is Verdict.LOST:
+                self._host.lose(job_id, number)
 
     def _alive(self) -> list[tuple[JobId, int]]:
         now = self._clock.monotonic_s()

@@ -206,6 +206,10 @@ class Runner:
         """End all attempts of the job here; False when there are none."""
         return self._flights.cancel(job_id)
 
+    def lose(self, job_id: JobId, number: int) -> None:
+        """Give up this attempt, if it is here: the job is no longer its own."""
+        self._flights.lose(job_id, number)
+
     def park_all(self) -> None:
         """Stop every sequence at a token boundary; attempts that begin from now on are parked at once."""
         self._flights.park_all()

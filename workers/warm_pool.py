@@ -203,6 +203,11 @@ class WarmPool:
         """End the job's sequence within a step; False when it is not here."""
         return any([runner.cancel(job_id) for runner in self._state.runners()])
 
+    def lose(self, job_id: JobId, number: int) -> None:
+        """Give up this attempt, wherever it runs; a newer one of the job goes on."""
+        for runner in self._state.runners():
+            runner.lose(job_id, number)
+
     def running_attempts(self) -> list[RunningAttempt]:
         """What runs here, with the engine steps since it began: whose lease may be renewed."""
         return [attempt for runner in self._state.runners() for attempt in runner.running_attempts()]

@@ -81,6 +81,16 @@ def test_higher_attempt_of_a_job_displaces_the_lower_one_alone(bench: Bench) -> 
     assert bench.flights.of_key(older.key) is older  # its slot comes back with its Done
 
 
+def test_attempt_that_is_lost_takes_no_other_of_its_job_along(bench: Bench) -> None:
+    newer, other = bench.begin("job_1", number=2), bench.begin("job_2", number=1)
+    bench.flights.lose(JobId("job_1"), 1)
+    assert bench.told.cancelled == []
+    bench.flights.lose(JobId("job_1"), 2)
+    assert newer.wait() == Lost()
+    assert not other.is_resolved
+    assert bench.told.cancelled == [newer.key]
+
+
 def test_resolved_attempt_needs_no_lease(bench: Bench) -> None:
     lost, other = bench.begin("job_1"), bench.begin("job_2")
     other.steps += 3

@@ -31,6 +31,9 @@ class Host:
         return [RunningAttempt(JobId("job_1"), number=1, steps=1)]
 
     def cancel(self, job_id: JobId) -> bool:
+        raise AssertionError("nothing was cancelled")
+
+    def lose(self, job_id: JobId, number: int) -> None:
         raise AssertionError("nothing was lost")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import pytest
 from tasks.controller.decisions import Action, Code
 from tasks.fleet import ModelKind, RunnerState, WorkerPlacement
 from tasks.jobs import JobId, Priority
-from tasks.ports import Cancelled, Failed, Finished, Parked
+from tasks.ports import Cancelled, Failed, Finished, Lost, Parked
+from tasks.store.verdict import Verdict
 from tests.support.scripted_pool import PoolBench, make_model
 from tests.support.scripted_runner import MIB, Running, ScriptedLink, make_attempt
 from workers.estimate import need_of_measured
+from workers.lease_keeper import LeaseKeeper
 from workers.messages import READ_SHARE, LoadFailed, LoadProgress, OpenSlots, TokenOut
 from workers.model_files import ModelFile, ModelFolder, UnusableFile
 from workers.pool_planner import OUTDATED_GRACE_S
@@ -699,6 +701,28 @@ def test_cancel_reaches_the_job_wherever_it_runs(make_bench: MakeBench) -> None:
     assert bench.pool.cancel(JobId("job_7"))
     assert isinstance(running.outcome(), Cancelled)
     assert not bench.pool.cancel(JobId("job_7"))
+
+
+class HigherWins:
+    """Leases of one job, which its second attempt holds."""
+
+    def renew(self, attempts: Sequence[tuple[JobId, int]]) -> list[Verdict]:
+        return [Verdict.OK if number == 2 else Verdict.LOST for _, number in attempts]
+
+
+def test_attempt_that_lost_its_lease_leaves_the_newer_one_in_another_runner_alone(make_bench: MakeBench) -> None:
+    bench = make_bench(make_model("a", mib=100), make_model("b", mib=100))
+    bench.warm("a", "b")
+    older = Running(take(bench, "a"), make_attempt("job_7", number=1, model="a"))
+    bench.starter.links["a"][0].await_generate()
+    newer = Running(take(bench, "b"), make_attempt("job_7", number=2, model="b"))  # rescued, and at its fallback now
+    link = bench.starter.links["b"][0]
+    key = link.await_generate().key
+    keeper = LeaseKeeper(leases=HigherWins(), host=bench.pool, lease_s=6, stall_s=60, clock=bench.clock.clock())  # type: ignore[arg-type]
+    keeper.renew_all()
+    assert older.outcome() == Lost()
+    link.finish(key)
+    assert isinstance(newer.outcome(), Finished)
 
 
 def test_drain_lets_work_end_and_stops_everything(make_bench: MakeBench) -> None:
