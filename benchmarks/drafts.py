@@ -32,7 +32,9 @@ from workers.engine.llama_generating import LlamaContext
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
 from workers.engine.step_loop import StepLoop
+from workers.gguf_header import read_header
 from workers.messages import Generate, TokenOut
+from workers.model_shape import has_steady_weights
 
 STORY = (
     "A small stone lay warm by a quiet river. A green bird came every morning, sat on it and sang. One day it rained "
@@ -89,7 +91,7 @@ class Bench:
         log = LlamaLog()
         self._model = LlamaModel(config.model_path, log, gpu_layers=config.gpu_layers, use_extra_bufts=False)
         self._num_tokens = num_tokens
-        self.is_exact = config.gpu_layers == 0  # elsewhere logits depend on the shape of a batch
+        self.is_exact = config.gpu_layers == 0 and config.has_steady_weights  # else logits depend on a batch's shape
         self.drafting, self.plain = (
             self._loop(each, log) for each in (config, replace(config, draft_tokens=0, draft=None))
         )
@@ -167,6 +169,7 @@ def measure(options: argparse.Namespace, model: Path, draft: Path | None, name: 
         kv_type="f16" if options.gpu_layers else STEADY,
         gpu_layers=options.gpu_layers,
         use_extra_bufts=False,
+        has_steady_weights=has_steady_weights([read_header(model)]),
     )
     if draft is not None:
         config = replace(

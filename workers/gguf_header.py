@@ -69,6 +69,7 @@ class GgufHeader:
     metadata: Mapping[str, Value]  # without the long arrays
     array_lengths: Mapping[str, int] = field(default_factory=dict)  # of every array, kept or not
     has_classifier: bool = False  # tensors that turn a pooled row into scores
+    matrix_types: frozenset[int] = frozenset()  # of the tensors with several rows, as ggml numbers types
 
     @property
     def architecture(self) -> str:
@@ -122,6 +123,7 @@ class _HeaderReader:
         self._metadata: dict[str, Value] = {}
         self._array_lengths: dict[str, int] = {}
         self._has_classifier = False
+        self._matrix_types: set[int] = set()
 
     def read(self) -> GgufHeader:
         if self._file_bytes < 4 or self._bytes(4) != MAGIC:
@@ -141,6 +143,7 @@ class _HeaderReader:
             metadata=MappingProxyType(self._metadata),
             array_lengths=MappingProxyType(self._array_lengths),
             has_classifier=self._has_classifier,
+            matrix_types=frozenset(self._matrix_types),
         )
 
     @staticmethod
@@ -206,8 +209,11 @@ class _HeaderReader:
         for _ in range(count):
             name = self._string(MAX_KEY_BYTES, "a tensor name")
             self._has_classifier |= name.startswith("cls.")
-            elements = self._elements(name)
-            size = self._stored_bytes(self._u32(), elements, name)
+            elements, rows = self._elements(name)
+            kind = self._u32()
+            size = self._stored_bytes(kind, elements, name)
+            if rows > 1:
+                self._matrix_types.add(kind)
             stored += size
             parameters += elements
             data_end = max(data_end, self._u64() + size)
@@ -221,16 +227,17 @@ class _HeaderReader:
             )
         return stored, parameters
 
-    def _elements(self, name: str) -> int:
+    def _elements(self, name: str) -> tuple[int, int]:
+        """How many, and in how many rows."""
         dimensions = self._u32()
         if not 0 < dimensions <= MAX_DIMENSIONS:
             raise BrokenModelFile(f"the tensor {name[:80]!r} has {dimensions} dimensions")
-        elements = 1
-        for _ in range(dimensions):
+        elements = width = self._u64()
+        for _ in range(dimensions - 1):
             elements *= self._u64()
         if not 0 < elements <= self._file_bytes * 8:  # no type stores less than a bit per element
             raise BrokenModelFile(f"the tensor {name[:80]!r} claims {elements} elements")
-        return elements
+        return elements, elements // width
 
     @staticmethod
     def _stored_bytes(kind: int, elements: int, name: str) -> int:

@@ -40,6 +40,10 @@ BLOCKS: dict[int, tuple[int, int]] = {
     41: (128, 18),  # Q1_0
 }
 
+# Matrices of these give a row the same product in any batch on CPUs, to the bit. Others don't: floats from two rows on,
+# Q2_K to Q5_K from four where they are repacked, Q6_K from nine, IQ4_NL from two where it is not repacked.
+STEADY = frozenset({2, 3, 6, 7, 8, 39})  # Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4
+
 # `general.file_type` (llama.h, enum llama_ftype): what most tensors are stored as.
 FILE_TYPES: dict[int, str] = {
     0: "F32",

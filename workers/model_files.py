@@ -59,6 +59,7 @@ class ModelFile:
     is_matryoshka: bool = False
     has_fixed_context: bool = False  # models.yaml says how long, so it is not shortened to fit
     has_fixed_slots: bool = False
+    has_steady_weights: bool = False  # a row of logits is the same in any batch (`gguf_types.STEADY`)
     architecture: str = "unknown"
     adapters: tuple[AdapterFile, ...] = ()  # served over the same weights, in the order of their ids
     draft: DraftFile | None = None  # a small model that guesses for this one

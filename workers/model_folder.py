@@ -18,7 +18,7 @@ from workers.gguf_header import BrokenModelFile, GgufHeader, ReadHeader, read_he
 from workers.model_files import AdapterFile, ModelFile, ModelFolder, UnusableFile
 from workers.model_kind import kind_of, pooling_of
 from workers.model_names import Names
-from workers.model_shape import description_of, figure_of, shape_of
+from workers.model_shape import description_of, figure_of, has_steady_weights, shape_of
 from workers.models_yaml import MODELS_YAML, ModelOverrides, read_models_yaml
 
 DEFAULT_CONTEXT_LENGTH = 4096  # tokens; a model's trained context can be far larger than the memory for it
@@ -129,6 +129,7 @@ class FolderScanner:
             max_replicas=wishes.replica_ceiling,
             cache=wishes.cache_policy,
             kind=kind,
+            has_steady_weights=has_steady_weights(headers),
             pooling=pooling_of(headers[0], kind, wishes.pooling),
             is_matryoshka=wishes.matryoshka,
             has_fixed_context=wishes.context_length is not None,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from workers.estimate import ModelShape
 from workers.gguf_header import BrokenModelFile, GgufHeader
+from workers.gguf_types import STEADY
 from workers.model_kind import ENCODERS
 
 MAX_LAYERS = 4096
@@ -50,6 +51,11 @@ def shape_of(headers: Sequence[GgufHeader]) -> ModelShape:
     if not all(0 <= figure < MAX_FIGURE for figure in figures):
         raise BrokenModelFile("its metadata holds figures that no model has")
     return shape
+
+
+def has_steady_weights(headers: Sequence[GgufHeader]) -> bool:
+    """Whether all matrices are of types by which a row of logits is the same in any batch, on CPUs."""
+    return all(header.matrix_types <= STEADY for header in headers)
 
 
 def figure_of(header: GgufHeader, name: str, *, at_least: int) -> int:

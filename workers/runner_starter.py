@@ -117,6 +117,7 @@ class RunnerStarter:
             main_gpu=self.main_gpu,
             split_mode=self.split_mode,
             tensor_split=self.tensor_split,
+            has_steady_weights=model.has_steady_weights,
             use_extra_bufts=self.use_extra_bufts,
             draft=self._draft(model),
             parked_bytes=model.parked_bytes(self.parked_memory),

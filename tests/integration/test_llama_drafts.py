@@ -31,6 +31,7 @@ CONFIG = EngineConfig(
     prefill_chunk=64,
     kv_type=STEADY,
     use_extra_bufts=False,
+    has_steady_weights=True,
 )
 STORY = "Lily had a red ball. She took the red ball to the park. Tom saw the red ball. " * 2
 MESSAGES = [
@@ -119,12 +120,12 @@ def test_models_whose_newest_tokens_stay_in_the_cache_never_draft(
     assert llama_generating.max_drafted(drafting._model, CONFIG) == 0
 
 
-def test_weights_in_floats_are_drafted_for_only_when_asked_on_a_cpu():
-    config = replace(CONFIG, model_path=MODEL.with_name("keepwarm-demo-f16.gguf"))
+def test_weights_that_are_not_steady_are_drafted_for_only_when_asked_on_a_cpu():
+    config = replace(CONFIG, model_path=MODEL.with_name("keepwarm-demo-f16.gguf"), has_steady_weights=False)
     engine = LlamaEngine(config)
     engine.load(lambda fraction: None)
     assert engine._model is not None and engine._context is not None
-    assert (engine._model.is_quantised, engine._context.max_drafted) == (False, 0)
+    assert engine._context.max_drafted == 0
     asked = DraftConfig(model_path=MODEL, context_length=384, threads=1)
     assert llama_generating.max_drafted(engine._model, replace(config, draft=asked)) == DRAFT_TOKENS
     assert llama_generating.max_drafted(engine._model, replace(config, gpu_layers=-1)) == DRAFT_TOKENS

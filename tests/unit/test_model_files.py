@@ -15,6 +15,8 @@ from workers.model_files import ModelFile, ModelFolder
 from workers.model_folder import FolderScanner
 from workers.offers import offer_of_unusable
 
+F32, Q8_0, Q6_K = 0, 8, 14  # as ggml numbers types
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -39,6 +41,19 @@ def test_file_becomes_a_model_with_defaults(folder: Path) -> None:
     assert (model.shape.heads, model.shape.kv_heads, model.shape.key_length) == (4, (2, 2), 16)
     assert model.shape.weight_bytes == 768
     assert not model.is_pinned
+
+
+@pytest.mark.parametrize(
+    ("tensors", "is_steady"),
+    [
+        ([("norm", (64,), F32), ("up", (64, 4), Q8_0)], True),
+        ([("norm", (64,), F32), ("up", (64, 4), Q8_0), ("router", (64, 2), F32)], False),
+        ([("up", (256, 4), Q8_0), ("output", (256, 4), Q6_K)], False),
+    ],
+)
+def test_weights_are_steady_when_the_types_of_all_matrices_are(folder: Path, tensors, is_steady: bool) -> None:
+    (folder / "Tiny-1.gguf").write_bytes(gguf_bytes(LLAMA, tensors))
+    assert only_model(folder).has_steady_weights == is_steady
 
 
 def test_long_trained_context_is_not_taken_by_default(folder: Path) -> None:

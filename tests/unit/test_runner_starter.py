@@ -45,6 +45,12 @@ def test_kv_type_follows_the_device_unless_it_is_set(wished: str, gpu_layers: in
     assert starter(gpu_layers=gpu_layers).config_for(model).engine.kv_type == kv_type
 
 
+def test_engine_is_told_whether_the_weights_are_steady() -> None:
+    steady = replace(make_model("m", mib=64), has_steady_weights=True)
+    assert starter().config_for(steady).engine.has_steady_weights
+    assert not starter().config_for(replace(steady, has_steady_weights=False)).engine.has_steady_weights
+
+
 def test_parked_memory_goes_to_models_that_generate() -> None:
     model = make_model("m", mib=10)
     assert starter(parked_memory=123).config_for(model).engine.parked_bytes == 123

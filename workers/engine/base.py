@@ -46,6 +46,7 @@ class EngineConfig:
     main_gpu: int = 0
     split_mode: str = "none"  # or layer, row: over several GPUs
     tensor_split: tuple[float, ...] = ()  # shares of the GPUs; (): all alike
+    has_steady_weights: bool = False  # all of types in gguf_types.STEADY: on CPUs a row is the same in any batch
     use_extra_bufts: bool = True  # False where AMX kills the process
     prefill_chunk: int = 512  # prompt tokens per step at most
     draft_tokens: int = DRAFT_TOKENS  # per step, of all sequences together; 0: no speculative decoding

@@ -40,9 +40,9 @@ def batch_capacity(config: EngineConfig) -> int:
 def max_drafted(model: LlamaModel, config: EngineConfig) -> int:
     """Tokens per step; none where a cache loses more than the newest tokens when these are cut off.
 
-    And none unasked where they could change the text: on CPUs, products with weights in floats round one row otherwise
-    than several (by up to 0.01 in a logit of the demo model in F16), so that temperature 0 would not repeat itself."""
-    is_wanted = config.draft is not None or config.gpu_layers != 0 or model.is_quantised
+    And none unasked where they could change the text: on CPUs, products with weights of most types round one row
+    otherwise than several, so that temperature 0 would not repeat itself; see `workers.gguf_types.STEADY`."""
+    is_wanted = config.draft is not None or config.gpu_layers != 0 or config.has_steady_weights
     return config.draft_tokens if is_wanted and cuts_any_tail(model.pointer) else 0
 
 

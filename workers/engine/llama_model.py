@@ -17,7 +17,6 @@ from workers.engine.probe import extra_buffers_are_safe
 from workers.engine.stack_room import with_room_for
 from workers.engine.tool_formats import TOOL_MARKERS
 from workers.engine.vocabulary import LazyPieces, Vocabulary
-from workers.gguf_types import FILE_TYPES, FLOATS
 
 _LONGEST_PIECE = 256  # bytes; longer ones are asked for again
 _ALL_LAYERS = 2**31 - 1
@@ -82,13 +81,6 @@ class LlamaModel:
         template = api.llama_model_chat_template(self.pointer, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
-
-    @property
-    def is_quantised(self) -> bool:
-        """Whether its weights are stored in blocks of integers; also said of a file that doesn't tell."""
-        buffer = ctypes.create_string_buffer(16)
-        length = api.llama_model_meta_val_str(self.pointer, b"general.file_type", buffer, len(buffer))
-        return length <= 0 or FILE_TYPES.get(int(buffer.value)) not in FLOATS
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Text → ids; control tokens written out in the text are recognised if asked for. Safe in any thread.
