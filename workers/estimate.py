@@ -1,8 +1,8 @@
 """How much memory a model will need and how long it takes to load, before it was ever loaded. Pure.
 
 The formulas follow llama.cpp's allocations: tensors as stored, a KV cache of f16 or quantised rows per layer, compute
-buffers that grow with the batch and the vocabulary, one row of logits per sequence and drafted
-token.
+buffers that grow with the batch and the vocabulary, one row of logits per sequence and drafted token, or per token of
+an encoder's batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from workers.byte_text import format_bytes, format_sum
 from workers.engine.base import DRAFT_PIECE, DRAFT_TOKENS
 
 MICRO_BATCH = 512  # llama.cpp's n_ubatch, tokens
+ENCODER_INPUTS = 64  # of one batch at most; an output row each is there from the start
 MEASURED_SLACK = 64  # reserve a 64th more than was measured
 LOAD_BYTES_PER_S = 400_000_000  # a cold read from a plain SSD; measured times beat it
 PARKED_SHARE = 4  # unless it is set, parked states get a quarter of the KV cache's size,
@@ -153,13 +154,14 @@ def need_of_measured(measured_bytes: int, parked_bytes: int = 0) -> MeasuredNeed
 
 
 def estimate_encoding_need(shape: ModelShape, *, input_length: int, kv_type: str, runner_bytes: int) -> EstimatedNeed:
-    """Memory of an embedding model or reranker, which computes a whole input within one micro-batch."""
+    """Memory of an embedding model or reranker, which computes a whole input within one micro-batch. The output buffer
+    has room for a row of logits per token, though they are never computed."""
     activations = 4 * input_length * max(shape.feed_forward_length, shape.embedding_length) * 4
     return EstimatedNeed(
         weight_bytes=shape.weight_bytes,
         kv_bytes=kv_bytes(shape, input_length, kv_type),
         compute_bytes=activations + input_length * input_length * 2,
-        output_bytes=input_length * shape.embedding_length * 4,
+        output_bytes=max(input_length, ENCODER_INPUTS) * (shape.vocabulary_size + shape.embedding_length) * 4,
         runner_bytes=runner_bytes,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.encoding import EncodingRequest
 from tests.support.generating import request, run_one
 from tests.support.stack import DEMO_MODELS
 from tests.support.tiny_encoder import write_tiny_encoder
@@ -17,7 +18,9 @@ from workers.dry_runs import dry_run
 from workers.engine.base import EngineConfig
 from workers.engine.kv_types import STEADY
 from workers.engine.llama_cpp import LlamaEngine
+from workers.engine.llama_encoder import LlamaEncoder
 from workers.estimate import KV_ELEMENT_BYTES
+from workers.messages import Encode, Encoded
 from workers.model_files import ModelFile
 from workers.model_folder import FolderScanner
 from workers.needs import formula_need
@@ -60,6 +63,33 @@ def test_a_dry_run_knows_encoders(tmp_path: Path) -> None:
     assert told is not None
     assert (told.weight_bytes, told.kv_bytes) == (model.shape.weight_bytes, 0)
     assert told.compute_bytes > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory is looked up in /proc")
+def test_longest_input_of_an_encoder_takes_no_more_than_was_expected(tmp_path: Path) -> None:
+    write_tiny_encoder(tmp_path / "e.gguf", context_length=512, unused_tokens=30_000)
+    (model,) = FolderScanner(tmp_path, default_slots=4).scan().models
+    told, expected = dry_run(config(model, "f16")), formula_need(model, CpuDevice())
+    assert told is not None
+    assert told.output_bytes == pytest.approx(expected.output_bytes, rel=0.01)
+    engine = LlamaEncoder(config(model, "f16"))
+    ready = engine.load(lambda fraction: None)
+    try:
+        before = anonymous_bytes()
+        engine.add(engine.prepare(Encode(key=1, request=EncodingRequest(model="m", token_ids=((5,) * 512,)))))
+        outputs = engine.step()
+        taken = anonymous_bytes() - before
+    finally:
+        engine.close()
+    assert any(isinstance(output, Encoded) for output in outputs)
+    buffers = told.output_bytes + told.compute_bytes
+    assert 0.8 * buffers < taken < 1.05 * buffers  # the interpreter allocates too
+    assert ready.compute_bytes >= told.output_bytes
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def test_a_dry_run_of_a_file_that_is_no_model_says_nothing(tmp_path: Path) -> None:

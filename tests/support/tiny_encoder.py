@@ -31,9 +31,15 @@ def ids_of(*words: str) -> list[int]:
 
 
 def write_tiny_encoder(
-    path: Path, *, pooling: gguf.PoolingType | None = MEAN, seed: int = 3, context_length: int = CONTEXT_LENGTH
+    path: Path,
+    *,
+    pooling: gguf.PoolingType | None = MEAN,
+    seed: int = 3,
+    context_length: int = CONTEXT_LENGTH,
+    unused_tokens: int = 0,
 ) -> Path:
     """Write the model file and return its path. With RANK it has a classifier; None: the file doesn't say how."""
+    tokens = TOKENS + [f"[unused{number}]" for number in range(unused_tokens)]
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name("tiny encoder")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
@@ -44,20 +50,22 @@ def write_tiny_encoder(
     writer.add_head_count(HEADS)
     writer.add_layer_norm_eps(EPSILON)
     writer.add_causal_attention(False)
-    writer.add_vocab_size(len(TOKENS))
+    writer.add_vocab_size(len(tokens))
     if pooling is not None:
         writer.add_pooling_type(pooling)
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(TOKENS)
+    writer.add_token_list(tokens)
     control, normal = int(gguf.TokenType.CONTROL), int(gguf.TokenType.NORMAL)
-    writer.add_token_types([control] * 4 + [normal] * (len(TOKENS) - 4))
+    writer.add_token_types([control] * 4 + [normal] * (len(tokens) - 4))
     writer.add_token_type_count(2)
     writer.add_pad_token_id(PAD_ID)
     writer.add_unk_token_id(UNK_ID)
     writer.add_bos_token_id(CLS_ID)  # llama.cpp puts it first, as it does a BOS
     writer.add_sep_token_id(SEP_ID)
     for name, array in weights(has_classifier=pooling == RANK, seed=seed, context_length=context_length).items():
+        if name == "token_embd.weight":
+            array = np.concatenate([array, np.zeros((unused_tokens, WIDTH), np.float32)])
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

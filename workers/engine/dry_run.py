@@ -47,7 +47,7 @@ def run(config: EngineConfig) -> DryRun:
 
 def _run_one(config: EngineConfig) -> DryRun:
     from tasks.fleet import ModelKind
-    from workers.engine.llama_encoder import encoding_context
+    from workers.engine.llama_encoder import encoding_context, output_growth_bytes
     from workers.engine.llama_generating import drafted_bytes, generating_context
     from workers.engine.llama_log import LlamaLog
     from workers.engine.llama_model import load_model
@@ -55,14 +55,14 @@ def _run_one(config: EngineConfig) -> DryRun:
     log = LlamaLog()
     model = load_model(config, log, is_dry=True)
     generates = config.model_kind is ModelKind.GENERATE
-    create = generating_context if generates else encoding_context
+    create, growth_bytes = (generating_context, drafted_bytes) if generates else (encoding_context, output_growth_bytes)
     create(model, config, log)
     buffers = log.buffer_bytes()
     return DryRun(
         weight_bytes=model.weight_bytes,
         kv_bytes=log.cache_bytes(),
         compute_bytes=buffers["compute"],
-        output_bytes=buffers["output"] + (drafted_bytes(model, config) if generates else 0),
+        output_bytes=buffers["output"] + growth_bytes(model, config),
     )
 
 

@@ -29,9 +29,10 @@ from workers.engine.llama_loading import load
 from workers.engine.llama_log import LlamaLog
 from workers.engine.llama_model import LlamaModel
 from workers.engine.turnstile import turnstile_for
+from workers.estimate import ENCODER_INPUTS
 from workers.messages import Encode, Generate, Output, Ready
 
-MAX_INPUTS = 64  # per batch
+MAX_INPUTS = ENCODER_INPUTS  # per batch
 _POOLING = {
     None: api.LLAMA_POOLING_TYPE_UNSPECIFIED,  # as the file says
     "mean": api.LLAMA_POOLING_TYPE_MEAN,
@@ -50,6 +51,13 @@ def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> 
     params.embeddings = True
     params.pooling_type = _POOLING[config.pooling]
     return new_context(model, params, log, of=f"for inputs of {config.context_length} tokens")
+
+
+def output_growth_bytes(model: LlamaModel, config: EngineConfig) -> int:
+    """What the output buffer grows by with the first batch of full length: llama.cpp begins with a row per input, and
+    takes one per token, with room for logits too, which nobody computes (`llama_context::output_reserve`)."""
+    rows = max(0, config.context_length - MAX_INPUTS)
+    return rows * (model.vocabulary_size + int(api.llama_model_n_embd_out(model.pointer))) * 4
 
 
 class EncoderContext:
@@ -121,7 +129,7 @@ class LlamaEncoder:
             )
         self._pairs = model.pair_parts()
         self._loop = EncodeLoop(context, max_tokens=config.context_length, max_inputs=MAX_INPUTS)
-        return 0
+        return output_growth_bytes(model, config)
 
     def prepare(self, message: Generate | Encode) -> Encoding:
         kind = self._config.model_kind
