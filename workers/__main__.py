@@ -26,6 +26,7 @@ from tasks.jobs import WorkerId
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
 from tasks.ports import register_model_host
+from tasks.process_name import process_name
 from tasks.settings import StoreSettings, load_settings
 from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import connect
@@ -93,7 +94,7 @@ def main() -> None:
 
 def serve(settings: WorkerSettings, store_settings: StoreSettings, scanner: FolderScanner, device: Device) -> None:
     """Put the parts together and run until a signal ends it; no runner outlives this call."""
-    worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}")
+    worker_id = WorkerId(process_name())
     client = connect(store_settings)
     fleet, policy, writer = FleetStore(client), PolicyStore(client), TokenWriter(client)
     store_time = StoreTime(fleet.now_ms)
@@ -230,14 +231,20 @@ def _prepare_record(fleet: FleetStore, leases: LeaseStore, store_time: StoreTime
 
     A worker that was killed on this host holds its models until its heartbeat has aged, and its jobs until their leases
     have: end both now. Its heartbeat must have stopped too: containers may share a host's name, but not its pids.
+    One with our own pid was in this container before us, or is in another one: it is off the record until it says
+    otherwise, and keeps its jobs for as long as their leases last.
     """
     try:
         store_time.synchronise()
         silent = fleet.silent_workers(PREDECESSOR_SILENT_MS)
         for report in fleet.fleet().workers:
-            if report.id in silent and report.host == socket.gethostname() and not psutil.pid_exists(report.pid):
+            if report.id not in silent or report.host != socket.gethostname():
+                continue
+            is_gone = not psutil.pid_exists(report.pid)
+            if is_gone or report.pid == os.getpid():
                 fleet.forget_worker(report.id)
-                log.info("predecessor_gone", worker=report.id, num_jobs=leases.disown(report.id))
+                num_jobs = leases.disown(report.id) if is_gone else 0
+                log.info("predecessor_gone", worker=report.id, num_jobs=num_jobs)
     except StoreUnavailable as error:
         log.warning("store_not_there_yet", error=str(error))
 

@@ -6,8 +6,6 @@ and a batch must neither slow a front's streams down nor end with it.
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 
 from celery.signals import worker_shutting_down
@@ -20,6 +18,7 @@ from tasks.environment import warn_of_unknown_settings
 from tasks.errors import InvalidSetting
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
+from tasks.process_name import process_name
 from tasks.routing import BATCH_QUEUE
 from tasks.settings import StoreSettings, load_settings
 
@@ -43,7 +42,7 @@ def main() -> int:
 
     webhooks.start()
     celery_app.Worker(
-        hostname=f"batcher@{socket.gethostname()}-{os.getpid()}",
+        hostname=f"batcher@{process_name()}",
         pool="threads",
         concurrency=BATCHES_AT_ONCE,
         queues=[BATCH_QUEUE],

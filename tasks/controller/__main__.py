@@ -5,15 +5,13 @@ Any number may run on any host; a leadership lease lets one of them act.
 
 from __future__ import annotations
 
-import os
-import socket
-
 from celery.beat import EmbeddedService
 
 from tasks.celery_app import PLAN, app
 from tasks.environment import warn_of_unknown_settings
 from tasks.lifeline import exit_when_parent_dies
 from tasks.logs import configure_logs
+from tasks.process_name import process_name
 from tasks.routing import CONTROL_QUEUE
 
 TICK_S = 0.5
@@ -35,7 +33,7 @@ def main() -> None:
     # The schedule is constant, so the scheduler keeps nothing on disk.
     EmbeddedService(app, thread=True, scheduler_cls="celery.beat:Scheduler").start()
     app.Worker(
-        hostname=f"controller@{socket.gethostname()}-{os.getpid()}",
+        hostname=f"controller@{process_name()}",
         pool="solo",
         queues=[CONTROL_QUEUE],
         loglevel="WARNING",

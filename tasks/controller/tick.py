@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import dataclass, field
 
 import structlog
@@ -19,6 +17,7 @@ from tasks.errors import ModelLoadFailed, ModelQuarantined
 from tasks.failpoints import failpoint
 from tasks.fleet import Fleet, ModelOffer
 from tasks.jobs import JobError
+from tasks.process_name import process_name
 from tasks.store.fleet_store import FleetStore
 from tasks.store.policy_store import PolicyStore
 
@@ -35,7 +34,7 @@ class Controller:
     fleet: FleetStore
     policy: PolicyStore
     rescue: Rescue
-    id: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    id: str = field(default_factory=process_name)
     _leadership: int = 0  # that `_state` belongs to
     _state: PolicyState = field(default_factory=PolicyState)
     _kept: tuple[int, PolicyState] = (0, PolicyState())  # when it was last written, and what
