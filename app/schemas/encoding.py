@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.schemas.openai import PriorityName, Text
+from app.schemas.openai import FIRST_ERROR, PriorityName, Text
 from tasks.jobs import Priority
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -56,7 +56,7 @@ class EmbeddingBody(EncodingFields):
     """POST /v1/embeddings"""
 
     input: Annotated[
-        list[Text] | list[list[TokenId]],
+        Annotated[list[Text], FIRST_ERROR] | Annotated[list[Annotated[list[TokenId], FIRST_ERROR]], FIRST_ERROR],
         BeforeValidator(_as_inputs, json_schema_input_type=_InputForms),
         Field(min_length=1),
     ]
@@ -77,7 +77,7 @@ class RerankBody(EncodingFields):
 
     query: Text = Field(min_length=1)
     documents: list[Annotated[Text, BeforeValidator(_as_document, json_schema_input_type=str | _TextObject)]] = Field(
-        min_length=1
+        min_length=1, fail_fast=True
     )
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False

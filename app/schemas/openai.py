@@ -14,7 +14,7 @@ from tasks.jobs import Priority
 
 PriorityName = Literal["interactive", "default", "batch"]
 MAX_TOP_LOGPROBS = 20
-FIRST_ERROR = Field(fail_fast=True)  # a list of millions of wrong items would make as many errors
+FIRST_ERROR = Field(fail_fast=True)  # a list or object of a million wrong items would make as many errors
 
 
 def _encodable(text: str) -> str:
@@ -31,7 +31,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 
 MetadataKey = Annotated[Text, Field(max_length=64)]
 MetadataValue = Annotated[Text, Field(max_length=512)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16, fail_fast=True)]
 
 
 def _as_list(value: object) -> object:
@@ -152,6 +152,11 @@ class NamedToolChoice(BaseModel):
     function: ToolNamed
 
 
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]], FIRST_ERROR
+]
+
+
 class SamplingFields(BaseModel):
     """What all generating routes share. None means the default of `tasks.generation.SamplingParams`."""
 
@@ -167,9 +172,7 @@ class SamplingFields(BaseModel):
     repeat_last_n: int | None = Field(default=None, ge=-1, le=1_000_000)  # -1: the whole context
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
-        None
-    )
+    logit_bias: LogitBias | None = None
     seed: Seed = Field(default=None, description="-1: another one each time, as without it.")
     stop: Annotated[
         list[Text], FIRST_ERROR, BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None)

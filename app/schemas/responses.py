@@ -81,7 +81,7 @@ class ToolChoiceObject(NamedTool):
     """One function, or with type allowed_tools a selection of them."""
 
     mode: Literal["auto", "required"] = "auto"
-    tools: list[NamedTool] = []
+    tools: Annotated[list[NamedTool], FIRST_ERROR] = []
 
 
 class ResponseBody(SamplingFields, StreamingFields):
@@ -99,7 +99,7 @@ class ResponseBody(SamplingFields, StreamingFields):
     tools: Annotated[list[ResponseTool], FIRST_ERROR] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoiceObject | None = None
     parallel_tool_calls: bool | None = None
-    include: list[Text] | None = Field(default=None, max_length=16)
+    include: Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     truncation: Literal["auto", "disabled"] | None = None
     metadata: Metadata | None = None

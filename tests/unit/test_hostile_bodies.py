@@ -11,6 +11,7 @@ from app.json_body import MAX_OBJECTS, num_objects
 from tests.support.front_fakes import FakeBackend, front_client
 
 CHAT, JOBS, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/jobs", "/v1/embeddings", "/v1/responses"
+RERANK, BATCHES = "/v1/rerank", "/v1/batches"
 HELLO = '{"role":"user","content":"x"}'
 MANY = 100_000
 
@@ -32,6 +33,10 @@ def chat(fields: str = "", messages: str = f"[{HELLO}]") -> str:
 
 def times(item: str) -> str:
     return "[" + ",".join([item] * MANY) + "]"
+
+
+def members(value: str) -> str:
+    return "{" + ",".join(f'"{index}":{value}' for index in range(MANY)) + "}"
 
 
 def schema(text: str) -> str:
@@ -60,6 +65,23 @@ def schema(text: str) -> str:
         (RESPONSES, f'{{"model":"demo","input":{times(HELLO)}}}', "JSON objects"),
         (EMBEDDINGS, '{"model":"demo","input":[1e999]}', "input[0]"),
         (EMBEDDINGS, '{"model":"demo","input":"x","dimensions":1e999}', "dimensions"),
+        (CHAT, chat(',"logit_bias":' + members('"x"')), "logit_bias.0"),
+        (CHAT, chat(',"metadata":' + members("1")), "metadata.0"),
+        (
+            BATCHES,
+            f'{{"input_file_id":"f","endpoint":"x","completion_window":"24h","metadata":{members("1")}}}',
+            "metadata.0",
+        ),
+        (RESPONSES, f'{{"model":"demo","input":"x","include":{times("1")}}}', "include"),
+        (
+            RESPONSES,
+            f'{{"model":"demo","input":"x","tool_choice":{{"type":"allowed_tools","tools":{times("1")}}}}}',
+            "tool_choice",
+        ),
+        (EMBEDDINGS, f'{{"model":"demo","input":{times("-1")}}}', "input"),
+        (EMBEDDINGS, f'{{"model":"demo","input":{times("null")}}}', "input[0]"),
+        (EMBEDDINGS, f'{{"model":"demo","input":[{times("-1")}]}}', "input[0]"),
+        (RERANK, f'{{"model":"demo","query":"x","documents":{times("1")}}}', "documents[0]"),
         (JOBS, '{"model":"demo","prompt":"x","deadline":1e999}', "deadline"),
         (JOBS, '{"model":"demo","prompt":"x","deadline":"9999-12-31T23:59:59-23:59"}', "deadline"),
         (JOBS, '{"model":"demo","prompt":"x","deadline":1e-300}', "deadline"),
