@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -147,6 +148,19 @@ def test_repetitive_text_takes_fewer_steps(seed: int):
     assert run(backend, [job])[0].ids == run(plain, [job])[0].ids
     assert backend.widest == DRAFTED
     assert backend.decodes < 0.6 * plain.decodes
+
+
+@pytest.mark.parametrize(("adapter", "has_drafts"), [("", True), ("french", False)])
+def test_nobody_drafts_unasked_under_an_adapter(adapter: str, has_drafts: bool):
+    backend = RepeatingBackend(1, max_drafted=DRAFTED)
+    loop = loop_of(backend)
+    message = msgspec.structs.replace(Job(PROMPTS[3], max_tokens=40, seed=0).message(1), adapter=adapter)
+    loop.add(loop.sequence(message, tuple(PROMPTS[3].encode())))
+    heard: dict[int, Heard] = {}
+    while loop.has_work:
+        listen(loop, heard)
+    assert heard[1].done.finish_reason is not None
+    assert (backend.drafted > 0) == has_drafts
 
 
 def test_draft_ends_before_the_limit_of_tokens():

@@ -28,7 +28,9 @@ class Drafting:
     def __init__(
         self, max_drafted: int, model: DraftModel | None = None, monotonic_s: Callable[[], float] = time.monotonic
     ) -> None:
-        """`max_drafted`: tokens per step, of all sequences together; 0 for never."""
+        """`max_drafted`: tokens per step, of all sequences together; 0 for never. Without a `model` nobody asked for
+        drafts, so they may not change the text."""
+        self._is_asked = model is not None
         self._speculation = Speculation(max_drafted)
         self._guesser = _Guesser(model, self._speculation, monotonic_s) if model is not None and max_drafted else None
 
@@ -36,6 +38,8 @@ class Drafting:
         """Set the drafts of sequences that have one token pending each, and are all that the batch holds."""
         if self._guesser is not None:
             self._guesser.settle()
+        if generating[0].adapter and not self._is_asked:
+            return  # its matrices are in floats, by which products round one row otherwise than several
         longest = self._speculation.longest(len(generating))
         if not longest:
             return
