@@ -1,6 +1,6 @@
-"""Keep web pages of other origins away from a front that trusts everyone on this machine.
+"""Keep web pages of other origins away from a front that trusts everyone who reaches it.
 
-A page in the user's browser reaches loopback too. It can't read answers across origins, but it can send simple
+A page in the user's browser reaches loopback too, also where a container's port is published there. It can't read answers across origins, but it can send simple
 requests (refused here by Sec-Fetch-Site), or bind its own name to 127.0.0.1 and pass as the same origin (refused
 here by the Host header). Programs other than browsers send neither and are not affected.
 """
@@ -20,7 +20,8 @@ class OriginGuard:
     def __init__(self, app: ASGIApp, *, settings: ApiSettings) -> None:
         self._app = app
         self._names = frozenset(name.lower() for name in settings.allowed_hosts)
-        self._checks_names = is_loopback(settings.host)  # elsewhere the front has names that we can't know
+        # Beyond loopback the front has names that we know only if we are told.
+        self._checks_names = is_loopback(settings.host) or bool(self._names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         facts = self._objection(scope) if scope["type"] == "http" else None

@@ -22,7 +22,8 @@ class ApiSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     flower_port: int = Field(default=5555, ge=0, le=65535)  # where the page at / says that Flower is; 0: nowhere
-    # Further names, comma-separated, in the Host header that a loopback front answers to.
+    # Names, comma-separated, in the Host header that the front answers to besides loopback's; none: on loopback no
+    # others, elsewhere any.
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 
     max_connections: int = Field(default=4096, ge=1)  # open at once in one process; health checks have a few more

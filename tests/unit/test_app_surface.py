@@ -425,9 +425,15 @@ def test_host_name_that_somebody_bound_to_loopback_is_refused(client, host):
     assert (reply.status_code, reply.json()["error"]["code"]) == (421, "misdirected_request")
 
 
-def test_open_front_answers_to_any_name(fake):
+def test_open_front_answers_to_any_name_until_it_is_told_its_own(fake):
     with front_client(fake, allow_open=True, host="0.0.0.0") as client:
         assert client.get("/livez", headers={"host": "front.example"}).status_code == 200
+    with front_client(fake, allow_open=True, host="0.0.0.0", allowed_hosts="front.example") as client:
+        statuses = [
+            client.get("/livez", headers={"host": host}).status_code
+            for host in ("front.example:80", "localhost", "evil.example")
+        ]
+        assert statuses == [200, 200, 421]
 
 
 def test_page_of_another_origin_can_read_nothing_new_and_change_nothing(client, fake):

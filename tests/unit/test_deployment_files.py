@@ -13,6 +13,7 @@ from app.cli.main import cli
 from app.cli.settings import UpSettings
 from app.settings import ApiSettings
 from tasks.settings import StoreSettings
+from tests.support.front_fakes import FakeBackend, front_client
 from workers.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,17 @@ def test_ports_are_published_on_loopback_only():
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(published) == 2
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+@pytest.mark.parametrize("shell", ["", "front.example"])
+def test_the_published_front_answers_to_its_own_names_only(shell: str):
+    """A page that binds its name to 127.0.0.1 reaches the published port, whatever the front listens on inside."""
+    environment = SERVICES["api"]["environment"]
+    names = environment["KEEPWARM_ALLOWED_HOSTS"].replace("${KEEPWARM_ALLOWED_HOSTS:-}", shell)
+    own = {"api:8000", "localhost:8000", "127.0.0.1:8000", *([shell] if shell else [])}
+    with front_client(FakeBackend(), host=environment["KEEPWARM_HOST"], allow_open=True, allowed_hosts=names) as client:
+        statuses = {host: client.get("/livez", headers={"host": host}).status_code for host in own | {"evil.example"}}
+    assert statuses == dict.fromkeys(own, 200) | {"evil.example": 421}
 
 
 def test_the_store_keeps_its_log_in_a_volume_and_never_evicts():
