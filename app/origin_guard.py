@@ -1,8 +1,9 @@
 """Keep web pages of other origins away from a front that trusts everyone who reaches it.
 
-A page in the user's browser reaches loopback too, also where a container's port is published there. It can't read answers across origins, but it can send simple
-requests (refused here by Sec-Fetch-Site), or bind its own name to 127.0.0.1 and pass as the same origin (refused
-here by the Host header). Programs other than browsers send neither and are not affected.
+A page in the user's browser reaches loopback too, also where a container's port is published there. It can't read
+answers across origins, but it can send simple requests (refused here by Sec-Fetch-Site), or bind its own name to
+127.0.0.1 and pass as the same origin (refused here by the Host header). Programs other than browsers send neither and
+are not affected.
 """
 
 from __future__ import annotations
