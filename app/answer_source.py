@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -112,19 +113,19 @@ class AnswerSource:
             await self._front.backend.streams.ignore(self._heard_by)
 
     async def leave(self) -> None:
-        """Nobody wants this answer any more."""
+        """Nobody wants this answer any more. A store that is away is told later."""
         if not self._has_left:
             self._has_left = True
-            await to_thread.run_sync(self._give_up, self._submitted)
+            await self._give_up(self._submitted)
 
-    def _give_up(self, submitted: Submitted) -> None:
-        jobs = self._front.backend.jobs
+    async def _give_up(self, submitted: Submitted) -> None:
+        jobs, job_id = self._front.backend.jobs, submitted.job.id
         if submitted.follows is not None:
-            jobs.leave(submitted.follows, submitted.job.id)
+            await self._front.departures.tell(partial(jobs.leave, submitted.follows, job_id), job_id)
         elif submitted.cache is CacheOutcome.MISS and self.ends_with_client:
-            jobs.leave(submitted.job.id, submitted.job.id)
+            await self._front.departures.tell(partial(jobs.leave, job_id, job_id), job_id)
         elif not submitted.answer:
-            jobs.cancel(submitted.job.id)
+            await self._front.departures.tell(partial(jobs.cancel, job_id), job_id)
 
     async def _submit(self, *, may_follow: bool) -> tuple[Submitted, AsyncGenerator[Batch, None]]:
         streams = self._front.backend.streams
@@ -182,7 +183,7 @@ class AnswerSource:
             passed_on.begin_again()
             submitted, batches = await self._submit(may_follow=num_followed < MAX_FOLLOWED)
             if self._has_left:  # what was left was the job before
-                await to_thread.run_sync(self._give_up, submitted)
+                await self._give_up(submitted)
 
 
 async def played(answer: Sequence[NumberedEvent]) -> AsyncGenerator[Batch, None]:

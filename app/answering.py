@@ -20,7 +20,7 @@ from app import sse
 from app.answer_source import CACHE_HEADER, AnswerSource
 from app.backend import Batch
 from app.error_handlers import facts_of
-from app.errors import AnswerIncomplete, AnswerTookTooLong, ServerShuttingDown, StreamReset, error_of
+from app.errors import AnswerIncomplete, AnswerTookTooLong, StreamReset, error_of
 from app.following import Beat, Transcript
 from app.front import Front
 from app.metrics import AnswerMeter
@@ -163,7 +163,7 @@ class LiveAnswer:
                     if time.monotonic() - self._arrived > timeout_s:
                         raise AnswerTookTooLong(timeout_s, goes_on=not self._source.ends_with_client)
                     self._front.closing.check()
-        except (AnswerTookTooLong, ServerShuttingDown):
+        except KeepwarmError:
             await self.part()
             raise
         finally:
@@ -186,11 +186,15 @@ class LiveAnswer:
         """What comes first. Raises JobEnded when it says that there is no answer."""
         held_back: Batch = []
         until = self._arrived + self._front.settings.hold_back_s
-        async for batch in self.batches:
-            held_back += batch
-            self.meter.saw(batch)
-            if has_begun(batch) or time.monotonic() >= until:
-                break
+        try:
+            async for batch in self.batches:
+                held_back += batch
+                self.meter.saw(batch)
+                if has_begun(batch) or time.monotonic() >= until:
+                    break
+        except KeepwarmError:
+            await self.part()
+            raise
         first = next((event for seq, event in held_back if seq is not None), None)
         if isinstance(first, End):
             self._success(first)
@@ -214,11 +218,9 @@ class LiveAnswer:
                 if self._is_over or self.watch.has_left:
                     return
                 batch = await self._next_batch()
-        except (StreamReset, ServerShuttingDown) as error:
+        except KeepwarmError as error:
             yield in_band(error)
             await self.part()
-        except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
-            yield in_band(error)
         finally:
             await self.watch.finish()
             self._front.metrics.open_streams.dec()

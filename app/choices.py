@@ -30,7 +30,7 @@ from app.openai_forms import AnswerForm
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import answer_key
 from tasks.attachments import NOTHING, Attachments
-from tasks.errors import KeepwarmError, StoreUnavailable
+from tasks.errors import KeepwarmError
 from tasks.fleet import ModelOffer
 from tasks.generation import MAX_SEED, GenerationRequest
 from tasks.jobs import Job, JobState, Priority, Usage
@@ -167,6 +167,11 @@ class LiveChoices:
     def _is_over(self) -> bool:
         return len(self._ends) == len(self._sources)
 
+    @property
+    def _first_open(self) -> int:
+        """The choice whose silence counts: each has its own beats, and they end with it."""
+        return next(index for index in range(len(self._sources)) if index not in self._ends)
+
     async def _form(self, index: int) -> AnswerForm:
         """Only once the choice has begun: each names the model that answers it."""
         serving = await self._sources[index].serving_job()
@@ -189,8 +194,6 @@ class LiveChoices:
                     self._front.closing.check()
             if not self._is_over:
                 raise AnswerIncomplete()
-        except StoreUnavailable:  # the jobs live; with an idempotency key the client comes back to them
-            raise
         except KeepwarmError as error:
             await self._give_up(error)
             raise
@@ -215,7 +218,7 @@ class LiveChoices:
                 if has_begun(batch) or time.monotonic() >= until:
                     break
         except BaseException as error:
-            if isinstance(error, KeepwarmError) and not isinstance(error, StoreUnavailable):
+            if isinstance(error, KeepwarmError):
                 await self._give_up(error)
             await self._watch.finish()
             await self._batches.aclose()
@@ -236,7 +239,7 @@ class LiveChoices:
                 chunk = await self._word(index, batch)
                 if batch:
                     beat.saw(batch[-1][1])
-                elif index == 0:
+                elif index == self._first_open:
                     chunk = await silence(beat)
                 if chunk:
                     beat.sent()
@@ -244,8 +247,6 @@ class LiveChoices:
             await self._watch.finish()
             if self._is_over:
                 yield self._forms[0].closing(self._usage())
-        except StoreUnavailable as error:  # away for longer than the reader bridges; the jobs may live
-            yield in_band(error)
         except KeepwarmError as error:
             yield in_band(error)
             await self._give_up(error)

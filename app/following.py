@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tasks.jobs import Job
 from tasks.stream_events import End, Loading, Queued, Reset, Started, StreamEvent, Tokens, Vectors
 
 POSITION_INTERVAL_S = 4.0  # a waiting client is told its place in the line about this often
+POSITION_TIMEOUT_S = 1.0  # a store that hangs must not keep a stream from its keep-alives
 
 
 class Beat:
@@ -47,8 +49,9 @@ class Beat:
             return None
         self._asked_at = now
         try:
-            position = await to_thread.run_sync(self._jobs.position, self._job)
-        except KeepwarmError:
+            async with asyncio.timeout(POSITION_TIMEOUT_S):
+                position = await to_thread.run_sync(self._jobs.position, self._job, abandon_on_cancel=True)
+        except (KeepwarmError, TimeoutError):
             return None
         return None if position is None else Queued(position=position)
 

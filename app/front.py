@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from app.backend import Backend
 from app.closing import Closing
+from app.departures import Departures
 from app.fleet_view import FleetView
 from app.grammar_check import GrammarCheck
 from app.metrics import Metrics
@@ -24,6 +25,7 @@ class Front:
     metrics: Metrics
     grammars: GrammarCheck
     closing: Closing
+    departures: Departures
 
 
 async def get_front(request: Request) -> Front:

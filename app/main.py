@@ -10,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from app.backend import Backend, connect_backend
 from app.closing import Closing
+from app.departures import Departures
 from app.error_handlers import install_error_handlers
 from app.fleet_view import FleetView
 from app.front import Front
@@ -46,7 +47,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
     settings = settings or load_settings(ApiSettings)
     backend = backend or connect_backend(load_settings(StoreSettings))
 
-    grammars = GrammarCheck()
+    grammars, departures = GrammarCheck(), Departures()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -54,6 +55,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         try:
             yield
         finally:
+            await departures.close()
             await backend.streams.close()
             await grammars.close()
 
@@ -72,6 +74,7 @@ def create_app(settings: ApiSettings | None = None, backend: Backend | None = No
         metrics=Metrics(),
         grammars=grammars,
         closing=Closing(),
+        departures=departures,
     )
     app.add_middleware(OriginGuard, settings=settings)  # the last one added is the outermost
     app.add_middleware(

@@ -20,6 +20,7 @@ from tasks.errors import KeepwarmError, RunnerCrashed
 from tasks.fleet import RunnerReport, RunnerState
 from tasks.jobs import JobId, Priority
 from tasks.ports import Attempt, Outcome, Parked
+from tasks.store.connection import STREAM_PATIENCE_S
 from workers.clock import Clock
 from workers.flight import Flight
 from workers.flights import Flights
@@ -43,7 +44,7 @@ class RunnerLimits:
 
     stall_s: float  # no frame while something is in flight
     load_stall_s: float  # no progress while loading
-    publish_s: float = 30.0  # the store takes no tokens; then the attempts fail and may be retried
+    publish_s: float = STREAM_PATIENCE_S  # the store takes no tokens; then the attempts fail and may be retried
 
 
 class Runner:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app import sse
 from app.answering import LiveAnswer, admit, silence
 from app.backend import Batch
-from app.errors import AnswerIncomplete, JobEnded, ServerShuttingDown
+from app.errors import AnswerIncomplete, JobEnded
 from app.following import Beat, Transcript
 from app.front import Front
 from app.responses.events import ResponseEvents
@@ -89,7 +89,7 @@ class ResponseStream:
         on_break: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """`saw` hears of what comes behind the first batch; `on_break` is called when this stream ends without the
-        answer: because that had to start over, or because the front ends."""
+        answer: because that had to start over, the front ends, or the store is away for too long."""
         self._front = front
         self._job = job
         self._batches = batches
@@ -115,11 +115,9 @@ class ResponseStream:
                     return
                 chunk = b""
                 batch = await self._next()
-        except ServerShuttingDown as error:
+        except KeepwarmError as error:
             yield self._events.trouble(error.code, str(error))
             await self._broke()
-        except KeepwarmError as error:  # the store is away for longer than the reader bridges; the job may live
-            yield self._events.trouble(error.code, str(error))
         finally:
             await self._watch.finish()
             self._front.metrics.open_streams.dec()

@@ -28,7 +28,7 @@ from app.rate_limits import rate_limit_headers
 from app.schemas.jobs import JobBody, JobList, JobObject, job_object
 from app.sse import Chunks, ClientWatch, SseResponse
 from tasks.answer_cache import CacheWish, answer_key
-from tasks.errors import InvalidRequest, PromptTooLong
+from tasks.errors import InvalidRequest, PromptTooLong, StoreUnavailable
 from tasks.generation import GenerationRequest
 from tasks.job_filter import JobFilter
 from tasks.jobs import Job, JobId, JobState, Priority
@@ -38,6 +38,7 @@ from tasks.stream_events import End, Tokens, encode_event
 router = APIRouter(tags=["Jobs"], responses=NATIVE_ERRORS, route_class=JsonBodyRoute)
 EventId = Annotated[str | None, WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,18}$"})]
 CLOSING = sse.comment("this server is shutting down; go on with Last-Event-ID")
+AWAY = sse.comment("the store is away; go on with Last-Event-ID when it is back")
 Place = tuple[int | None, float | None]  # in the line, and how many seconds that will take
 
 
@@ -199,6 +200,8 @@ async def _events(front: Front, job: Job, after_seq: int, watch: ClientWatch) ->
                 if front.closing.is_due:  # the stream ends in order behind a whole event, and is resumed elsewhere
                     yield CLOSING
                     return
+    except StoreUnavailable:  # for longer than the reader bridges
+        yield AWAY
     finally:
         front.metrics.open_streams.dec()
         await watch.finish()

@@ -20,6 +20,7 @@ from tasks.settings import StoreSettings
 
 CONNECT_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 5.0
+STREAM_PATIENCE_S = 30.0  # token streams bridge an absence of the store that is no longer, at both of their ends
 HEALTH_CHECK_INTERVAL_S = 10  # a connection idle for longer is pinged before use
 
 # redis.Redis and redis.asyncio.Redis. Their reply types are unions over every option at once, which no caller

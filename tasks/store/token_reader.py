@@ -3,6 +3,7 @@
 Pub/sub gives latency, the stream gives truth. A follower subscribes first, then replays, then passes on live events;
 it drops numbers that it has seen, and reads the stream again on a gap, on overflow, after a reconnect, and on silence
 (a lost *last* message has no successor that would show the gap): after one second, then after two more, four, eight.
+A store that is away is waited for: the follower goes on at its next event once the store is back.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from tasks.errors import JobNotFound, StoreUnavailable
 from tasks.jobs import JobId, JobState
 from tasks.settings import StoreSettings
 from tasks.store import keys
-from tasks.store.connection import connect_async, store_errors
+from tasks.store.connection import STREAM_PATIENCE_S, connect_async, store_errors
 from tasks.stream_events import End, StreamEvent, decode_event, decode_numbered
 
 SILENCE_S = 1.0  # after this long without a live event the stream is read, and somebody may want to know
 MAX_SILENCE_S = 8.0  # between two readings of a stream that stays silent: hundreds of jobs may wait in a line
+READING_BEAT_S = 1.0  # while a stream is being read, or a store waited for: somebody may want to know
+RETRY_PAUSE_S = 0.5  # between two tries to read a stream while the store is away
 MAX_BUFFERED_EVENTS = 1024  # per follower; a slower client is served from the stream instead
 RECONNECT_PAUSE_S = 0.2
 MAX_REPLAYS = 32  # at a time: a thousand streams fall silent together, and the client has a hundred connections at most
@@ -72,8 +75,9 @@ class TokenReader:
     ) -> AsyncGenerator[list[SeqEvent], None]:
         """Yield lists of (seq, event) as they become available; seq is None for notices. Ends after `End`.
 
-        An empty list is yielded about every second of silence. `follower`: one that listened when the job was
-        admitted; then nothing is replayed before there is a reason. Raises JobNotFound, StoreUnavailable."""
+        An empty list is yielded about every second of silence, also while the store is away. `follower`: one that
+        listened when the job was admitted; then nothing is replayed before there is a reason. Raises JobNotFound, and
+        StoreUnavailable after STREAM_PATIENCE_S."""
         seen = after_seq
         is_replay_due = follower is None
         if follower is None:
@@ -88,9 +92,13 @@ class TokenReader:
                 if is_replay_due or follower.has_missed or _has_gap(live, seen):
                     follower.has_missed = False
                     is_replay_due = False
-                    with store_errors():
-                        async with self._replaying:
-                            batch, is_over = await self._replay(job_id, seen)
+                    reading = asyncio.create_task(self._read(job_id, seen), name="token-reader-replay")
+                    try:
+                        while not (await asyncio.wait({reading}, timeout=READING_BEAT_S))[0]:
+                            yield []
+                    finally:
+                        reading.cancel()
+                    batch, is_over = reading.result()
                     if is_over:
                         return
                     seen += len(batch)
@@ -119,6 +127,26 @@ class TokenReader:
             async for batch in batches:
                 for item in batch:
                     yield item
+
+    async def _read(self, job_id: JobId, after_seq: int) -> tuple[list[SeqEvent], bool]:
+        """`_replay`, as soon as there is a store to do it."""
+        reason: StoreUnavailable | None = None
+        try:
+            async with asyncio.timeout(STREAM_PATIENCE_S):
+                while True:
+                    try:
+                        with store_errors():
+                            async with self._replaying:
+                                return await self._replay(job_id, after_seq)
+                    except StoreUnavailable as error:
+                        reason = error
+                    await asyncio.sleep(RETRY_PAUSE_S)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"The store has not answered for {STREAM_PATIENCE_S:.0f} s. Ask again when it is back: what has an "
+                "Idempotency-Key, was posted to /v1/jobs or runs in the background goes on meanwhile; any other job is "
+                "cancelled."
+            ) from reason
 
     async def _replay(self, job_id: JobId, after_seq: int) -> tuple[list[SeqEvent], bool]:
         """Stored events after `after_seq`, and whether nothing will ever follow them."""

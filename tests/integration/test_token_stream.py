@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
+import redis
 
-from tasks.errors import JobNotFound
+from tasks.errors import JobNotFound, StoreUnavailable
 from tasks.generation import GenerationRequest
 from tasks.jobs import JobId, JobResult, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
@@ -28,6 +29,7 @@ class Publisher:
     """A scripted attempt."""
 
     def __init__(self, client: Client, settings: StoreSettings, job_id: JobId | None = None) -> None:
+        self.settings = settings
         self.jobs = JobStore(client, settings)
         self.leases = LeaseStore(client, settings)
         self.writer = TokenWriter(client)
@@ -209,6 +211,69 @@ async def test_connection_without_an_answer_is_replaced(
         await asyncio.to_thread(publisher.publish, 3)
         await asyncio.to_thread(publisher.finish)
         assert await following == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All waits of a reader whose store is away."""
+    for name in ("SILENCE_S", "READING_BEAT_S", "RETRY_PAUSE_S"):
+        monkeypatch.setattr(f"tasks.store.token_reader.{name}", 0.01)
+
+
+def take_away(reader: TokenReader, monkeypatch: pytest.MonkeyPatch, *, hangs: bool = False) -> asyncio.Event:
+    """The store takes no readings, by refusing or by keeping silent, until the event is set."""
+    is_back, xrange = asyncio.Event(), reader._client.xrange
+
+    async def read(*args: object, **options: object) -> object:
+        if hangs:
+            await is_back.wait()
+        if not is_back.is_set():
+            raise redis.exceptions.ConnectionError("refused")
+        return await xrange(*args, **options)
+
+    monkeypatch.setattr(reader._client, "xrange", read)
+    return is_back
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_store_that_is_away_is_waited_for_beat_by_beat(
+    reader: TokenReader, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, quick: None, hangs: bool
+) -> None:
+    publisher.publish(3)
+    stream = reader.follow_batches(publisher.job_id)
+    while not (first := await anext(stream)):  # a reading may take longer than a beat here
+        pass
+    assert [seq for seq, _ in first] == [1, 2, 3]
+    is_back = take_away(reader, monkeypatch, hangs=hangs)
+    await asyncio.to_thread(connect(publisher.settings).execute_command, "CLIENT", "KILL", "TYPE", "PUBSUB")
+    await asyncio.to_thread(publisher.publish, 2)  # nobody hears these
+    for _ in range(10):
+        assert await anext(stream) == []
+    is_back.set()
+    await asyncio.to_thread(publisher.finish)
+    assert [seq async for batch in stream for seq, _ in batch] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_store_that_stays_away_ends_the_reading_in_words(
+    reader: TokenReader, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, quick: None, hangs: bool
+) -> None:
+    monkeypatch.setattr("tasks.store.token_reader.STREAM_PATIENCE_S", 0.1)
+    take_away(reader, monkeypatch, hangs=hangs)
+    with pytest.raises(StoreUnavailable, match="not answered for 0 s"):
+        await collect(reader, publisher.job_id)
+
+
+async def test_reader_of_a_store_that_is_away_can_leave(
+    reader: TokenReader, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    take_away(reader, monkeypatch, hangs=True)
+    stream = reader.follow_batches(publisher.job_id)
+    assert await anext(stream) == []
+    async with asyncio.timeout(5):
+        await stream.aclose()
+        while any(task.get_name() == "token-reader-replay" for task in asyncio.all_tasks()):
+            await asyncio.sleep(0)
 
 
 async def test_slow_reader_is_served_from_the_stream(

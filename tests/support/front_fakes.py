@@ -143,7 +143,8 @@ class FakeBackend:
     """All ports at once. `error` is raised by the next submission; batches are played in order to every follower."""
 
     batches: list[Batch] = field(default_factory=list)
-    stays_open: bool = False  # after the last batch: wait for ever instead of ending
+    stays_open: bool = False  # after a last batch without an end: wait for ever
+    breaks: Exception | None = None  # after the last batch: raised to whoever follows
     workers: tuple[WorkerReport, ...] = field(default_factory=lambda: (demo_worker(),))
     waiting: tuple[QueueReport, ...] = ()
     away: tuple[ModelOffer, ...] = ()  # offers of workers that are gone
@@ -315,6 +316,10 @@ class FakeBackend:
         try:
             for batch in self.batches:
                 yield [(seq, event) for seq, event in batch if seq is None or seq > after_seq]
+                if any(isinstance(event, End) for _, event in batch):
+                    return
+            if self.breaks:
+                raise self.breaks
             while self.stays_open:
                 await asyncio.sleep(0)
                 yield []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
@@ -36,7 +37,6 @@ class Several(FakeBackend):
         super().__init__()
         self.plays = plays
         self.refuse_after: int | None = None
-        self.breaks: Exception | None = None  # raised to whoever follows
         self.refusal: Exception = QueueFull(scope="'demo'", depth=5, limit=5, retry_after_s=7)
 
     def submit(self, request: JobRequest, order: Order) -> Submission:
@@ -47,8 +47,6 @@ class Several(FakeBackend):
     async def follow_batches(
         self, job_id: JobId, after_seq: int = 0, *, follower: Follower | None = None
     ) -> AsyncGenerator[Batch, None]:
-        if self.breaks is not None:
-            raise self.breaks
         if self.jobs[job_id].state is JobState.CANCELLED:
             yield numbered(End(state=JobState.CANCELLED))[0]
             return
@@ -176,12 +174,13 @@ def test_choice_that_breaks_later_ends_the_stream_in_band(client, fake, later, c
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_store_that_is_away_for_a_moment_costs_no_choice(client, fake, stream):
-    fake.breaks = StoreUnavailable("away")
-    reply = ask(client, "/v1/chat/completions", stream=stream)
+@pytest.mark.parametrize("headers", [{}, KEY])
+def test_store_that_is_away_for_too_long_ends_choices_that_nobody_can_ask_for_again(client, fake, stream, headers):
+    fake.plays, fake.breaks = ([],), StoreUnavailable("away")
+    reply = client.post("/v1/chat/completions", json=chat(n=2, stream=stream), headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
     assert len(fake.jobs) == 2
-    assert fake.cancelled == []
+    assert fake.cancelled == ([] if headers else list(fake.jobs))
 
 
 def test_choices_that_take_too_long_are_cancelled(fake):
@@ -238,6 +237,17 @@ def test_choices_under_a_key_outlive_a_stream_that_breaks(client, fake, later, c
     reply = client.post("/v1/chat/completions", json=chat(n=2, stream=True), headers=KEY)
     assert sse_data(reply.text)[-1]["error"]["code"] == code
     assert fake.cancelled == []
+
+
+async def test_choice_that_is_silent_behind_a_complete_one_keeps_the_stream_alive(fake):
+    fake.plays, fake.stays_open = (FIRST, []), True
+    app = create_app(ApiSettings(hold_back_s=0, keep_alive_s=1), fake.backend())
+    request = RawRequest(app, "POST", "/v1/completions", chat(prompt="Say", n=2, stream=True))
+    async with asyncio.timeout(5):
+        while b": keep-alive" not in request.body.partition(b'"finish_reason":"stop"')[2]:
+            await asyncio.sleep(0)
+    request.leave()
+    await request.done
 
 
 def test_failed_choice_ends_the_others_also_under_a_key(client, fake):

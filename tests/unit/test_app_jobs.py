@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import ApiSettings
-from tasks.errors import IdempotencyMismatch, QueueFull
+from tasks.errors import IdempotencyMismatch, QueueFull, StoreUnavailable
 from tasks.jobs import JobError, JobId, JobResult, JobState, Priority, Usage
 from tasks.stream_events import End, Queued, Reset, Tokens
 from tests.support.front_fakes import NOW_MS, FakeBackend, RawRequest, front_client, numbered, succeeded
@@ -279,6 +279,14 @@ def test_events_are_named_and_numbered_with_bare_newlines(client):
         'event: tokens\nid: 3\ndata: {"type":"tokens","text":"é","ids":[2,3]}\n\n'
         'event: end\nid: 4\ndata: {"type":"end","state":"succeeded","finish_reason":"stop"}\n\n'
     )
+
+
+def test_events_end_in_order_when_the_store_stays_away(client, fake):
+    fake.batches, fake.breaks = fake.batches[:1], StoreUnavailable("away")
+    *events, notice, nothing = client.get(f"/v1/jobs/{post(client)}/events").text.split("\n\n")
+    assert [event.splitlines()[1] for event in events] == ["id: 1"]
+    assert notice.startswith(": the store is away; go on with Last-Event-ID")
+    assert nothing == ""
 
 
 def test_events_resume_after_the_last_id(client, fake):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -496,7 +498,59 @@ def test_answer_under_a_key_that_takes_too_long_goes_on(fake):
     assert "same Idempotency-Key" in reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+def test_stream_that_the_store_fails_ends_in_band_and_with_it_a_job_that_nobody_can_ask_for(client, fake, headers):
+    fake.batches, fake.breaks = numbered(HELLO[0]), StoreUnavailable("away")
+    reply = client.post("/v1/chat/completions", json=chat(stream=True), headers=headers)
+    assert sse_data(reply.text)[-1]["error"]["code"] == "store_unavailable"
+    assert fake.cancelled == ([] if headers else list(fake.jobs))
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+def test_waiting_request_that_the_store_fails_ends_a_job_that_nobody_can_ask_for(client, fake, headers):
+    fake.batches, fake.breaks = numbered(HELLO[0]), StoreUnavailable("away")
+    reply = client.post("/v1/chat/completions", json=chat(), headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
+    assert fake.cancelled == ([] if headers else list(fake.jobs))
+
+
+async def test_job_of_a_client_that_leaves_while_the_store_is_away_is_cancelled_later(fake, monkeypatch):
+    monkeypatch.setattr("app.departures.RETRY_S", 0.0)
+    fake.batches, fake.stays_open = numbered(HELLO[0]), True
+    calls, is_cancelled, loop = [], asyncio.Event(), asyncio.get_running_loop()
+
+    def cancel(job_id):
+        calls.append(job_id)
+        if len(calls) < 4:
+            raise StoreUnavailable("away")
+        loop.call_soon_threadsafe(is_cancelled.set)
+
+    fake.cancel = cancel
+    request = RawRequest(create_app(ApiSettings(), fake.backend()), "POST", "/v1/chat/completions", chat(stream=True))
+    await request.has_body.wait()
+    request.leave()
+    await request.done
+    async with asyncio.timeout(5):
+        await is_cancelled.wait()
+    assert set(calls) == set(fake.jobs)
+
+
 # ---- while a job waits
+
+
+async def test_store_that_hangs_keeps_no_stream_from_its_keep_alives(fake, monkeypatch):
+    monkeypatch.setattr("app.following.POSITION_TIMEOUT_S", 0.01)
+    fake.batches, fake.stays_open = [], True
+    answers = threading.Event()
+    fake.position = lambda job: answers.wait(10)
+    app = create_app(ApiSettings(hold_back_s=0, keep_alive_s=1), fake.backend())
+    request = RawRequest(app, "POST", "/v1/chat/completions", chat(stream=True))
+    async with asyncio.timeout(5):
+        await request.has_body.wait()
+    assert request.body.startswith(b": keep-alive")
+    answers.set()
+    request.leave()
+    await request.done
 
 
 def test_waiting_is_told_in_comments(fake):
