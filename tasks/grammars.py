@@ -16,11 +16,15 @@ from tasks.gbnf import InvalidGrammar, gbnf_to_lark
 from tasks.generation import AnswerFormat, JsonObject
 from tasks.json_schemas import without_wild_patterns
 
-# About the time of one step, by llguidance's own figures: 200 000 lexer fuel are 14 ms, 50 000 items 2.5 ms.
+# About the time of one step, by llguidance's own figures: 200 000 lexer fuel are 14 ms, 50 000 items 2.5 ms. What those
+# don't bound is a token of an ambiguous grammar, whose time grows with the third power of the items in its row, while
+# all that the runner computes waits: 500 of them cost 3 to 14 ms, 1000 up to 44, the library's 2000 up to 300.
+# A schema needs 4 per optional property of one object and 1 per option of anyOf; most have fewer than 50 in all.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
+    max_items_in_row=500,
     max_lexer_states=50_000,  # 1 to 2 kB each
     max_grammar_size=200_000,
     verbose_errors=False,  # they would quote the client's grammar into logs
@@ -36,6 +40,7 @@ _ADVICE = (
     ("NoExtensionBias", "no text fits it: a rule leads back to itself before it says anything"),
     ("Unimplemented keys", "{}; leave them out, or have them ignored with strict: false"),
     ("Unknown format", "{}; leave it out, or have it ignored with strict: false"),
+    ("Current row has", "too much may follow at one place; at most 120 optional properties or 500 options go together"),
     ("oneOf constraints", "oneOf can't be enforced where several of its options may fit; send anyOf"),
 )
 
@@ -82,10 +87,13 @@ def problem_among(schemas: Sequence[AnswerFormat]) -> tuple[int | None, str]:
 
 
 def _problem(grammar: str) -> str:
-    """Does what a runner will do until the first token, with a vocabulary of bytes."""
+    """Does what a runner will do until the first token, with a vocabulary of bytes; and until the first property of an
+    object, where most may follow."""
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
         matcher.compute_bitmask()
+    if not matcher.is_error() and matcher.validate_tokens([ord("{")]):
+        matcher.consume_token(ord("{"))
     return reason_of(matcher.get_error()) if matcher.is_error() else ""
 
 

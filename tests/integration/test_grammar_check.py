@@ -100,8 +100,9 @@ async def test_process_that_does_not_start_is_ended_and_blames_no_format(script:
 async def test_tools_that_pass_alone_are_refused_when_they_are_too_much_together(check):
     def tool(number: int) -> Tool:
         properties = {f"p{number}_{index}": {"type": "string"} for index in range(800)}
-        schema = json_schema_format({"type": "object", "properties": properties}, is_lenient=False)
-        return Tool(name=f"t{number}", definition="{}", parameters=schema.text)
+        schema = {"type": "object", "properties": properties, "required": [*properties]}
+        parameters = json_schema_format(schema, is_lenient=False).text
+        return Tool(name=f"t{number}", definition="{}", parameters=parameters)
 
     tools = [tool(number) for number in range(120)]
     await check.check(GenerationRequest(model="m", prompt="?", tools=tuple(tools[:1])))

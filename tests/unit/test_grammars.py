@@ -113,6 +113,32 @@ def test_resume_at_every_token_equals_the_undisturbed_text(answer_format: Answer
         assert rest.done == whole.done
 
 
+def test_schema_may_have_a_hundred_optional_properties_and_no_thousand():
+    def schema(count: int) -> dict:
+        return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(count)}}
+
+    assert problem_of(json_schema_format(schema(100), is_lenient=False)) == ""
+    assert "at most 120 optional properties" in problem_of(json_schema_format(schema(1000), is_lenient=False))
+
+
+def test_schema_may_have_hundreds_of_options():
+    options = [{"type": "object", "properties": {"kind": {"const": n}}, "required": ["kind"]} for n in range(400)]
+    assert problem_of(json_schema_format({"anyOf": options}, is_lenient=False)) == ""
+
+
+def test_ambiguous_grammar_ends_its_own_answer_before_it_slows_others():
+    rules = """root ::= e
+e ::= e e | "a" | "aa" | e "a" e | x
+x ::= e e e | "a"
+"""
+    hostile = AnswerFormat(kind="gbnf", text=rules)
+    what = GenerationRequest(model="m", prompt="?", answer_format=hostile, max_tokens=500, ignore_eos=True)
+    heard = generated(what)
+    assert heard.done.error is not None
+    assert "too much may follow at one place" in heard.done.error.message
+    assert 20 < len(heard.ids) < 200
+
+
 def test_json_object_is_one():
     heard = generated(request(json_object_format(), 3))
     assert heard.text.startswith("{")
