@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
-from app.json_body import MAX_OBJECTS, num_objects
+from app.json_body import MAX_CONTAINERS, num_containers, parse
 from tests.support.front_fakes import FakeBackend, front_client
 
 CHAT, JOBS, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/jobs", "/v1/embeddings", "/v1/responses"
 RERANK, BATCHES = "/v1/rerank", "/v1/batches"
 HELLO = '{"role":"user","content":"x"}'
 MANY = 100_000
+DEEP = 15_000
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +57,11 @@ def schema(text: str) -> str:
         (CHAT, chat(',"seed":' + "9" * 50), "seed"),
         (CHAT, schema('{"type":"number","minimum":1e999}'), "no JSON"),
         (CHAT, schema('{"enum":[NaN]}'), "no JSON"),
-        (CHAT, chat(',"unknown":' + "[" * MANY + "]" * MANY), "nested too deeply"),
+        (CHAT, chat(',"unknown":' + "[" * DEEP + "]" * DEEP), "nested too deeply"),
         (CHAT, chat(messages=times(HELLO)), "JSON objects"),
         (CHAT, chat(messages=times("1")), "messages[0]"),
         (CHAT, chat(messages=f'[{{"role":"user","content":{times("1")}}}]'), "messages[0].content[0]"),
+        (CHAT, chat(',"unknown":' + times("[]")), "JSON objects and lists"),
         (CHAT, chat(',"stop":' + times('"x"')), "stop"),
         (CHAT, chat(',"tools":' + times("{}")), "JSON objects"),
         (CHAT, chat(messages='[{"role":"user","content":"\\ud800"}]'), "Unicode"),
@@ -101,9 +105,35 @@ def test_body_that_is_no_utf8_is_refused_by_its_place(client: TestClient):
     assert (reply.status_code, "byte 10 is 0xff" in reply.json()["error"]["message"]) == (400, True)
 
 
-def test_objects_are_counted_at_every_depth():
-    assert num_objects({"a": [{}, [{"b": {}}], 1, "{"], "c": None}) == 4
-    assert num_objects([{}] * (MAX_OBJECTS + 1)) == MAX_OBJECTS + 1
+@pytest.mark.parametrize(
+    "string",
+    ['"[{"', r'"\"[\\"', r'"\\\"{"', '"[\n{"'],
+)
+def test_objects_and_lists_are_counted_at_every_depth_and_brackets_in_strings_are_not(string: str):
+    filler = f"[{string}," + "[]," * MAX_CONTAINERS
+    assert num_containers(filler + f'{{"a":[{{}},[{string}]],"b":{string}}}]') == MAX_CONTAINERS + 5
+
+
+def test_a_text_full_of_brackets_is_one_string():
+    code = "[{" * MAX_CONTAINERS
+    assert parse(json.dumps({"a": code}).encode()) == {"a": code}
+
+
+def test_a_string_without_an_end_hides_what_follows_and_is_no_json():
+    body = "[" * MAX_CONTAINERS + '"' + "[" * MANY
+    assert num_containers(body) == MAX_CONTAINERS
+    with pytest.raises((json.JSONDecodeError, HTTPException)):
+        parse(body.encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_body_may_begin_with_a_byte_order_mark(encoding: str):
+    assert parse('{"a":"ä"}'.encode(encoding)) == {"a": "ä"}
+
+
+def test_body_in_another_encoding_is_refused():
+    with pytest.raises(json.JSONDecodeError):
+        parse('{"a":1}'.encode("utf-16-le"))
 
 
 @pytest.mark.parametrize("query", ["limit=1e999", "limit=" + "9" * 5000, "limit=-1", "after=%00", "model=%ff"])
