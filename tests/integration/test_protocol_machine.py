@@ -6,33 +6,41 @@ and a list of events. After every call the whole store is compared with it.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tasks.celery_app import create_celery_app
 from tasks.generation import GenerationRequest
 from tasks.jobs import NEXT, JobError, JobId, JobResult, JobState, Priority, WorkerId, new_job_id
 from tasks.settings import StoreSettings
 from tasks.store import keys
 from tasks.store.admission_store import AdmissionStore
+from tasks.store.backlog_store import BacklogStore
 from tasks.store.connection import connect
 from tasks.store.job_store import JobStore
 from tasks.store.lease_store import JobIsLate, LeaseStore
 from tasks.store.token_writer import Chunk, TokenWriter
 from tasks.store.verdict import Verdict
 from tasks.stream_events import End, Reset, Tokens, decode_numbered
+from tasks.wakeups import Wakeups
 
 MODELS = ("alpha", "beta")
 MAX_ATTEMPTS = 3
 MAX_JOBS = 6
+USELESS_WAKEUPS = 0
 FAR_MS, PAST_MS = 9_999_999_999_999, 1
 BROKEN = JobError(code="store_unavailable", message="The store took no tokens.")
 REFUSED = JobError(code="model_load_failed", message="It can't be loaded.")
+ANY_JOB = JobId("job_0")
 QUEUED, RUNNING = JobState.QUEUED, JobState.RUNNING
 
 
@@ -91,6 +99,7 @@ class ProtocolMachine(RuleBasedStateMachine):
     """`picks` choose among the jobs that a rule makes sense for, so that hardly a call is wasted."""
 
     store_settings: ClassVar[StoreSettings]
+    wakeups: ClassVar[Wakeups]
 
     @initialize()
     def start(self) -> None:
@@ -100,6 +109,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.admissions = AdmissionStore(self.client, self.store_settings)
         self.leases = LeaseStore(self.client, self.store_settings)
         self.writer = TokenWriter(self.client)
+        self.backlog = BacklogStore(self.client)
         self.known: list[ModelJob] = []
 
     def teardown(self) -> None:
@@ -134,7 +144,12 @@ class ProtocolMachine(RuleBasedStateMachine):
     def send_admission(self, job: ModelJob) -> None:
         request = GenerationRequest(model=job.model, prompt="x")
         admission = self.admissions.admit(
-            job.id, request, priority=job.priority, deadline_ms=job.deadline_ms, idempotency_key=None
+            job.id,
+            request,
+            priority=job.priority,
+            deadline_ms=job.deadline_ms,
+            idempotency_key=None,
+            wakeup=self.wakeups.envelope(job.id, job.model, job.priority),
         )
         assert (admission.job_id, admission.is_new) == (job.id, True)
 
@@ -299,6 +314,23 @@ class ProtocolMachine(RuleBasedStateMachine):
         job.model, job.was_handed_over = target, True
         assert self.leases.claim(job.id, next(model for model in MODELS if model != target), WorkerId("w1")) is None
 
+    @rule()
+    def tend_lines(self) -> None:
+        """Nobody pops here, so the wake-ups of jobs that do not wait pile up."""
+        before = {model: self.woken(model) for model in MODELS}
+        self.backlog.lost()
+        for model in MODELS:
+            sent, left = before[model], self.woken(model)
+            queued = {job.id for job in self.known if (job.state, job.model) == (QUEUED, model)}
+            num_spare = len(queued) + USELESS_WAKEUPS if queued else 0
+            in_order = iter(sent)
+            assert all(job_id in in_order for job_id in left)
+            assert queued.intersection(left) == queued.intersection(sent)
+            if len(sent) > len(queued) + num_spare:
+                assert len(left) <= max(len(queued), len(sent) - num_spare)
+            else:
+                assert left == sent
+
     # ---- what must hold after every call
 
     @invariant()
@@ -348,6 +380,12 @@ class ProtocolMachine(RuleBasedStateMachine):
         finally:
             self.leases._claim = send
 
+    def woken(self, model: str) -> list[JobId]:
+        """Whose wake-ups are there, by priority and in the order in which workers pop."""
+        lists = [envelope.list_key for each in Priority if (envelope := self.wakeups.envelope(ANY_JOB, model, each))]
+        messages = [message for name in lists for message in reversed(self.client.lrange(name, 0, -1))]
+        return [JobId(json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]) for message in messages]
+
     def members(self, key: str) -> set[JobId]:
         return {JobId(member.decode()) for member in self.client.zrange(key, 0, -1)}
 
@@ -361,10 +399,13 @@ def chunk(job: ModelJob, attempt: int, seq: int) -> Chunk:
     return Chunk(job.id, attempt, seq, Tokens(text=f"{seq} ", ids=(seq,)))
 
 
-def test_store_does_what_the_model_does(store_settings: StoreSettings) -> None:
+def test_store_does_what_the_model_does(store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.store.backlog_store.USELESS_WAKEUPS", USELESS_WAKEUPS)
+
     class Bound(ProtocolMachine):
         pass
 
+    Bound.wakeups = Wakeups(create_celery_app(store_settings))
     Bound.store_settings = store_settings.model_copy(update={"max_attempts": MAX_ATTEMPTS, "quarantine_s": 0})
     run_state_machine_as_test(
         Bound,
