@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from pydantic_settings import BaseSettings
 
 from app.cli.main import cli
 from app.cli.settings import UpSettings
@@ -45,6 +46,30 @@ def test_the_command_of_a_service_is_one_of_the_command_line(name: str):
 def test_the_environment_of_a_service_is_read_by_some_settings(name: str):
     assert set(SERVICES[name]["environment"]) <= KNOWN_VARIABLES
     assert SERVICES[name]["environment"]["KEEPWARM_REDIS_URL"] == "redis://valkey:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("api", (StoreSettings, ApiSettings)),
+        ("batcher", (StoreSettings, ApiSettings)),
+        ("controller", (StoreSettings,)),
+        ("worker-cpu", (StoreSettings, WorkerSettings)),
+        ("worker-gpu", (StoreSettings, WorkerSettings)),
+    ],
+)
+def test_every_setting_that_a_service_reads_reaches_it(name: str, read: tuple[type[BaseSettings], ...]):
+    """What is set in the shell or in .env and not named here would be dropped in silence."""
+    settings = {f"KEEPWARM_{field.upper()}" for cls in read for field in cls.model_fields}
+    of_the_image = {"KEEPWARM_HOME", "KEEPWARM_MODELS_DIR"}
+    of_a_listener = {"KEEPWARM_ALLOW_OPEN", "KEEPWARM_HOST", "KEEPWARM_PORT", "KEEPWARM_ALLOWED_HOSTS"}
+    of_gpus = {f"KEEPWARM_{field}" for field in ("GPU_LAYERS", "MAIN_GPU", "SPLIT_MODE", "TENSOR_SPLIT")}
+    without = of_the_image | (of_a_listener if name != "api" else set()) | (of_gpus if name == "worker-cpu" else set())
+    assert settings - without <= set(SERVICES[name]["environment"])
+
+
+def test_the_secret_of_webhooks_reaches_only_those_who_sign_or_check_it():
+    assert {name for name in OURS if "KEEPWARM_WEBHOOK_SECRET" in SERVICES[name]["environment"]} == {"api", "batcher"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
