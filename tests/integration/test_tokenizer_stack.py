@@ -44,7 +44,7 @@ print(json.dumps(refused))
 
 @pytest.mark.parametrize(
     ("tokenizer", "runs"),
-    [("tekken", ["a", " ", "!"]), ("exaone-moe", ["a "]), ("poro-chat", ["a"]), ("falcon", ["!"])],
+    [("tekken", ["a", " ", "!", "/\n"]), ("exaone-moe", ["a "]), ("poro-chat", ["a"]), ("falcon", ["!"])],
 )
 def test_texts_that_make_a_tokenizer_recurse_are_counted(tmp_path: Path, tokenizer: str, runs: list[str]):
     model = tmp_path / "model.gguf"

@@ -20,10 +20,11 @@ ANYWHERE = 2_000  # characters that any thread has room for
 LONGEST_RUN = 256 * 1024  # characters: as many tokens as few contexts hold, and 120 MB of stack
 _DEEPEST = 2 * LONGEST_RUN  # a word may be one run and another one behind it: signs and the line breaks after them
 _BASE_BYTES = 8 * 1024**2
-_BYTES_PER_CHARACTER = 512  # up to 470 were measured over all of llama.cpp's expressions
-# What a match is made of, in the widest sense: no blanks, only blanks, or words with blanks between them (exaone-moe).
-# Where Python and llama.cpp differ about a character, it is in both of the first two.
-_RUNS = tuple(map(re.compile, (r"[^ \t-\r]+", r"\s+", r"[A-Za-z \x80-\U0010ffff]+")))
+_BYTES_PER_CHARACTER = 512  # up to 470 were measured over llama.cpp's expressions
+# What a match is made of, in the widest sense: no blanks; only blanks; line breaks and slashes (tekken, behind signs);
+# words with blanks between them (exaone-moe). A character on which Python and llama.cpp differ, such as a wide blank,
+# is in both of the first two.
+_RUNS = tuple(map(re.compile, (r"[^ \t-\r]+", r"\s+", r"[\r\n/]+", r"[A-Za-z \x80-\U0010ffff]+")))
 _sizing = threading.Lock()  # the size of the next thread's stack is the whole process's
 
 
