@@ -1,8 +1,8 @@
 """Refuse a grammar that can't be compiled before its job is admitted.
 
 Grammars come from clients and are compiled by native code, so each new one is tried in a process that may die of it
-(`app.grammar_trial`). What came out is remembered: clients send the same schema over and over. That the machine was
-too busy to find out is not.
+(`app.grammar_trial`). What came out is remembered: clients send the same schema over and over, and those who send it
+while it is tried share the trial. That the machine was too busy to find out is not remembered.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -29,6 +30,14 @@ _REMEMBERED = 4096
 _LIMITS = f"can't be compiled within {CPU_S} s and {MEMORY_BYTES >> 20} MiB"
 
 
+@dataclass(slots=True)
+class _Trial:
+    """Of formats that several requests may wait for."""
+
+    task: asyncio.Task[Verdict]
+    num_waiting: int = 0
+
+
 class GrammarCheck:
     """One per application, used by one event loop. Processes start when they are first needed."""
 
@@ -37,6 +46,7 @@ class GrammarCheck:
         self._wall_s = wall_s
         self._start_s = start_s
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._trials: dict[bytes, _Trial] = {}
         self._idle: list[asyncio.subprocess.Process] = []
         self._places = asyncio.Semaphore(PROCESSES)
 
@@ -61,13 +71,26 @@ class GrammarCheck:
     async def _verdict(self, formats: list[AnswerFormat]) -> Verdict:
         line = msgspec.json.encode(formats)
         digest = hashlib.sha256(line).digest()
-        verdict = self._verdicts.get(digest)
-        if verdict is None:
-            verdict = await self._try(line) or _deadly(len(formats))
-            self._verdicts[digest] = verdict
-            if len(self._verdicts) > _REMEMBERED:
-                self._verdicts.popitem(last=False)
-        self._verdicts.move_to_end(digest)
+        if digest in self._verdicts:
+            self._verdicts.move_to_end(digest)
+            return self._verdicts[digest]
+        if digest not in self._trials:
+            self._trials[digest] = _Trial(asyncio.create_task(self._try_new(line, digest, len(formats))))
+        trial = self._trials[digest]
+        trial.num_waiting += 1
+        try:
+            return await asyncio.shield(trial.task)  # who leaves takes nothing from the others
+        finally:
+            trial.num_waiting -= 1
+            if trial.num_waiting == 0:
+                del self._trials[digest]
+                trial.task.cancel()  # if it has not ended: nobody wants to know any more
+
+    async def _try_new(self, line: bytes, digest: bytes, num_formats: int) -> Verdict:
+        verdict = await self._try(line) or _deadly(num_formats)
+        self._verdicts[digest] = verdict
+        if len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
         return verdict
 
     async def close(self) -> None:
