@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from tasks.forgiving_file import ForgivingFile
+
 
 def configure_logs(level: int = logging.INFO) -> None:
     """Events of ours from `level` on, and warnings of libraries."""
     structlog.configure(
         processors=[_line],
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Forgiving(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, ForgivingFile(sys.stderr))),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
@@ -30,22 +31,6 @@ def configure_logs(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-
-
-class _Forgiving:
-    """A file that loses what can't be written: a full disk or a reader that is gone must not end what is told about.
-    Python's logging does the same."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
-            self._file.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._file.flush()
 
 
 def _line(_: WrappedLogger, level: str, fields: EventDict) -> str:

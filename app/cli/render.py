@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tasks.forgiving_file import ForgivingFile
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
 
@@ -74,8 +76,18 @@ def remark(text: str) -> None:
 
 def write_text(text: str) -> None:
     """Streamed text as it comes; untouched in a pipe."""
-    sys.stdout.write(without_control(text) if out.is_terminal else text)
-    sys.stdout.flush()
+    out.file.write(without_control(text) if out.is_terminal else text)
+    out.file.flush()
+
+
+def forgive_lost_output() -> None:
+    """From now on, words that can't be written are lost: the terminal was closed, the reader is gone, the disk is full.
+
+    For a process that keeps others alive. It lasts until the process ends, so that its exit code, too, is about them.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is not None:
+            setattr(sys, name, ForgivingFile(getattr(sys, name)))
 
 
 def bytes_text(count: int) -> str:

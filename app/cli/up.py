@@ -26,7 +26,7 @@ from app.cli.first_steps import choose_model, curl_line, first_question, no_mode
 from app.cli.household import TAIL_LINES, Household, StartFailed, check_premises, read_settings
 from app.cli.premises import is_listening, reachable_host, sole_tenancy
 from app.cli.processes import ProcessSpec
-from app.cli.render import complain, out, say, write_text
+from app.cli.render import complain, forgive_lost_output, out, say, write_text
 from app.cli.settings import remark_unknown
 from app.cli.supervisor import (
     ChildDied,
@@ -76,6 +76,7 @@ class Signals:
 
 def up(variables: Mapping[str, str], *, with_first_answer: bool) -> int:
     """Run everything until a signal. `variables` are the flags as KEEPWARM_* variables. Returns the exit code."""
+    forgive_lost_output()
     os.environ.update(variables)
     household = read_settings()
     remark_unknown(os.environ)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -37,9 +39,9 @@ def await_that(condition: Callable[[], object], what: str, bound_s: float) -> No
 
 
 class Up:
-    """A running `keepwarm up` with its output in a file."""
+    """A running `keepwarm up` with its output in a file, or on a `terminal`, whose descriptor it takes over."""
 
-    def __init__(self, home: Path, *flags: str) -> None:
+    def __init__(self, home: Path, *flags: str, terminal: int | None = None) -> None:
         self.home = home
         self.port = free_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
@@ -47,7 +49,7 @@ class Up:
         self.env |= {"PYTHONPATH": str(ROOT), "KEEPWARM_MODELS_DIR": str(ROOT / "models"), "KEEPWARM_LEASES": "5"}
         home.mkdir(exist_ok=True)
         self.output_path = home / "up.out"
-        with self.output_path.open("wb") as output:
+        with self.output_path.open("wb") if terminal is None else os.fdopen(terminal, "wb") as output:
             self.process = subprocess.Popen(
                 [*KEEPWARM, "up", f"--home={home}", f"--port={self.port}", "--memory-budget=1GiB", *flags],
                 env=self.env,
@@ -78,6 +80,12 @@ class Up:
                 if os.path.samestat(os.fstat(log.fileno()), (self.home / "logs" / f"{name}.log").stat()):
                     return process
         raise AssertionError(f"{name} is not running")
+
+    def runs(self, name: str) -> bool:
+        try:
+            return self.child(name).is_running()
+        except (AssertionError, OSError, psutil.Error):  # OSError: a child that ends at this moment
+            return False
 
     def keepwarm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -211,6 +219,29 @@ def test_ctrl_c_ends_everything_in_order_and_leaves_nothing(tmp_path: Path):
         assert sorted(stopped[1:3]) == ["api", "batcher"]  # together, in whatever order they end
         assert stopped[3:] == ["controller", "store"]
         assert "killed" not in up.output
+    finally:
+        up.end()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds children through /proc")
+def test_a_closed_terminal_ends_neither_the_watch_nor_the_ordered_stop(tmp_path: Path):
+    ours, theirs = pty.openpty()
+    up = Up(tmp_path / "home", "--flower-port=0", terminal=theirs)
+    try:
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            text = b""
+            while b"Ctrl-C stops everything." not in text:
+                assert select.select([terminal], [], [], START_BOUND_S)[0], text
+                text += terminal.read(4096)
+        first = up.child("batcher")
+        first.kill()
+        await_that(lambda: up.process.poll() is not None or not first.is_running(), "the end of the batcher", 5)
+        await_that(lambda: up.process.poll() is not None or up.runs("batcher"), "the next batcher", START_BOUND_S)
+        assert up.process.poll() is None
+        family = up.family()
+        up.process.send_signal(signal.SIGHUP)  # the kernel's word to whom the terminal belonged to
+        assert up.process.wait(STOP_BOUND_S) == 0
+        await_that(lambda: all_gone(family), "the end of all children", 5)
     finally:
         up.end()
 
