@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,9 @@ from workers.engine.tool_formats import TOOL_MARKERS
 from workers.engine.vocabulary import LazyPieces, Vocabulary
 
 _LONGEST_PIECE = 256  # bytes; longer ones are asked for again
+# Between the words of a tokenizer that knows only words llama.cpp looks for merges of blanks, and ends the process
+# (`llama_vocab::find_bpe_rank`). One blank says as much. These are the characters that it takes for blanks.
+_BLANKS = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{2,}")
 _ALL_LAYERS = 2**31 - 1
 _SPLIT_MODES = {
     "none": api.LLAMA_SPLIT_MODE_NONE,
@@ -81,11 +85,14 @@ class LlamaModel:
         template = api.llama_model_chat_template(self.pointer, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
+        self._aborts_on_blanks = self._metadata("tokenizer.ggml.pre") == "whitespace"
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Text → ids; control tokens written out in the text are recognised if asked for. Safe in any thread.
 
         Raises InvalidRequest for a text that no stack has room for."""
+        if self._aborts_on_blanks:
+            text = _BLANKS.sub(" ", text)
         return with_room_for(text, lambda: self._tokenize(text.encode("utf-8", "replace"), add_special, parse_special))
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
@@ -96,6 +103,12 @@ class LlamaModel:
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count
+
+    def _metadata(self, key: str) -> str:
+        """A short text of the file's; empty when it has none."""
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        api.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     @property
     def vocabulary_size(self) -> int:

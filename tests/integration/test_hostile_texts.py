@@ -1,4 +1,4 @@
-"""Texts of one letter, before real tokenisers of llama.cpp: what overflowed a stack would end this child process."""
+"""Texts that ended the process, before real tokenisers of llama.cpp: here they would end a child."""
 
 from __future__ import annotations
 
@@ -44,9 +44,15 @@ print(json.dumps(refused))
 
 @pytest.mark.parametrize(
     ("tokenizer", "runs"),
-    [("tekken", ["a", " ", "!", "/\n"]), ("exaone-moe", ["a "]), ("poro-chat", ["a"]), ("falcon", ["!"])],
+    [
+        ("tekken", ["a", " ", "!", "/\n"]),
+        ("exaone-moe", ["a "]),
+        ("poro-chat", ["a"]),
+        ("falcon", ["!"]),
+        ("whitespace", ["a  b\t \u3000"]),
+    ],
 )
-def test_texts_that_make_a_tokenizer_recurse_are_counted(tmp_path: Path, tokenizer: str, runs: list[str]):
+def test_text_on_which_a_tokenizer_ended_the_process_is_counted(tmp_path: Path, tokenizer: str, runs: list[str]):
     model = tmp_path / "model.gguf"
     relabel = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", "--pre-tokenizer", tokenizer]
     subprocess.run([*relabel, str(MODEL), str(model)], check=True, capture_output=True, timeout=60)
