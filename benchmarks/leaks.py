@@ -3,7 +3,9 @@ cycles.
 
 A cycle asks a cold model for a few tokens, which loads it, then evicts it and waits until its process is gone. Several
 copies of the demo model go through their cycles side by side.
-What grows is judged by the least-squares slope behind the first fifth of the samples, in which caches fill.
+What grows is judged by the least-squares slope behind the first thousand cycles, in which caches fill: Celery remembers
+the ids of the last thousand jobs, and CPython's table of interned strings and its lists of free objects reach their
+sizes. The result keeps the samples of all cycles.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from tests.support.stack import DEMO_MODELS, Api, Stack, wait_until
 
 MODEL = "keepwarm-demo-q8_0"
 LANES = 4  # copies of the model
-SETTLED = 0.2  # of the samples are left out at the start
+FILLING_CYCLES = 1000  # are left out at the start
+FEWEST_SAMPLES = 10  # behind them
 MAX_RSS_GROWTH_BYTES = 1024  # per cycle
 MAX_COUNT_GROWTH = 0.01  # descriptors or threads per cycle
 
@@ -71,10 +74,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks leaks", description=__doc__)
-    parser.add_argument("--cycles", type=int, default=1000)
+    parser.add_argument("--cycles", type=int, default=3000)
     parser.add_argument("--every", type=int, default=20, help="cycles between two samples")
     parser.add_argument("--out", type=Path, default=machine.result_path("leaks"))
     options = parser.parse_args(arguments)
+    if options.cycles < (fewest := FILLING_CYCLES + FEWEST_SAMPLES * options.every):
+        parser.error(f"--cycles {options.cycles} tells no growth: it takes at least {fewest}.")
     console = Console(stderr=True)
     described = machine.description()
     began = time.monotonic()
@@ -152,11 +157,11 @@ def sample(cycle: int, name: str, pid: int) -> Sample:
 
 
 def growth_of(samples: Sequence[Sample]) -> list[Growth]:
-    """One entry per process. Needs three samples of each behind the first fifth."""
+    """One entry per process, of its samples behind the first cycles."""
     growth: list[Growth] = []
     for name in dict.fromkeys(each.process for each in samples):
         own = [each for each in samples if each.process == name]
-        settled = own[int(len(own) * SETTLED) :]
+        settled = [each for each in own if each.cycle > FILLING_CYCLES]
         cycles = [each.cycle for each in settled]
         growth.append(
             Growth(

@@ -1,4 +1,4 @@
-"""A few load/evict cycles leave nothing behind; `python -m benchmarks leaks` does a thousand."""
+"""A few load/evict cycles leave nothing behind; `python -m benchmarks leaks` does thousands."""
 
 from __future__ import annotations
 
