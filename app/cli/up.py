@@ -53,8 +53,11 @@ class Signals:
         self._changed = threading.Event()
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+        """Ctrl-C and a closed terminal change nothing where whoever started us wants so: `nohup`, `&` in a script."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

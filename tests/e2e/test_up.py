@@ -38,6 +38,12 @@ def await_that(condition: Callable[[], object], what: str, bound_s: float) -> No
         time.sleep(0.1)
 
 
+def _as_from_a_terminal() -> None:
+    """Whoever runs the tests in the background has these ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Up:
     """A running `keepwarm up` with its output in a file, or on a `terminal`, whose descriptor it takes over."""
 
@@ -57,6 +63,7 @@ class Up:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_as_from_a_terminal,
             )
 
     @property

@@ -6,6 +6,8 @@ import json
 import shlex
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -122,19 +124,37 @@ def test_a_wrong_setting_of_up_is_named(monkeypatch: pytest.MonkeyPatch, variabl
         read_settings()
 
 
+@contextmanager
+def installed(before: signal.Handlers) -> Iterator[Signals]:
+    """Signals of a process that began with these handlers."""
+    ours = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for each in ours:
+            signal.signal(each, before)
+        signals = Signals()
+        signals.install()
+        yield signals
+    finally:
+        for each, handler in ours.items():
+            signal.signal(each, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_asks_for_an_end_and_the_second_for_a_sudden_one(number: signal.Signals):
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signals = Signals()
-    try:
-        signals.install()
+    with installed(signal.SIG_DFL) as signals:
         signal.raise_signal(number)
         assert (signals.is_stop_asked(), signals.is_impatient()) == (True, False)
         signal.raise_signal(number)
         assert signals.is_impatient()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+
+
+def test_a_closed_terminal_and_ctrl_c_stay_ignored_under_nohup_and_in_the_background_of_a_script():
+    with installed(signal.SIG_IGN) as signals:
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.raise_signal(number)
+        assert not signals.is_stop_asked()
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.is_stop_asked()
 
 
 def test_a_folder_called_like_our_packages_is_never_imported_from_where_the_user_stands():
