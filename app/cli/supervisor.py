@@ -1,7 +1,8 @@
 """Keep a set of processes alive and end them in order. Knows neither Keepwarm nor the terminal.
 
-A child that dies is started again after 1, 2, 4 … 30 s; a minute of life resets the count. Exit code 2 means that
-a setting is wrong: starting again can't help. Everything happens in `tick` and `stop`, on one thread: the kernel ties
+A child that dies is started again after 1, 2, 4 … 30 s; a minute of life resets the count. A start that fails counts as
+a death: a folder that is gone or a machine without room for a process must not end the others. Exit code 2 means that a
+setting is wrong: starting again can't help. Everything happens in `tick` and `stop`, on one thread: the kernel ties
 the death signal of a child to the thread that started it.
 """
 
@@ -47,6 +48,15 @@ class ChildDied:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildNotStarted:
+    """The system refused to start it."""
+
+    name: str
+    reason: str
+    retry_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChildStopped:
     """Ended on request; `was_killed`: it did not end within its bound."""
 
@@ -54,7 +64,7 @@ class ChildStopped:
     was_killed: bool
 
 
-SupervisorEvent = ChildStarted | ChildDied | ChildStopped
+SupervisorEvent = ChildStarted | ChildDied | ChildNotStarted | ChildStopped
 
 
 # ---- ports
@@ -78,7 +88,9 @@ class RunningProcess(Protocol):
 
 
 class Launcher(Protocol):
-    def launch(self, spec: ProcessSpec) -> RunningProcess: ...
+    def launch(self, spec: ProcessSpec) -> RunningProcess:
+        """Raises OSError when the system refuses."""
+        ...
 
 
 class _Child:
@@ -148,7 +160,14 @@ class Supervisor:
 
     def _launch(self, child: _Child) -> None:
         child.restart_at = None
-        child.process = self._launcher.launch(child.spec)
+        try:
+            child.process = self._launcher.launch(child.spec)
+        except OSError as error:
+            child.deaths += 1
+            delay_s = backoff_s(child.deaths)
+            child.restart_at = self._clock() + delay_s
+            self._report(ChildNotStarted(child.spec.name, str(error), delay_s))
+            return
         child.started_at = self._clock()
         self._report(ChildStarted(child.spec.name, child.process.pid, is_restart=child.deaths > 0))
 
@@ -203,6 +222,7 @@ class LogFolderLauncher:
         return self._folder / f"{name}.log"
 
     def launch(self, spec: ProcessSpec) -> RunningProcess:
+        self._folder.mkdir(exist_ok=True)
         path = self.log_path(spec.name)
         if spec.name not in self._rotated and path.exists():
             path.replace(path.with_suffix(".log.1"))
@@ -222,7 +242,7 @@ class LogFolderLauncher:
         """The last lines that the process wrote."""
         try:
             content = self.log_path(name).read_bytes()[-64 * 1024 :]
-        except FileNotFoundError:
+        except OSError:
             return []
         return content.decode(errors="replace").splitlines()[-lines:]
 

@@ -30,6 +30,7 @@ from app.cli.render import complain, forgive_lost_output, out, say, write_text
 from app.cli.settings import remark_unknown
 from app.cli.supervisor import (
     ChildDied,
+    ChildNotStarted,
     ChildStarted,
     ChildStopped,
     LogFolderLauncher,
@@ -261,6 +262,8 @@ class _Run:
             case ChildDied(name=name, exit_code=exit_code, restart_in_s=delay_s):
                 log = self._launcher.log_path(name)
                 complain(f"{name} {_fate(exit_code)}; it starts again in {delay_s:.0f} s. Log: {log}")
+            case ChildNotStarted(name=name, reason=reason, retry_in_s=delay_s):
+                complain(f"{name} can't be started: {reason}. It is tried again in {delay_s:.0f} s.")
             case ChildStopped(name=name, was_killed=was_killed):
                 say(f"  {name:<11} {'killed' if was_killed else 'stopped'}")
             case _:

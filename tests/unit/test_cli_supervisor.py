@@ -1,11 +1,24 @@
-"""The supervisor's decisions: no process is started and no time passes here."""
+"""The supervisor's decisions, for which no process is started and no time passes; and the launcher of real ones."""
 
 from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
 
 import pytest
 
 from app.cli.processes import ProcessSpec, StopRank
-from app.cli.supervisor import ChildDied, ChildStarted, ChildStopped, Supervisor, SupervisorEvent, backoff_s
+from app.cli.supervisor import (
+    ChildDied,
+    ChildNotStarted,
+    ChildStarted,
+    ChildStopped,
+    LogFolderLauncher,
+    Supervisor,
+    SupervisorEvent,
+    backoff_s,
+)
 
 
 class FakeTime:
@@ -51,8 +64,11 @@ class FakeLauncher:
         self.time = time
         self.behaviour = behaviour
         self.launched: list[tuple[str, FakeProcess]] = []
+        self.refusal: OSError | None = None
 
     def launch(self, spec: ProcessSpec) -> FakeProcess:
+        if self.refusal is not None:
+            raise self.refusal
         process = FakeProcess(100 + len(self.launched), self.time, **self.behaviour.get(spec.name, {}))
         self.launched.append((spec.name, process))
         return process
@@ -134,6 +150,34 @@ def test_a_wrong_setting_is_not_tried_again():
     assert len(stage.launcher.launched) == 1
 
 
+def test_a_start_that_the_system_refuses_is_tried_again_like_a_death_and_the_others_live_on():
+    stage = Stage()
+    other = stage.start("store")
+    stage.start("api").exit_code = -9
+    stage.tick_after(5)
+    stage.launcher.refusal = OSError(errno.EMFILE, "Too many open files")
+    stage.tick_after(1)
+    assert stage.last() == ChildNotStarted("api", "[Errno 24] Too many open files", 2.0)
+    stage.tick_after(1.9)
+    assert len(stage.of_kind(ChildNotStarted)) == 1
+    stage.tick_after(0.2)
+    assert stage.last() == ChildNotStarted("api", "[Errno 24] Too many open files", 4.0)
+    assert not stage.supervisor.has_given_up("api")
+    stage.launcher.refusal = None
+    stage.tick_after(4)
+    assert stage.last() == ChildStarted("api", 102, is_restart=True)
+    assert other.exit_code is None
+
+
+def test_a_first_start_that_the_system_refuses_counts_as_a_death():
+    stage = Stage()
+    stage.launcher.refusal = OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    stage.supervisor.start(ProcessSpec(name="store", argv=("true",), stop_rank=StopRank.STORE, stop_bound_s=1))
+    assert stage.supervisor.deaths("store") == 1
+    stage.supervisor.stop(is_impatient=lambda: False)
+    assert stage.of_kind(ChildStopped) == []
+
+
 def test_what_a_dead_child_left_behind_is_killed_before_the_next_start():
     stage = Stage()
     killed: list[int] = []
@@ -191,3 +235,10 @@ def test_a_child_that_waits_for_its_restart_is_not_started_by_a_stop():
     stage.supervisor.stop(is_impatient=lambda: False)
     stage.tick_after(60)
     assert len(stage.launcher.launched) == 1
+
+
+def test_a_folder_of_logs_that_was_removed_is_made_again(tmp_path: Path):
+    launcher = LogFolderLauncher(tmp_path / "logs")
+    spec = ProcessSpec(name="api", argv=(sys.executable, "-c", "pass"), stop_rank=StopRank.FRONT, stop_bound_s=1)
+    launcher.launch(spec).kill()
+    assert launcher.log_path("api").exists()
