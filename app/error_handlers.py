@@ -66,6 +66,7 @@ _UNROUTED = {
     405: "{path} does not take {method}; the Allow header says what it takes.",
 }
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+_MAX_NAME_CHARS = 80  # of a field, in a message; a client's own key may be as long as its body
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -226,6 +227,7 @@ def field_name(path: list[str | int]) -> str | None:
         if isinstance(part, int):
             name += f"[{part}]"
         elif "[" not in part:  # else pydantic's name for one side of a union, which is none of the client's
+            part = part if len(part) <= _MAX_NAME_CHARS else part[:_MAX_NAME_CHARS] + "…"
             name += f".{part}" if name else part
     return name or None
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from app.cli.batch_input import Wish, batch_file
 from app.cli.batch_progress import Pace, num_done
-from app.cli.client import GIVE_UP_AFTER_S, ApiClient, ApiRefused, ApiUnreachable
+from app.cli.client import GIVE_UP_AFTER_S, ApiClient, ApiRefused, ApiUnreachable, ClientError
 from app.cli.render import duration_text, out, print_table, remark, say, without_control
 from tasks.batches import BatchState
 from tasks.generation import JsonObject
@@ -20,6 +20,12 @@ from tasks.generation import JsonObject
 POLL_S = 1.0
 PLAIN_EVERY_S = 10.0  # between two lines of progress in a pipe
 MAX_ERRORS_SHOWN = 20
+
+
+class CannotSave(ClientError):
+    """The place for a batch's output can't be written."""
+
+    code = "cannot_save"
 
 
 def submit(client: ApiClient, path: Path, wish: Wish) -> JsonObject:
@@ -107,7 +113,7 @@ def show_batches(batches: list[JsonObject], *, now: datetime) -> None:
 
 
 def fetch(client: ApiClient, batch: JsonObject, *, output: Path | None, errors: Path | None) -> None:
-    """Save the files of an ended batch; `-` is standard output."""
+    """Save the files of an ended batch; `-` is standard output. Raises CannotSave, ApiRefused, ApiUnreachable."""
     for path, name, what in ((output, "output_file_id", "output"), (errors, "error_file_id", "errors")):
         if path is None:
             continue
@@ -117,8 +123,11 @@ def fetch(client: ApiClient, batch: JsonObject, *, output: Path | None, errors: 
         elif str(path) == "-":
             client.download(file_id, sys.stdout.buffer)
         else:
-            with path.open("wb") as sink:
-                client.download(file_id, sink)
+            try:
+                with path.open("wb") as sink:
+                    client.download(file_id, sink)
+            except OSError as error:
+                raise CannotSave(f"{path} can't be written: {error.strerror}.") from error
 
 
 class _Quiet:

@@ -68,12 +68,14 @@ def cancel_command(job_id: JobId, as_json: Json = False, url: Url = None) -> Non
 @jobs_cli.command("requeue")
 def requeue_command(
     job_id: Annotated[str | None, typer.Argument(metavar="ID", show_default=False)] = None,
-    all_dead: Annotated[bool, typer.Option("--all-dead", help="Every dead letter, the oldest first.")] = False,
+    all_dead: Annotated[
+        bool, typer.Option("--all-dead", help="The newest 1000 dead letters, the oldest first.")
+    ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
     """Ask once more what a failed, cancelled or expired job asked. The answer is a new job."""
-    from app.cli.jobs import requeue_each, show_requeued
+    from app.cli.jobs import requeue_dead, show_requeued
     from app.cli.render import print_json
 
     if (job_id is None) != all_dead:
@@ -82,12 +84,7 @@ def requeue_command(
         if job_id is not None:
             requeued, num_refused = [client.requeue(job_id)], 0
         else:
-            dead = client.jobs(dead=True, limit=1000)
-            requeued, num_refused = requeue_each(client, [job["id"] for job in reversed(dead)])
-            if not dead and not as_json:
-                from app.cli.render import say
-
-                say("No dead letters.")
+            requeued, num_refused = requeue_dead(client, is_quiet=as_json)
     print_json(requeued if all_dead else requeued[0]) if as_json else show_requeued(requeued)
     if num_refused:
         raise typer.Exit(1)

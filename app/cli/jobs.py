@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from app.cli.client import ApiClient, ApiRefused, ClientError
-from app.cli.render import complain, duration_text, print_table, say, without_control
+from app.cli.client import MAX_JOBS_PER_PAGE, ApiClient, ApiRefused, ClientError
+from app.cli.render import complain, duration_text, print_table, remark, say, without_control
 from tasks.generation import JsonObject
 
 
@@ -52,15 +52,22 @@ def metadata_pairs(texts: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
-def requeue_each(client: ApiClient, job_ids: list[str]) -> tuple[list[JsonObject], int]:
-    """Ask each once more. Returns the new jobs and how many were refused; why is said on standard error."""
+def requeue_dead(client: ApiClient, *, is_quiet: bool) -> tuple[list[JsonObject], int]:
+    """Ask once more what the dead letters asked, as many as the API tells at once.
+
+    Returns the new jobs and how many were refused; why is said on standard error."""
+    dead = client.jobs(dead=True, limit=MAX_JOBS_PER_PAGE)
+    if not dead and not is_quiet:
+        say("No dead letters.")
     requeued, num_refused = [], 0
-    for job_id in job_ids:
+    for job in reversed(dead):
         try:
-            requeued.append(client.requeue(job_id))
+            requeued.append(client.requeue(job["id"]))
         except ApiRefused as error:
-            complain(f"{job_id}: {error}")
+            complain(f"{job['id']}: {error}")
             num_refused += 1
+    if len(dead) == MAX_JOBS_PER_PAGE:
+        remark(f"These were the newest {len(dead)} dead letters. There may be older ones: run this again.")
     return requeued, num_refused
 
 

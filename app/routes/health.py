@@ -29,11 +29,13 @@ class NotReady(BaseModel):
     reason: str
 
 
+@router.head("/livez", include_in_schema=False)  # what many uptime checkers send
 @router.get("/livez", summary="The process answers")
 async def livez() -> Alive:
     return Alive()
 
 
+@router.head("/readyz", include_in_schema=False, response_model=Ready)
 @router.get(
     "/readyz",
     summary="Jobs can be admitted and somebody is there to run them",

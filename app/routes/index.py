@@ -20,6 +20,7 @@ _HEADERS = {
 }
 
 
+@router.head("/")
 @router.get("/")
 async def index(front: FrontDep) -> HTMLResponse:
     page = (STATIC / "index.html").read_text()

@@ -15,6 +15,7 @@ from tasks.errors import ModelLoadFailed
 router = APIRouter()
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", tags=["OpenAI"], responses=OPENAI_ERRORS, summary="All models that can be asked for")
 async def list_models(front: FrontDep) -> ModelList:
     snapshot = await front.view.snapshot()

@@ -114,6 +114,20 @@ def test_body_that_is_no_json_object_is_400(client, content):
         assert reply.status_code == 400
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/", "/v1/models"])
+def test_probes_that_want_only_the_head_get_it(client, path):
+    reply = client.head(path)
+    assert (reply.status_code, reply.headers["content-type"]) == (200, client.get(path).headers["content-type"])
+    assert client.put(path).headers["allow"] == "GET, HEAD"
+
+
+def test_long_name_in_a_body_is_not_repeated_in_full(client):
+    reply = client.post("/v1/chat/completions", json=chat(logit_bias={"a" * 50_000: 1}))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "logit_bias." + "a" * 80 + "…")
+    assert len(reply.content) < 1000
+
+
 def test_announced_oversized_body_is_413(client, fake):
     reply = client.post("/v1/chat/completions", json=chat(user="x" * 200_000))
     assert reply.status_code == 413

@@ -231,6 +231,14 @@ def test_get_saves_the_output(api: FakeApi, tmp_path: Path, capsys: pytest.Captu
     assert "has no errors" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["missing/out", "."])
+def test_place_that_cannot_be_written_is_told_in_words(
+    api: FakeApi, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert keepwarm("get", "batch_1", "-o", str(tmp_path / where)) == 1
+    assert f"{tmp_path / where} can't be written: " in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_ls_and_cancel(api: FakeApi, capsys: pytest.CaptureFixture[str]):
     assert keepwarm("ls") == 0
     assert "batch_1  in_progress  3     1       4      demo" in capsys.readouterr().out

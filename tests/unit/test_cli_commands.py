@@ -437,7 +437,17 @@ def test_requeue_of_all_dead_goes_on_after_a_refusal(keepwarm: FakeKeepwarm, cap
     assert printed.out == "job_1 is asked once more as job_9.\n"
     assert "job_2: This prompt is quarantined." in printed.err
     keepwarm_command("jobs", "requeue", "--all-dead", "--json")
-    assert [job["id"] for job in json.loads(capsys.readouterr().out)] == ["job_9"]
+    printed = capsys.readouterr()
+    assert [job["id"] for job in json.loads(printed.out)] == ["job_9"]
+    assert "newest" not in printed.err
+
+
+def test_requeue_of_all_dead_says_that_more_may_be_left(
+    keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("app.cli.jobs.MAX_JOBS_PER_PAGE", 2)
+    keepwarm_command("jobs", "requeue", "--all-dead")
+    assert "These were the newest 2 dead letters" in capsys.readouterr().err
 
 
 def test_webhooks_that_were_given_up_are_listed(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
@@ -445,7 +455,7 @@ def test_webhooks_that_were_given_up_are_listed(keepwarm: FakeKeepwarm, capsys: 
     assert keepwarm.queries == ["/v1/webhooks/dead?limit=7"]
     row = capsys.readouterr().out.splitlines()[1]
     assert row.split()[:2] == ["job_1", "succeeded"]
-    assert row.endswith("ago  10        status_5xx  https://a.example")
+    assert row.split()[-4:] == ["ago", "10", "status_5xx", "https://a.example"]
 
 
 def test_quarantine_is_listed_and_lifted(keepwarm: FakeKeepwarm, capsys: pytest.CaptureFixture[str]):
