@@ -60,6 +60,7 @@ class FleetStore:
         pipe = self._client.pipeline(transaction=False)
         pipe.hdel(keys.WORKERS, worker_id)
         pipe.zrem(keys.WORKERS_SEEN, worker_id)
+        pipe.delete(*keys.queue_notes(worker_id))  # no later worker has this id
         pipe.execute()
 
     @translated

@@ -54,6 +54,7 @@
 | kw:leader-epoch | string | counter of leaderships | lead | place | – |
 | model.{model}, and this with `\\x06\\x16` and the priority | list | kombu's lists of the model's wake-ups, one for each priority | admit, `tasks.wakeups` | workers' pops | popped, or useless (tend_line) |
 | worker.{worker} | list | kombu's list of the worker's private queue; an entry ends the worker's pop | a worker to itself | the worker's pop | 2 s |
+| _kombu.binding.worker.{worker}, _kombu.binding_permanent.worker.{worker} | set | kombu's notes that the private queue exists | kombu, in a worker | kombu, where it sends | removed with the worker |
 
 | channel | message | publisher → subscriber |
 |---|---|---|
@@ -64,6 +65,7 @@
 from __future__ import annotations
 
 from tasks.jobs import JobId, WorkerId
+from tasks.routing import worker_queue
 
 WAITING_MODELS = "kw:waiting-models"
 QUEUED = "kw:queued"
@@ -158,6 +160,10 @@ def response(job_id: JobId) -> str:
 
 def file(file_id: str) -> str:
     return f"kw:file:{file_id}"
+
+
+def queue_notes(worker_id: WorkerId) -> tuple[str, ...]:
+    return tuple(f"_kombu.{kind}.{worker_queue(worker_id)}" for kind in ("binding", "binding_permanent"))
 
 
 def hints(worker_id: WorkerId) -> str:

@@ -102,6 +102,15 @@ def test_doorbell_ends_a_pop_and_reaches_no_consumer(store_settings: StoreSettin
     assert client.llen(worker_queue(worker_id)) == 0
 
 
+def test_nothing_of_a_workers_queue_outlives_it(store_settings: StoreSettings, client: Client) -> None:
+    worker_id, celery_app = WorkerId("w1"), create_celery_app(store_settings)
+    with celery_app.connection() as connection:
+        celery_app.amqp.queues[worker_queue(worker_id)].bind(connection.channel()).declare()
+    assert client.keys("*w1*") != []
+    FleetStore(client).forget_worker(worker_id)
+    assert client.keys("*w1*") == []
+
+
 # ---- wake-ups of jobs that do not wait any more, where no worker pops them
 
 REFUSED = JobError(code="model_load_failed", message="It can't be loaded.")
