@@ -95,6 +95,7 @@ def run(config: RunnerConfig, connection: socket.socket) -> NoReturn:
 
 
 def redirect_output(log_path: Path) -> None:
+    """To the end of the log, wherever that is by then: it is emptied under us when it grows too large."""
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

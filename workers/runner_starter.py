@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import KeepwarmError
+from tasks.log_files import bound_log
 from workers.clock import Clock
 from workers.engine.base import DraftConfig, EngineAdapter, EngineConfig
 from workers.engine.fake_behaviour import FakeBehaviour
@@ -50,7 +51,9 @@ class RunnerStarter:
     def __call__(self, model: ModelFile, *, need_bytes: int, on_change: Callable[[], None]) -> Runner:
         """Raises OSError when the process can't be started."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        process, connection = self.source.start(self.config_for(model))
+        config = self.config_for(model)
+        bound_log(config.log_path)  # for workers that no `up` looks after
+        process, connection = self.source.start(config)
         runner = Runner(
             model=model.id,
             link=ProcessLink(process, connection, send_timeout_s=SEND_TIMEOUT_S),

@@ -8,24 +8,17 @@ the death signal of a child to the thread that started it.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from app.cli.processes import CHILD_ENV, ProcessSpec
-from tasks.lifeline import MARKER
+from app.cli.processes import ProcessSpec
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LONGEST_S = 30.0
 STABLE_AFTER_S = 60.0
 WRONG_SETTING_EXIT_CODE = 2
 STOP_POLL_S = 0.05
-KILL_BOUND_S = 5.0  # longer only in uninterruptible I/O
 
 
 # ---- what the supervisor reports
@@ -206,65 +199,3 @@ class Supervisor:
 def backoff_s(deaths: int) -> float:
     """Pause before the next start, after so many deaths in a row."""
     return min(BACKOFF_FIRST_S * 2.0 ** min(deaths - 1, 10), BACKOFF_LONGEST_S)
-
-
-# ---- real processes
-
-
-class LogFolderLauncher:
-    """Launches with one log file per process, a session of its own, and the lifeline on standard input."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._rotated: set[str] = set()
-
-    def log_path(self, name: str) -> Path:
-        return self._folder / f"{name}.log"
-
-    def launch(self, spec: ProcessSpec) -> RunningProcess:
-        self._folder.mkdir(exist_ok=True)
-        path = self.log_path(spec.name)
-        if spec.name not in self._rotated and path.exists():
-            path.replace(path.with_suffix(".log.1"))
-        self._rotated.add(spec.name)
-        with path.open("ab") as log:
-            process = subprocess.Popen(
-                spec.argv,
-                env={**os.environ, **CHILD_ENV, **spec.env, MARKER: "stdin"},
-                stdin=subprocess.PIPE,  # never written to; its end tells the child that we are gone
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches only us, and one signal reaches all that it starts
-            )
-        return _SessionLeader(process)
-
-    def log_tail(self, name: str, lines: int) -> list[str]:
-        """The last lines that the process wrote."""
-        try:
-            content = self.log_path(name).read_bytes()[-64 * 1024 :]
-        except OSError:
-            return []
-        return content.decode(errors="replace").splitlines()[-lines:]
-
-
-class _SessionLeader:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        return self._process.poll()
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM when only a zombie is left
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_BOUND_S)
-        if self._process.stdin is not None:
-            self._process.stdin.close()

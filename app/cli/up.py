@@ -3,7 +3,7 @@
 1  Read the settings, look at the ports (`household.py`), take the home: what is wrong stops it before a process exists.
 2  The store first; then workers, controller, API and Flower at once; wait until each of them answers.
 3  Say where everything is, and stream a first answer.
-4  Watch: what dies is started again.
+4  Watch: what dies is started again, and logs are bounded.
 5  Ctrl-C or SIGTERM ends all, workers first, store last; a second one ends them at once.
 """
 
@@ -24,6 +24,7 @@ from app.cli.answer import stream_answer
 from app.cli.client import ApiClient, ClientError
 from app.cli.first_steps import choose_model, curl_line, first_question, no_model_text
 from app.cli.household import TAIL_LINES, Household, StartFailed, check_premises, read_settings
+from app.cli.launcher import LogFolderLauncher
 from app.cli.premises import is_listening, reachable_host, sole_tenancy
 from app.cli.processes import ProcessSpec
 from app.cli.render import complain, forgive_lost_output, out, say, write_text
@@ -33,13 +34,14 @@ from app.cli.supervisor import (
     ChildNotStarted,
     ChildStarted,
     ChildStopped,
-    LogFolderLauncher,
     Supervisor,
     SupervisorEvent,
 )
 from tasks.embedded_store import REPAIR_HINT, EmbeddedStore, StoreAnswer
+from tasks.log_files import bound_logs
 
 WATCH_POLL_S = 0.2
+LOGS_POLL_S = 5.0
 START_POLL_S = 0.05
 START_ATTEMPTS = 3  # deaths of one process before the whole start is given up
 SLOW_START_S = 30.0  # say what we wait for
@@ -238,8 +240,12 @@ class _Run:
     # ---- 4: watch
 
     def _watch(self) -> None:
+        logs_due_at = time.monotonic()
         while not self._signals.is_stop_asked():
             self._supervisor.tick()
+            if time.monotonic() >= logs_due_at:
+                bound_logs(self._launcher.folder)
+                logs_due_at = time.monotonic() + LOGS_POLL_S
             self._signals.sleep(WATCH_POLL_S)
 
     # ---- 5: stop

@@ -1,10 +1,8 @@
-"""The supervisor's decisions, for which no process is started and no time passes; and the launcher of real ones."""
+"""The supervisor's decisions: no process is started and no time passes here."""
 
 from __future__ import annotations
 
 import errno
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,6 @@ from app.cli.supervisor import (
     ChildNotStarted,
     ChildStarted,
     ChildStopped,
-    LogFolderLauncher,
     Supervisor,
     SupervisorEvent,
     backoff_s,
@@ -235,10 +232,3 @@ def test_a_child_that_waits_for_its_restart_is_not_started_by_a_stop():
     stage.supervisor.stop(is_impatient=lambda: False)
     stage.tick_after(60)
     assert len(stage.launcher.launched) == 1
-
-
-def test_a_folder_of_logs_that_was_removed_is_made_again(tmp_path: Path):
-    launcher = LogFolderLauncher(tmp_path / "logs")
-    spec = ProcessSpec(name="api", argv=(sys.executable, "-c", "pass"), stop_rank=StopRank.FRONT, stop_bound_s=1)
-    launcher.launch(spec).kill()
-    assert launcher.log_path("api").exists()
