@@ -76,6 +76,8 @@ def long_prompt(sizes: Sizes, *, streams: int = 4, stream_tokens: int = 160) -> 
         running = make_load(clients=streams, requests=1, num_tokens=stream_tokens, number=number)
         later = Load(prompts=((story(number, sizes.long_sentences),),), num_tokens=8)
         gaps_s, answers = run_beside(side.port, side.model, running, later)
+        if not gaps_s:
+            raise AssertionError("The long prompt was read between two tokens: take a larger model or --long-tokens.")
         return {
             INTER_TOKEN_P99: percentile(gaps_s, 99) * 1e3,
             "inter-token p50 ms": percentile(gaps_s, 50) * 1e3,
