@@ -29,11 +29,12 @@ class ModelCosts:
         if self._measured(model) is None:
             self._needs.hurry(model)
 
-    def need(self, model: ModelFile) -> MemoryNeed:
+    def need(self, model: ModelFile, *, asks: bool = True) -> MemoryNeed:
+        """`asks`: as of `Needs.need`."""
         measured = self._measured(model)
         if measured is not None:
             return need_of_measured(measured.bytes, self.parked_bytes(model))
-        return self._needs.need(model, self.parked_bytes(model))
+        return self._needs.need(model, self.parked_bytes(model), asks=asks)
 
     def load_ms(self, model: ModelFile) -> int:
         measured = self._measured(model)

@@ -28,9 +28,15 @@ NeedOf = Callable[[ModelFile], int]
 
 
 def fit_models(
-    models: Iterable[ModelFile], budget_bytes: int, need_of: NeedOf, warm: Mapping[str, ModelFile]
+    models: Iterable[ModelFile],
+    budget_bytes: int,
+    need_of: NeedOf,
+    warm: Mapping[str, ModelFile],
+    *,
+    rough_need_of: NeedOf | None = None,
 ) -> dict[str, ModelFile]:
-    """By id. Pinned models come first; what they need is not there for the others.
+    """By id. Pinned models come first; what they need is not there for the others. `rough_need_of` asks for no dry run:
+    for sizes of which most are not taken.
 
     What is warm keeps the size that it was loaded with, unless its file or its settings have changed: a better estimate
     is no reason to load it again."""
@@ -39,10 +45,11 @@ def fit_models(
     pinned_bytes = 0
     must_share = sum(map(need_of, known)) > budget_bytes
     num_sharing = sum(not each.is_pinned for each in known) if must_share else 1
+    rough_need_of = rough_need_of or need_of
     for model in known:
         as_warm = _sized_like(model, warm.get(model.id))
         room_bytes = budget_bytes - pinned_bytes
-        modest = None if model.is_pinned else leave_room(model, room_bytes, num_sharing, need_of)
+        modest = None if model.is_pinned else leave_room(model, room_bytes, num_sharing, need_of, rough_need_of)
         fitted[model.id] = as_warm or modest or fit(model, room_bytes, need_of)
         if model.is_pinned:
             pinned_bytes += need_of(fitted[model.id])
@@ -61,13 +68,17 @@ def fit(model: ModelFile, room_bytes: int, need_of: NeedOf) -> ModelFile:
     return model
 
 
-def leave_room(model: ModelFile, room_bytes: int, num_sharing: int, need_of: NeedOf) -> ModelFile | None:
+def leave_room(
+    model: ModelFile, room_bytes: int, num_sharing: int, need_of: NeedOf, rough_need_of: NeedOf
+) -> ModelFile | None:
     """The model with so many slots that others have room beside its load; None when one slot alone takes too much for
     that, or nobody shares the room."""
     for parts in (each for each in SHARES if each <= num_sharing):
-        for smaller in (model, *_fewer_slots(model)):
-            if need_of(smaller) <= room_bytes // parts:
-                return smaller if smaller is model else _explained(smaller, model, "to leave memory for others")
+        if need_of(model) <= room_bytes // parts:
+            return model
+        for smaller in _fewer_slots(model):
+            if rough_need_of(smaller) <= room_bytes // parts:
+                return _explained(smaller, model, "to leave memory for others")
     return None
 
 

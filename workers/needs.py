@@ -124,8 +124,9 @@ class Needs:
                 self._open[question] = True
                 self._asked.notify()
 
-    def need(self, model: ModelFile, parked_bytes: int = 0) -> EstimatedNeed:
-        answer = self._ask(model)
+    def need(self, model: ModelFile, parked_bytes: int = 0, *, asks: bool = True) -> EstimatedNeed:
+        """Without `asks`, as in a comparison of many settings, no dry run is made for this."""
+        answer = self._ask(model) if asks else self._known_answer(model)
         if answer is None:
             return formula_need(model, self._device, parked_bytes)
         return EstimatedNeed(
@@ -137,6 +138,15 @@ class Needs:
             draft_bytes=answer.draft_bytes + _draft_table_bytes(self._device, model),
             parked_bytes=parked_bytes,
         )
+
+    def _known_answer(self, model: ModelFile) -> DryRun | None:
+        if self._config_of is None:
+            return None
+        question = (model.identity, self._config_of(model))
+        with self._asked:
+            if question in self._answers:
+                return self._answers[question]
+        return self._known.get(answer_key(*question, self._device.name))
 
     def _ask(self, model: ModelFile) -> DryRun | None:
         if self._config_of is None:

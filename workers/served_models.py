@@ -30,7 +30,13 @@ class ServedModels:
         self._costs.keep_only(folder.models)
         # A pin to other devices takes no room here.
         models = [each if self.may_run(each) else replace(each, is_pinned=False) for each in folder.models]
-        fitted = fit_models(models, self._budget_bytes, lambda model: self._costs.need(model).total_bytes, warm)
+        fitted = fit_models(
+            models,
+            self._budget_bytes,
+            lambda model: self._costs.need(model).total_bytes,
+            warm,
+            rough_need_of=lambda model: self._costs.need(model, asks=False).total_bytes,
+        )
         for each in fitted.values():
             if each.reduced is not None:
                 log.info("model_reduced", model=each.id, to=each.reduced)

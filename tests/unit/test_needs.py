@@ -103,6 +103,19 @@ def test_the_same_settings_are_asked_once_and_others_for_themselves():
     assert [config.slots for config in asked] == [4, 2]
 
 
+def test_comparing_many_settings_asks_about_none_but_hears_what_is_known():
+    needs, asked, changes = answering()
+    model = make_model("m", mib=1, slots=4)
+    rough = needs.need(model, asks=False)
+    assert rough == needs.need(model)  # the formula, and now it is asked
+    assert changes.acquire(timeout=10)
+    assert needs.need(model, asks=False) == needs.need(model) != rough
+    needs.need(make_model("m", mib=1, slots=2), asks=False)
+    needs.need(make_model("m", mib=1, slots=1))
+    assert changes.acquire(timeout=10)
+    assert [config.slots for config in asked] == [4, 1]
+
+
 class Machine:
     """Dry runs that answer, and what else runs as the test says."""
 
