@@ -1,8 +1,9 @@
 """Does a process grow? Pure.
 
 The first third of the run, in which caches fill, is left out. The last third of the rest is compared with its first:
-the medians of private memory, and the fewest descriptors and threads, which no request under way explains. A leak shows
-there, and a single peak, or the moment at which one looks, does not."""
+the medians of private memory, and the fewest and the most descriptors and threads: a worker has some of each for every
+model that is warm, so either may come to more by chance. A leak raises both; a single peak, or the moment at which one
+looks, does not."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ def _growth(samples: Sequence[Sample]) -> Growth:
 
     before = median(each.private_bytes for each in begin)
     private = median(each.private_bytes for each in end) - before
-    descriptors = min(each.descriptors for each in end) - min(each.descriptors for each in begin)
-    threads = min(each.threads for each in end) - min(each.threads for each in begin)
+    descriptors = _risen([each.descriptors for each in begin], [each.descriptors for each in end])
+    threads = _risen([each.threads for each in begin], [each.threads for each in end])
     allowed = max(MAX_GROWTH_BYTES, MAX_GROWTH_SHARE * before)
     is_flat = private <= allowed and descriptors <= MAX_COUNT_GROWTH and threads <= MAX_COUNT_GROWTH
     return Growth(
@@ -70,6 +71,11 @@ def _growth(samples: Sequence[Sample]) -> Growth:
         last=samples[-1],
         is_flat=is_flat if samples[-1].at_s >= FEWEST_MINUTES * 60 else None,
     )
+
+
+def _risen(begin: Sequence[int], end: Sequence[int]) -> int:
+    """By so much has the whole range gone up."""
+    return min(min(end) - min(begin), max(end) - max(begin))
 
 
 def _slope(samples: Sequence[Sample]) -> float:

@@ -56,10 +56,13 @@ def test_a_single_peak_is_no_leak():
     assert growth(private).is_flat
 
 
-def test_descriptors_of_requests_under_way_are_no_leak_and_a_rising_floor_is():
+def test_descriptors_of_what_is_warm_or_under_way_are_no_leak_and_a_rising_range_is():
     steady = [50.0] * MINUTES
     assert growth(steady, [20 + (minute * 7) % 30 for minute in range(MINUTES)]).is_flat
     assert growth(steady, [20 + minute for minute in range(MINUTES)]).is_flat is False
+    assert growth(
+        steady, [20 if minute < MINUTES // 2 and minute % 4 == 0 else 28 for minute in range(MINUTES)]
+    ).is_flat
 
 
 def test_a_short_run_allows_no_verdict():
