@@ -92,6 +92,11 @@ def may_run_on(devices: Collection[str], device: str) -> bool:
     return not devices or any(name == each or name.startswith(f"{each}:") for each in devices)
 
 
+def openable_slots(closed_slots: int, slot_bytes: int, free_bytes: int) -> int:
+    """Of so many closed slots, those for which so many bytes are enough."""
+    return min(closed_slots, max(0, free_bytes) // slot_bytes) if closed_slots else 0
+
+
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     """One runner as its worker sees it."""
 
@@ -116,9 +121,7 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def slots_with(self, free_bytes: int) -> int:
         """Slots that are open, and those for which so many bytes are enough."""
-        if not self.closed_slots:
-            return self.slots
-        return self.open_slots + min(self.closed_slots, max(0, free_bytes) // self.slot_bytes)
+        return self.open_slots + openable_slots(self.closed_slots, self.slot_bytes, free_bytes)
 
     def serves(self, model: str) -> bool:
         """Also while it starts."""

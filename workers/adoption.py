@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+
+from workers.libc import libc
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 FIRST_LOOK_S, LAST_LOOK_S = 0.001, 0.02  # pauses between two looks at a process that is awaited
@@ -30,7 +31,7 @@ def adopting() -> Iterator[None]:
 
     Only meanwhile: whoever adopts must reap, and nobody here reaps what he does not know. One thread at a time. Raises
     NoAdoption."""
-    prctl = _libc().prctl
+    prctl = libc().prctl
     before = ctypes.c_int()
     _check(prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0))
     _check(prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0))
@@ -38,11 +39,6 @@ def adopting() -> Iterator[None]:
         yield
     finally:
         prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(before.value), 0, 0, 0)
-
-
-@functools.cache  # each handle makes a class of its own
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _check(result: int) -> None:

@@ -117,7 +117,7 @@ class Needs:
         dry run that gives way."""
         if self._config_of is None:
             return
-        self._ask(model)
+        self._answer_for(model)
         question = (model.identity, self._config_of(model))
         with self._asked:
             if self._open.get(question) is False:
@@ -126,7 +126,7 @@ class Needs:
 
     def need(self, model: ModelFile, parked_bytes: int = 0, *, asks: bool = True) -> EstimatedNeed:
         """Without `asks`, as in a comparison of many settings, no dry run is made for this."""
-        answer = self._ask(model) if asks else self._known_answer(model)
+        answer = self._answer_for(model, asks=asks)
         if answer is None:
             return formula_need(model, self._device, parked_bytes)
         return EstimatedNeed(
@@ -139,23 +139,17 @@ class Needs:
             parked_bytes=parked_bytes,
         )
 
-    def _known_answer(self, model: ModelFile) -> DryRun | None:
+    def _answer_for(self, model: ModelFile, *, asks: bool = True) -> DryRun | None:
         if self._config_of is None:
             return None
         question = (model.identity, self._config_of(model))
         with self._asked:
             if question in self._answers:
                 return self._answers[question]
-        return self._known.get(answer_key(*question, self._device.name))
-
-    def _ask(self, model: ModelFile) -> DryRun | None:
-        if self._config_of is None:
-            return None
-        question = (model.identity, self._config_of(model))
-        with self._asked:
-            if question in self._answers:
-                return self._answers[question]
-            answer = self._answers[question] = self._known.get(answer_key(*question, self._device.name))
+            answer = self._known.get(answer_key(*question, self._device.name))
+            if answer is None and not asks:
+                return None
+            self._answers[question] = answer
             if answer is not None:
                 return answer
             self._open[question] = False

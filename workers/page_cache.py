@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import mmap
 import os
 import random
@@ -12,6 +11,8 @@ import sys
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
+
+from workers.libc import libc
 
 _SAMPLE_BYTES = 64 * 1024**2  # looked at per window: a large file is asked about in a few of them
 _WINDOWS = 8
@@ -65,8 +66,7 @@ def _reader(file: FileIO) -> Callable[[int], int]:
 
 def _resident_share(file: FileIO, size: int) -> float | None:
     """mincore(2), of some windows."""
-    libc = _libc()
-    if libc is None:
+    if os.name != "posix" or not hasattr(libc(), "mincore"):
         return None
     num_cached = num_pages = 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
@@ -74,7 +74,7 @@ def _resident_share(file: FileIO, size: int) -> float | None:
         for offset, length in _windows(size):
             pages = bytearray(-(-length // mmap.PAGESIZE))
             vector = ctypes.byref(ctypes.c_char.from_buffer(pages))  # an array would have a class of its own per length
-            if libc.mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), vector) != 0:
+            if libc().mincore(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), vector) != 0:
                 return None
             num_cached += sum(page & 1 for page in pages)
             num_pages += len(pages)
@@ -121,9 +121,3 @@ def _windows(size: int) -> list[tuple[int, int]]:
     length = _SAMPLE_BYTES // _WINDOWS
     step = (size - length) // (_WINDOWS - 1)
     return [(index * step // mmap.PAGESIZE * mmap.PAGESIZE, length) for index in range(_WINDOWS)]
-
-
-@functools.cache  # each handle makes a class of its own
-def _libc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
-    return libc if libc is not None and hasattr(libc, "mincore") else None

@@ -18,7 +18,7 @@ import structlog
 
 from tasks.controller.decisions import Decision
 from tasks.errors import ModelDoesNotFit
-from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement
+from tasks.fleet import ModelOffer, RunnerReport, RunnerState, WorkerPlacement, openable_slots
 from tasks.jobs import JobId, Priority, WorkerId
 from workers.accounting import Accounting
 from workers.clock import Clock
@@ -362,7 +362,7 @@ class WarmPool:
         """Of every model that is ready here: these places, and those that could be opened."""
         spare = self._ledger.free_bytes - self._state.awaited_bytes
         return {
-            model: places(runner) + _openable(runner, spare)
+            model: places(runner) + openable_slots(runner.closed_slots, runner.slot_bytes, spare)
             for model, runner in self._state.serving().items()
             if runner.state is RunnerState.READY
         }
@@ -384,10 +384,3 @@ class WarmPool:
             self._listener()
         except Exception:
             log.exception("pool_listener_failed")
-
-
-def _openable(runner: Runner, spare_bytes: int) -> int:
-    """Closed slots for which there is memory."""
-    if not runner.closed_slots or spare_bytes <= 0:
-        return 0
-    return min(runner.closed_slots, spare_bytes // runner.slot_bytes)

@@ -32,7 +32,6 @@ from workers.engine.turnstile import turnstile_for
 from workers.estimate import ENCODER_INPUTS
 from workers.messages import Encode, Generate, Output, Ready
 
-MAX_INPUTS = ENCODER_INPUTS  # per batch
 _POOLING = {
     None: api.LLAMA_POOLING_TYPE_UNSPECIFIED,  # as the file says
     "mean": api.LLAMA_POOLING_TYPE_MEAN,
@@ -46,7 +45,7 @@ def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> 
     """A llama_context that pools. Raises ModelLoadFailed, mostly for want of memory."""
     params = context_params(config)
     params.n_ctx = params.n_batch = params.n_ubatch = config.context_length
-    params.n_seq_max = MAX_INPUTS
+    params.n_seq_max = ENCODER_INPUTS
     params.kv_unified = True  # of a decoder: inputs share the cells, whatever their lengths
     params.embeddings = True
     params.pooling_type = _POOLING[config.pooling]
@@ -56,7 +55,7 @@ def encoding_context(model: LlamaModel, config: EngineConfig, log: LlamaLog) -> 
 def output_growth_bytes(model: LlamaModel, config: EngineConfig) -> int:
     """What the output buffer grows by with the first batch of full length: llama.cpp begins with a row per input, and
     takes one per token, with room for logits too, which nobody computes (`llama_context::output_reserve`)."""
-    rows = max(0, config.context_length - MAX_INPUTS)
+    rows = max(0, config.context_length - ENCODER_INPUTS)
     return rows * (model.vocabulary_size + int(api.llama_model_n_embd_out(model.pointer))) * 4
 
 
@@ -128,7 +127,7 @@ class LlamaEncoder:
                 "makes it an embedding model."
             )
         self._pairs = model.pair_parts()
-        self._loop = EncodeLoop(context, max_tokens=config.context_length, max_inputs=MAX_INPUTS)
+        self._loop = EncodeLoop(context, max_tokens=config.context_length, max_inputs=ENCODER_INPUTS)
         return output_growth_bytes(model, config)
 
     def prepare(self, message: Generate | Encode) -> Encoding:

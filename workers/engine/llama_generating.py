@@ -27,6 +27,7 @@ from workers.engine.thread_pace import ThreadPace
 from workers.engine.turnstile import turnstile_for
 from workers.engine.untouched import give_back_zeros
 from workers.engine.vocabulary import Vocabulary
+from workers.libc import libc
 from workers.messages import AddressRange
 
 _LARGEST_UBATCH = 512  # tokens computed at once: the compute buffer grows with it
@@ -107,7 +108,7 @@ class LlamaContext:
         # ggml asks `bool abort(void *data)` before every node of the graph. A Python function there would need the GIL
         # hundreds of times a step; strlen(data) answers the same question from the string: empty, or not.
         self._wish_to_stop = ctypes.create_string_buffer(2)
-        self._asks = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
+        self._asks = ctypes.cast(libc().strlen, api.ggml_abort_callback)
         api.llama_set_abort_callback(self._pointer, self._asks, ctypes.cast(self._wish_to_stop, ctypes.c_void_p))
 
     def clear(self) -> None:
